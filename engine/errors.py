@@ -1,0 +1,13 @@
+"""The errors the engine raises for what the world can break; each message names the thing, the value and the way out."""
+
+
+class EngineError(Exception):
+    """The model directory, the request or the machine does not allow what was asked."""
+
+
+class CheckpointError(EngineError):
+    """A checkpoint that is incomplete, damaged or of another model."""
+
+
+class ContextFull(EngineError):
+    """A sequence would grow past `max_context`."""

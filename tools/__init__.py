@@ -1,0 +1,56 @@
+"""Tools a model can call on a workspace: read, outline, find_symbol, search, edit.
+
+Owns which tools there are and how they are described to the model. Must not know who calls them or whether a call was approved.
+"""
+
+from functools import partial
+
+from .files import EditArguments, ReadArguments, edit, read
+from .index import FindSymbolArguments, OutlineArguments, SymbolIndex, find_symbol, outline
+from .search import SearchArguments, search
+from .tool import Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
+from .workspace import Workspace
+
+__all__ = ["Risk", "Tool", "ToolCall", "ToolError", "ToolResult", "Workspace", "run_tool", "toolset"]
+
+
+def toolset(workspace: Workspace) -> dict[str, Tool]:
+    """The tools on one workspace, by name, in the order they are shown to the model."""
+    tools = [
+        Tool(
+            "read",
+            "Show numbered lines of a file, at most 200 per call.",
+            ReadArguments,
+            Risk.READ,
+            partial(read, workspace),
+        ),
+        Tool(
+            "outline",
+            "List the classes, functions and constants of a source file.",
+            OutlineArguments,
+            Risk.READ,
+            partial(outline, workspace),
+        ),
+        Tool(
+            "find_symbol",
+            "Find where a class, function or constant is defined.",
+            FindSymbolArguments,
+            Risk.READ,
+            partial(find_symbol, SymbolIndex(workspace)),
+        ),
+        Tool(
+            "search",
+            "Find lines that contain the exact text; an identifier matches only as a whole. path limits it to a file or folder.",
+            SearchArguments,
+            Risk.READ,
+            partial(search, workspace),
+        ),
+        Tool(
+            "edit",
+            "Replace old by new in a file. old must match exactly once unless all is true; an identifier matches only as a whole.",
+            EditArguments,
+            Risk.EDIT,
+            partial(edit, workspace),
+        ),
+    ]
+    return {tool.name: tool for tool in tools}
