@@ -15,9 +15,12 @@ FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def pow2_scale(amax: Tensor, limit: float) -> Tensor:
-    """The smallest power of two s with amax * (1 / limit) <= s, float32 of amax's shape (spec 5.1)."""
-    mantissa, exponent = torch.frexp(amax.float() * (1.0 / limit))
-    return torch.ldexp(torch.ones_like(amax, dtype=torch.float32), exponent - (mantissa == 0.5).to(exponent.dtype))
+    """The smallest power of two s with amax * (1 / limit) <= s, float32 of amax's shape (spec 5.1).
+
+    Adding the largest mantissa carries into the exponent unless the value is a power of two already.
+    """
+    bits = (amax.float() * (1.0 / limit)).view(torch.int32)
+    return ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32)
 
 
 def to_e8m0(scale: Tensor) -> Tensor:

@@ -1,0 +1,255 @@
+"""The engine: one plain loop on its own thread, and the one place where asyncio meets it.
+
+The thread drains commands, schedules, runs and commits. The event loop side turns a request into an async generator.
+A failing step ends the requests in it with an error and the engine with them: state half written is not trusted.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence as Items
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.cache import Cache, page_bytes
+from engine.config import ModelConfig
+from engine.errors import EngineError
+from engine.numerics import NAMES, Numerics
+from engine.runner import Runner
+from engine.sampling import SamplingParams
+from engine.scheduler import Scheduler
+from engine.sequence import Request, Sequence
+from engine.tokenizer import Tokenizer
+
+OnPrefill = Callable[[int, int], None]
+GREEDY = SamplingParams()
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to run a model. `memory_bytes` bounds the page pool; `max_context` None is what the model and the pool allow."""
+
+    device: str = "auto"
+    ranks: int = 1
+    numerics: str = "auto"
+    max_context: int | None = None
+    page_tokens: int = 256
+    prefill_chunk: int = 512
+    memory_bytes: int = 2**30
+    max_sequences: int = 64
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise EngineError(f"device {self.device!r} is not available in this build: use auto or cpu")
+        if self.ranks != 1:
+            raise EngineError(f"ranks={self.ranks} is not available in this build: use 1")
+        if self.numerics != "auto" and self.numerics not in NAMES:
+            raise EngineError(f"numerics {self.numerics!r} is not one of auto, {', '.join(NAMES)}")
+        for name in ("page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
+            if getattr(self, name) < 1:
+                raise EngineError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_context is not None and self.max_context < 1:
+            raise EngineError(f"max_context={self.max_context} must be at least 1")
+
+
+class Engine:
+    """Made by `Engine.open`. Methods are called on one event loop; the work happens on the engine's thread."""
+
+    def __init__(self, directory: Path, config: EngineConfig):
+        self.directory, self.config = directory, config
+        self.model_config = ModelConfig.from_dir(directory)
+        self.numerics = Numerics("compact" if config.numerics == "auto" else config.numerics)
+        self.max_context = 0
+        self.identity = ""
+        self._tokenizer: Tokenizer | None = None
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ids = count()
+        self._loaded: asyncio.Future[None]
+        self._failure: EngineError | None = None
+        self._thread = threading.Thread(target=self._main, name="holdfast-engine", daemon=True)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, model: Path | str, config: EngineConfig = EngineConfig()) -> AsyncIterator["Engine"]:
+        """Load the model directory and run its engine. Raises EngineError (CheckpointError for the files)."""
+        engine = cls(Path(model), config)
+        loop = asyncio.get_running_loop()
+        engine._loaded = loop.create_future()
+        engine._thread.start()
+        try:
+            await engine._loaded
+            yield engine
+        finally:
+            engine._commands.put(None)
+            await asyncio.to_thread(engine._thread.join)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises EngineError for a directory without tokenizer.json."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_dir(self.directory)
+        return self._tokenizer
+
+    async def start(self) -> Sequence:
+        """An empty live sequence. It takes memory once it is extended."""
+        return Sequence(next(self._ids))
+
+    async def release(self, seq: Sequence) -> None:
+        """End a sequence and free its memory; whatever extends it ends with an error."""
+        await self._call(lambda: self._scheduler.release(seq))
+
+    async def extend(
+        self, seq: Sequence, ids: Items[int], params: SamplingParams = GREEDY, on_prefill: OnPrefill | None = None
+    ) -> AsyncIterator[int]:
+        """Feed `ids`, then yield sampled tokens, a stop token too, up to `params.max_tokens`.
+
+        Closing the generator leaves the sequence with exactly the tokens yielded. `on_prefill(done, total)` is called
+        on the event loop. Raises ContextFull when the tokens do not fit, EngineError for ids outside the vocabulary.
+        """
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[int | BaseException | None] = asyncio.Queue()
+        report = on_prefill or (lambda done, total: None)
+        request = Request(
+            seq,
+            params,
+            on_token=lambda token: _post(loop, arrived.put_nowait, token),
+            on_prefill=lambda done, total: _post(loop, report, done, total),
+            on_done=lambda error: _post(loop, arrived.put_nowait, error),
+        )
+        await self._submit(request, ids)
+        try:
+            while (item := await arrived.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                request.num_taken += 1
+                self._commands.put(_nothing)  # the thread may be waiting for this
+                yield item
+        finally:
+            await self._call(lambda: self._scheduler.cancel(request))
+
+    async def score(self, ids: Items[int]) -> Tensor:
+        """float32 [len(ids), vocab]: row t predicts token t + 1."""
+        seq = await self.start()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Exception | None] = loop.create_future()
+        scores: list[Tensor] = []
+        request = Request(
+            seq,
+            SamplingParams(max_tokens=0),
+            on_token=lambda token: None,
+            on_prefill=lambda done, total: None,
+            on_done=lambda error: _post(loop, _settle, done, error),
+            scores=scores,
+        )
+        if not ids:
+            return torch.zeros(0, self.model_config.vocab_size)
+        try:
+            await self._submit(request, ids)
+            if (error := await done) is not None:
+                raise error
+            return torch.cat(scores)
+        finally:
+            await self.release(seq)
+
+    async def _submit(self, request: Request, ids: Items[int]) -> None:
+        """Add ids to the sequence and queue the request, or leave the sequence as it was and raise."""
+        vocab = self.model_config.vocab_size
+        wrong = next((i for i in ids if not 0 <= i < vocab), None)
+        if wrong is not None:
+            raise EngineError(f"token id {wrong} is outside the vocabulary of {vocab}")
+        await self._call(lambda: self._scheduler.add(request, list(ids)))
+
+    async def _call(self, command: Callable[[], None]) -> None:
+        """Run a command on the engine's thread and wait for it."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Exception | None] = loop.create_future()
+
+        def run() -> None:
+            try:
+                command()
+            except EngineError as e:
+                _post(loop, _settle, done, e)
+            else:
+                _post(loop, _settle, done, None)
+
+        if self._failure is not None:
+            raise self._failure
+        self._commands.put(run)
+        # shielded: a cancelled turn must still see its request taken back
+        if (error := await asyncio.shield(done)) is not None:
+            raise error
+
+    # ---- the engine's thread -------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        loop = self._loaded.get_loop()
+        try:
+            if self.config.threads:
+                torch.set_num_threads(self.config.threads)
+            self._load()
+        except BaseException as e:
+            _post(loop, self._loaded.set_exception, e)
+            return
+        _post(loop, self._loaded.set_result, None)
+        plan: list[tuple[Request, int]] = []
+        while self._drain(wait=not plan):
+            plan = self._scheduler.schedule()
+            if plan:
+                self._step(plan)
+
+    def _load(self) -> None:
+        config, model = self.config, self.model_config
+        one_page = max(page_bytes(model, self.numerics, config.page_tokens), 1)
+        allowed = config.max_context or model.max_position_embeddings
+        num_pages = max(min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1)
+        cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
+        self._runner = Runner(self.directory, model, self.numerics, cache)
+        self.identity = self._runner.model.identity
+        self.max_context = min(allowed, num_pages * config.page_tokens)
+        self._scheduler = Scheduler(cache, self.max_context, config.prefill_chunk, config.max_sequences)
+
+    def _drain(self, wait: bool) -> bool:
+        """Run all commands that have come, or wait for one. False ends the thread."""
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
+
+    def _step(self, plan: list[tuple[Request, int]]) -> None:
+        try:
+            tokens = self._runner.run(plan)
+        except Exception as e:  # our bug, or memory: nobody may go on from a half-written state
+            self._failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
+            self._failure.__cause__ = e
+            for request in [*self._scheduler.running, *self._scheduler.waiting]:
+                self._scheduler.finish(request, self._failure)
+            return
+        for (request, num_fed), token in zip(plan, tokens):
+            self._scheduler.commit(request, num_fed, token)
+
+
+def _nothing() -> None:
+    """A command that only wakes the thread."""
+
+
+def _post(loop: asyncio.AbstractEventLoop, function: Callable, *args: object) -> None:
+    """Call on the event loop; a loop that is gone has nobody to tell."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function, *args)
+
+
+def _settle(future: asyncio.Future, value: object) -> None:
+    """Give a future its result unless whoever waited for it has gone."""
+    if not future.done():
+        future.set_result(value)

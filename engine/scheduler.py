@@ -1,0 +1,122 @@
+"""Which tokens of which sequences the next step computes, and who holds pages and slots.
+
+Owns the queue, the running requests, and the free pages and slots. A request is admitted when everything it may need
+is free (a tail slot, pages for its prompt and all tokens it may sample), so an admitted request never waits for memory
+and nothing deadlocks; the others wait in order. Decodes go into every step; prefill fills the rest of a bounded chunk.
+"""
+
+from collections import deque
+
+from engine.cache import Cache
+from engine.errors import ContextFull, EngineError
+from engine.sequence import Request, Sequence
+
+MAX_AHEAD = 8  # tokens sampled before the consumer took them; at most MAX_DRAFTS, since a cancel takes them back
+
+
+class Scheduler:
+    def __init__(self, cache: Cache, max_context: int, prefill_chunk: int, max_batch: int):
+        self.cache, self.max_context = cache, max_context
+        self.prefill_chunk, self.max_batch = prefill_chunk, max_batch
+        self.free_pages = list(range(cache.num_pages - 1, -1, -1))
+        self.free_slots = list(range(cache.num_slots - 1, -1, -1))
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+
+    def add(self, request: Request, ids: list[int]) -> None:
+        """Append ids to the request's sequence and queue it. On an error the sequence stays as it was."""
+        seq = request.seq
+        if seq.request is not None:
+            if seq.request in self.running or seq.request in self.waiting:
+                raise EngineError(f"sequence {seq.id} is already being extended; wait for it or cancel it")
+            self.cancel(seq.request)
+        length = len(seq.token_ids) + len(ids)
+        room = self.max_context - length
+        if room < (1 if request.params.max_tokens else 0):
+            raise ContextFull(f"{length} tokens do not fit the context of {self.max_context}: shorten it or raise max_context")
+        if length == seq.num_tokens:
+            raise EngineError(f"sequence {seq.id} has nothing to feed: give at least one token id")
+        seq.token_ids += ids
+        seq.request = request
+        request.max_tokens = min(request.params.max_tokens, room)
+        request.num_prompt = seq.num_waiting
+        self.waiting.append(request)
+
+    def schedule(self) -> list[tuple[Request, int]]:
+        """The next step as (request, number of its waiting tokens); empty when nothing can run."""
+        self._admit()
+        plan: list[tuple[Request, int]] = []
+        budget = self.prefill_chunk
+        for request in self.running:
+            waiting = request.seq.num_waiting
+            if request.num_sampled:
+                if request.num_sampled - request.num_taken <= MAX_AHEAD:
+                    plan.append((request, waiting))
+            elif budget > 0:
+                plan.append((request, min(waiting, budget)))
+                budget -= plan[-1][1]
+        return plan
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_batch:
+            request = self.waiting[0]
+            seq = request.seq
+            total = len(seq.token_ids) + request.max_tokens - seq.dropped_tokens
+            missing = max(0, self.cache.pages_for(total) - len(seq.pages))
+            if missing > len(self.free_pages) or (seq.slot < 0 and not self.free_slots):
+                return
+            self.waiting.popleft()
+            if seq.slot < 0:
+                seq.slot = self.free_slots.pop()
+            seq.pages += [self.free_pages.pop() for _ in range(missing)]
+            self.running.append(request)
+
+    def commit(self, request: Request, count: int, token: int | None) -> None:
+        """`count` waiting tokens of the request are in the cache now; `token` was sampled after the last of them."""
+        seq = request.seq
+        seq.num_tokens += count
+        if not request.num_sampled:
+            request.on_prefill(request.num_prompt - seq.num_waiting, request.num_prompt)
+        if token is not None:
+            seq.token_ids.append(token)
+            request.num_sampled += 1
+            request.on_token(token)
+        stopped = token is not None and token in request.params.stop_ids
+        fed = seq.num_waiting == (1 if token is not None else 0)
+        if stopped or (fed and request.num_sampled >= request.max_tokens):
+            self.finish(request, None)
+
+    def finish(self, request: Request, error: Exception | None) -> None:
+        """End a request; pages past its sequence's last token are free again."""
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        else:
+            return
+        self._trim(request.seq)
+        request.on_done(error)
+
+    def cancel(self, request: Request) -> None:
+        """End a request and take back what its consumer has not received."""
+        extra = request.num_sampled - request.num_taken
+        if extra:
+            del request.seq.token_ids[-extra:]
+            request.num_sampled = request.num_taken
+            request.seq.num_tokens = min(request.seq.num_tokens, len(request.seq.token_ids))
+        self.finish(request, None)
+
+    def release(self, seq: Sequence) -> None:
+        """Forget a sequence; its memory is free again."""
+        for request in [r for r in (*self.running, *self.waiting) if r.seq is seq]:
+            self.finish(request, EngineError(f"sequence {seq.id} was released"))
+        self.free_pages += reversed(seq.pages)
+        seq.pages.clear()
+        if seq.slot >= 0:
+            self.free_slots.append(seq.slot)
+            seq.slot = -1
+
+    def _trim(self, seq: Sequence) -> None:
+        kept = self.cache.pages_for(len(seq.token_ids) - seq.dropped_tokens)
+        self.free_pages += reversed(seq.pages[kept:])
+        del seq.pages[kept:]

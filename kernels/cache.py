@@ -1,0 +1,63 @@
+"""Stored rows: their layouts, and moving them in and out of pages (V4 spec 3.1, 3.4).
+
+One layout of rows in memory and on disk, so that saving and loading are copies: float32 rows for `plain`, packed rows
+(e4m3 + bf16 + e8m0 for keys, e2m1 + e8m0 for index keys) for `compact` and `official`. Packing rounds; a rounded row
+packs to the same bytes again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import quant
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How one row of `dim` channels is stored. `rope` trailing channels of a key stay bf16."""
+
+    dim: int
+    rope: int
+    kind: str  # "float32", "key" or "index"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.kind == "float32" else torch.uint8
+
+    @property
+    def width(self) -> int:
+        """Elements of `dtype` per row."""
+        if self.kind == "float32":
+            return self.dim
+        if self.kind == "index":
+            return self.dim // 2 + self.dim // 32
+        nope = self.dim - self.rope
+        return nope + 2 * self.rope + -(-(nope // 64) // 8) * 8
+
+    @property
+    def row_bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """float32 [n, dim] -> [n, width]."""
+        if self.kind == "float32":
+            return rows
+        return quant.pack_index_rows(rows) if self.kind == "index" else quant.pack_kv_rows(rows, self.rope)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[n, width] -> float32 [n, dim]."""
+        if self.kind == "float32":
+            return packed
+        if self.kind == "index":
+            return quant.unpack_index_rows(packed, self.dim)
+        return quant.unpack_kv_rows(packed, self.dim - self.rope, self.rope)
+
+    def round(self, rows: Tensor) -> Tensor:
+        """What a reader will see of these rows."""
+        return rows if self.kind == "float32" else self.unpack(self.pack(rows))
+
+
+def gather_rows(pool: Tensor, index: Tensor, layout: RowFormat) -> Tensor:
+    """pool [rows, width], index [...] -> float32 [..., dim]."""
+    return layout.unpack(pool[index.flatten()]).view(*index.shape, layout.dim)
