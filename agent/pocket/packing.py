@@ -13,7 +13,7 @@ from agent.pocket.phrases import SUBJECTS
 from engine import Tokenizer
 
 FIRST_ORDINARY_ID = 32  # special tokens stay below
-FACT_SHARE = 0.16  # of turns that tell or ask for a fact
+FACT_SHARE = 0.2  # of turns that tell or ask for a fact
 
 
 def copy_rows(rows: int, tokens: int, vocab: int, rng: random.Random) -> tuple[Tensor, Tensor]:

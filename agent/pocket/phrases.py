@@ -6,8 +6,15 @@ used as they stand, and none of them occurs in training.
 
 import random
 
-OPENINGS = ["", "", "", "", "please ", "hey, ", "can you tell me ", "could you say ", "i want to know ", "quick question: ", "ok, "]
-ENDINGS = ["", "", "?", "?", ".", " please", " please?", " in this repo?", " in this project?", " here?", ", thanks"]
+OPENINGS = [
+    "", "", "", "", "", "please ", "hey, ", "can you tell me ", "could you say ", "i want to know ", "quick question: ",
+    "ok, ", "would you ", "could you please ", "i would like you to ", "now ", "next, ", "so, ", "hm, ", "let me know ",
+    "tell me, ", "do you see ", "be so kind and ", "help me: ",
+]  # fmt: skip
+ENDINGS = [
+    "", "", "?", "?", ".", " please", " please?", " in this repo?", " in this project?", " here?", ", thanks", " for me",
+    " for me, please", " now", " again", " right now?", " in the code", " in our code?", " everywhere", "!",
+]  # fmt: skip
 
 TRAIN: dict[str, list[str]] = {
     "where": [
@@ -39,6 +46,18 @@ TRAIN: dict[str, list[str]] = {
         "i am looking for {name}",
         "i need the definition of {name}",
         "on what line is {name} defined",
+        "at which place is {name} defined",
+        "where did we define {name}",
+        "where has {name} been defined",
+        "where should i look for {name}",
+        "give me the location of {name}",
+        "the place where {name} is defined",
+        "do we have a {kind} called {name}",
+        "what is the location of the {kind} {name}",
+        "point me to {name}",
+        "where can the {kind} {name} be found",
+        "where are {name} defined",
+        "find out where {name} is defined",
     ],
     "outline": [
         "outline {path}",
@@ -62,6 +81,19 @@ TRAIN: dict[str, list[str]] = {
         "what symbols does {path} have",
         "describe the structure of {path}",
         "contents of {path}",
+        "show all symbols in {path}",
+        "show me the symbols in {path}",
+        "show what {path} defines",
+        "outline the file {path}",
+        "make an outline of {path}",
+        "which definitions are in {path}",
+        "what classes and functions are in {path}",
+        "print the outline of {path}",
+        "list everything defined in {path}",
+        "list what is defined in {path}",
+        "name the functions and classes of {path}",
+        "what does the file {path} define",
+        "give the symbols of {path}",
     ],
     "uses": [
         "who uses {name}",
@@ -88,6 +120,22 @@ TRAIN: dict[str, list[str]] = {
         "grep {name}",
         "grep for {name}",
         "is {name} used anywhere",
+        "what code uses {name}",
+        "which code calls {name}",
+        "where do we see {name} used",
+        "everything that uses {name}",
+        "all places that call {name}",
+        "show where we call {name}",
+        "find where {name} is used",
+        "find every place that uses {name}",
+        "show me all uses of {name}",
+        "show me the places where {name} is called",
+        "which modules use {name}",
+        "who is calling {name}",
+        "who calls {name} in this repo",
+        "list everything that uses {name}",
+        "find what uses {name}",
+        "which parts of the code use {name}",
     ],
     "replace": [
         "replace {old} with {new} in {path}",
@@ -111,6 +159,19 @@ TRAIN: dict[str, list[str]] = {
         "edit {path}: rename {old} to {new}",
         "update {path}: {old} becomes {new}",
         "{old} should be called {new} in {path}",
+        "replace every {old} with {new} in {path}",
+        "replace each {old} in {path} by {new}",
+        "rename all {old} to {new} in {path}",
+        "in file {path}, rename {old} to {new}",
+        "in the file {path}, replace {old} with {new}",
+        "in the file {path} rename every {old} to {new}",
+        "rename {old} to {new} everywhere in {path}",
+        "change all {old} to {new} in {path}",
+        "change {old} to {new} everywhere in {path}",
+        "i want {old} renamed to {new} in {path}",
+        "replace {old} with {new} in the file {path}",
+        "turn {old} into {new} in {path}",
+        "use {new} instead of {old} in {path}",
     ],
     "read": [
         "read lines {a} to {b} of {path}",
@@ -128,6 +189,16 @@ TRAIN: dict[str, list[str]] = {
         "give me lines {a} to {b} of {path}",
         "display lines {a} to {b} of {path}",
         "open {path} at lines {a} to {b}",
+        "show the lines {a} to {b} of {path}",
+        "show lines {a} to {b} from {path}",
+        "look at lines {a} to {b} of {path}",
+        "what do we have on lines {a} to {b} of {path}",
+        "i want to see lines {a} to {b} of {path}",
+        "let me see lines {a} to {b} in {path}",
+        "read out lines {a} to {b} of {path}",
+        "what is written on lines {a} to {b} of {path}",
+        "print lines {a} to {b} in {path}",
+        "read the lines {a} to {b} in {path}",
     ],
     "read1": [
         "read line {a} of {path}",
@@ -143,6 +214,16 @@ TRAIN: dict[str, list[str]] = {
         "in {path}, what is line {a}",
         "show {path} line {a}",
         "open {path} at line {a}",
+        "show the line {a} of {path}",
+        "look at line {a} of {path}",
+        "what do we have on line {a} of {path}",
+        "i want to see line {a} of {path}",
+        "let me see line {a} in {path}",
+        "read out line {a} of {path}",
+        "what is written on line {a} of {path}",
+        "print line {a} in {path}",
+        "show line {a} in {path}",
+        "which text is on line {a} of {path}",
     ],
     "tell": [
         "remember that {fact}",
@@ -157,6 +238,16 @@ TRAIN: dict[str, list[str]] = {
         "{fact}",
         "please remember that {fact}",
         "write down that {fact}",
+        "know that {fact}",
+        "one more thing: {fact}",
+        "i tell you that {fact}",
+        "remember for later: {fact}",
+        "store this: {fact}",
+        "by the way, {fact}",
+        "important: {fact}",
+        "take note: {fact}",
+        "you should know that {fact}",
+        "please keep in mind: {fact}",
     ],
     "recall": [
         "what is {subject}",
@@ -169,6 +260,18 @@ TRAIN: dict[str, list[str]] = {
         "what did i tell you about {subject}",
         "which one is {subject}",
         "recall {subject}",
+        "can you tell me {subject}",
+        "what is {subject} now",
+        "what did i say about {subject}",
+        "do you know {subject}",
+        "do you still know what {subject} is",
+        "could you remind me of {subject}",
+        "please remind me what {subject} is",
+        "i do not remember {subject}, what is it",
+        "i forgot {subject}",
+        "say again what {subject} is",
+        "what was {subject} again",
+        "give me {subject}",
     ],
     "decline": [
         "write a {thing}",
@@ -216,6 +319,25 @@ TRAIN: dict[str, list[str]] = {
         "summarize the history of {place}",
         "is {name} thread safe",
         "compare {name} with other libraries",
+        "can you write a {thing}",
+        "make a {thing}",
+        "make me a new {thing}",
+        "write a {thing} and put it in {path}",
+        "write the {thing} in {path}",
+        "please refactor {name}",
+        "can you fix {path}",
+        "fix {path}",
+        "fix {name}",
+        "explain {name}",
+        "explain what {path} does",
+        "what does {name} do",
+        "tell me something about {place}",
+        "tell me what {name} does",
+        "rewrite {path}",
+        "improve {name}",
+        "clean up {path}",
+        "debug {name}",
+        "tell me about the history of {place}",
     ],
     "hello": [
         "hi",
@@ -304,17 +426,27 @@ HELLO_REPLY = (
 DECLINE_REPLY = "I am too small a model for that; start holdfast with --model DIR to use a large DeepSeek-V4."
 
 
+def spoken(text: str) -> str:
+    """What stays of a phrasing when case and closing punctuation are taken off."""
+    return text.lower().rstrip("?.! ")
+
+
+NEVER_TRAINED = frozenset(spoken(text) for texts in HELD_OUT.values() for text in texts)
+
+
 def phrase(kind: str, split: str, rng: random.Random) -> str:
     """A phrasing of `kind` with its slots still open; `split` is "train" or "test"."""
-    if split == "test":
-        text = rng.choice(HELD_OUT[kind])
-        return text[0].upper() + text[1:] if rng.random() < 0.3 and text[0] != "{" else text
-    text = rng.choice(TRAIN[kind])
-    if kind not in ("hello", "tell"):
-        text = rng.choice(OPENINGS) + text
-    elif kind == "hello" and rng.random() < 0.5:
-        text += rng.choice(["!", "?", "."])
-    if kind not in ("hello",):
-        ending = rng.choice(ENDINGS[:5] if kind in ("tell", "recall") else ENDINGS)
-        text += "" if text.endswith("}") and ending == "." else ending
+    text = rng.choice(HELD_OUT[kind]) if split == "test" else _combined(kind, rng)
+    while split != "test" and spoken(text) in NEVER_TRAINED:
+        text = _combined(kind, rng)
     return text[0].upper() + text[1:] if rng.random() < 0.3 and text[0] != "{" else text
+
+
+def _combined(kind: str, rng: random.Random) -> str:
+    text = rng.choice(TRAIN[kind])
+    if kind == "hello":
+        return text + rng.choice(["", "", "", "!", "?", "."])
+    if kind != "tell":
+        text = rng.choice(OPENINGS) + text
+    ending = rng.choice(["", "", "?", "?", "."] if kind in ("tell", "recall") else ENDINGS)
+    return text + ("" if text.endswith("}") and ending == "." else ending)
