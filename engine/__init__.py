@@ -1,7 +1,10 @@
 """The DeepSeek-V4 engine. Other packages import only the names listed here."""
 
+from engine.checkpoint_writer import write_checkpoint
+from engine.config import ModelConfig
 from engine.engine import Engine, EngineConfig
 from engine.errors import CheckpointError, ContextFull, EngineError
+from engine.inspect import inspect_model
 from engine.sampling import SamplingParams
 from engine.sequence import Sequence
 from engine.tokenizer import TextStream, Tokenizer
@@ -13,9 +16,12 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineError",
+    "ModelConfig",
     "SamplingParams",
     "Sequence",
     "TextStream",
     "Tokenizer",
+    "inspect_model",
     "train_tokenizer",
+    "write_checkpoint",
 ]

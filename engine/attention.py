@@ -72,7 +72,7 @@ class Attention:
         kv = num.bf16(rms_norm(mixed[:, config.q_lora_rank :], self.kv_norm, eps))
         kv = cache.row_format.round(num.bf16(rotate_(kv, turns)))
         q = num.bf16(linear(num.act(qr), self.wq_b)).unflatten(1, (-1, config.head_dim))
-        q = num.bf16(rms_norm(q, None, eps))
+        q = num.head_norm(q, eps)
         q = num.bf16(rotate_(q, turns.unsqueeze(1)))  # [N, H, head_dim]
         images = [self._image(g, kv, cache) for g in batch.groups if g.image is not None]
         rows, places = batch.ring_writes

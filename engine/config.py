@@ -202,7 +202,9 @@ def _ratios_of_types(fields: dict[str, Any], source: str) -> list[Any]:
     rates = fields.get("compress_rates") or {}
     kinds = {name: rates.get(name, ratio) for ratio, name in LAYER_KINDS.items()} if isinstance(rates, dict) else {}
     types = fields["layer_types"]
-    for kind in types if isinstance(types, list) else [types]:
+    if not isinstance(types, list):
+        raise CheckpointError(f"{source}: layer_types is {short(types)}, expected a list: correct the file")
+    for kind in types:
         if not isinstance(kind, str) or kind not in kinds:
             raise CheckpointError(
                 f"{source}: layer_types has {short(kind)}: known are {', '.join(LAYER_KINDS.values())}"
@@ -235,7 +237,7 @@ def _checked_ratios(value: Any, source: str) -> tuple[int, ...]:
     for layer, ratio in enumerate(value):
         if type(ratio) is not int or ratio not in LAYER_KINDS:
             raise CheckpointError(
-                f"{source}: compress_ratios[{layer}] is {short(ratio)}: only 0 (window), 4 (CSA) and 128 (HCA) can be run"
+                f"{source}: compress_ratios[{layer}] is {short(ratio)}: only 0 (window), 4 (CSA), 128 (HCA) can be run"
             )
     return tuple(value)
 
@@ -269,7 +271,7 @@ def _check_shapes(c: ModelConfig, source: str) -> None:
         ),
         (
             c.num_nextn_predict_layers <= 1 or c.is_dspark,
-            f"num_nextn_predict_layers is {c.num_nextn_predict_layers}: one MTP block is known, set it to 0 to skip them",
+            f"num_nextn_predict_layers is {c.num_nextn_predict_layers}: one MTP block is known, 0 skips them",
         ),
     ]
     for holds, problem in rules:

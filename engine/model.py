@@ -97,6 +97,7 @@ class Model:
 
     def __init__(self, directory: Path, config: ModelConfig, numerics: Numerics):
         checkpoint = Checkpoint.open(directory, config)
+        config = checkpoint.config  # what the files really hold: the MTP block may be missing
         self.config, self.numerics = config, numerics
         self.embed = checkpoint.weight("embed.weight")
         head = checkpoint.weight("head.weight")

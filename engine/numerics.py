@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.errors import EngineError
+from kernels.norm import rms_norm
 from kernels.quant import fake_fp8
 
 NAMES = ("plain", "compact", "official")
@@ -31,6 +32,13 @@ class Numerics:
     def bf16(self, x: Tensor) -> Tensor:
         """A value that the reference holds in bf16."""
         return x.bfloat16().float() if self.rounds_activations else x
+
+    def head_norm(self, q: Tensor, eps: float) -> Tensor:
+        """RMS norm of each query head; the reference does this one in bf16 throughout (spec 5.3)."""
+        if not self.rounds_activations:
+            return rms_norm(q, None, eps)
+        mean = self.bf16(self.bf16(q.square()).mean(-1, keepdim=True))
+        return self.bf16(q * self.bf16(self.bf16(mean + eps).rsqrt()))
 
     def act(self, x: Tensor) -> Tensor:
         """The input of a linear with FP8 or FP4 weights."""

@@ -1,0 +1,94 @@
+"""Promises of the data directory's file: private, migrated in order, and one clear line when it cannot be used."""
+
+import multiprocessing
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from memory import Database, SessionStore, StoreError
+from memory.db import MIGRATIONS
+
+
+def test_a_new_home_is_private_to_its_owner(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "home"
+    database = Database(home)
+    SessionStore(database).create("/w", "m")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [home, *home.iterdir()]}
+    assert modes == {"home": 0o700, "holdfast.db": 0o600, "holdfast.db-wal": 0o600, "holdfast.db-shm": 0o600}
+    database.close()
+
+
+def test_commits_are_synced_and_readers_do_not_block_them(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    settings = [database.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+    assert settings == ["wal", 2, 1]
+
+
+def test_an_open_file_of_this_version_stays_as_it_is(tmp_path: Path) -> None:
+    for _ in range(2):
+        database = Database(tmp_path)
+        assert database.rows("PRAGMA user_version")[0][0] == len(MIGRATIONS)
+        database.close()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Database(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "holdfast.db")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match=r"newer holdfast \(schema 99, this build reads \d+\): update holdfast"):
+        Database(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"not a database, whatever its name says", b"SQLite format 3\0" + b"\xff" * 4096])
+def test_a_file_that_is_no_database_gives_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "holdfast.db").write_bytes(content)
+    with pytest.raises(StoreError, match=r"holdfast.db (is damaged|cannot be used)") as caught:
+        Database(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "holdfast.db").read_bytes() == content
+
+
+def test_damaged_pages_give_one_line(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    store = SessionStore(database)
+    for _ in range(200):
+        store.create("/w", "m")
+    database.close()
+    data = bytearray((tmp_path / "holdfast.db").read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    (tmp_path / "holdfast.db").write_bytes(data)
+    damaged = SessionStore(Database(tmp_path))
+    with pytest.raises(StoreError, match="is damaged"):
+        damaged.all()
+
+
+def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory|File exists"):
+        Database(tmp_path / "file" / "home")
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    with pytest.raises(ZeroDivisionError), database.transaction() as connection:
+        connection.execute("INSERT INTO sessions VALUES (1, 'a', '/w', 'm', 0, 0)")
+        raise ZeroDivisionError
+    assert SessionStore(database).all() == []
+
+
+def _create_one(home: Path) -> None:
+    SessionStore(Database(home)).create("/w", "m")
+
+
+def test_processes_that_open_a_new_home_at_once_all_succeed(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    processes = [spawn.Process(target=_create_one, args=(tmp_path / "home",)) for _ in range(12)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 12
+    assert len(SessionStore(Database(tmp_path / "home")).all()) == 12
