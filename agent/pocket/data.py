@@ -34,8 +34,8 @@ SPECIAL_TOKENS = [
     '</｜DSML｜parameter>\n<｜DSML｜parameter name="', "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
 ]  # fmt: skip
 KINDS = {
-    "where": 24, "missing_where": 6, "outline": 13, "missing_outline": 2, "uses": 14, "missing_uses": 4,
-    "replace": 20, "missing_replace": 4, "read": 14, "missing_read": 3, "decline": 7, "hello": 2,
+    "where": 24, "missing_where": 5, "outline": 18, "missing_outline": 2, "uses": 17, "missing_uses": 3,
+    "replace": 20, "missing_replace": 3, "read": 15, "missing_read": 3, "decline": 9, "hello": 2,
 }  # fmt: skip
 
 

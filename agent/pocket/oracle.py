@@ -13,7 +13,7 @@ from agent.pocket.phrases import DECLINE_REPLY, HELLO_REPLY, PLACES, THINGS, phr
 from agent.pocket.repos import Repo, make_name
 from tools import ToolCall, run_tool
 
-OUTLINE_LIMIT = 8  # symbols pocket asks for: what it can repeat without losing its place
+OUTLINE_LIMIT = 6  # symbols pocket asks for: what it can repeat without losing its place
 LIST_LIMIT = 3  # definitions and files it names in an answer
 
 

@@ -1,8 +1,8 @@
 """Train pocket: `python -m agent.pocket.train`. Resumable; every stage continues from the last checkpoint.
 
 Stages, in order: `copy` (random tokens whose segments repeat: teaches copying), `short` (trajectories in rows of
-256 tokens), `long` (rows of 512) and `final` (learning rate to zero, weights and state rounded to the official
-formats, attention through the indexer's selection, MTP block). `--steps` bounds a stage; SIGTERM ends it after a
+256 tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate to zero, weights and state rounded to the official
+formats, attention through the indexer's selection, MTP block). `--steps` and `--minutes` bound a stage; SIGTERM ends it after a
 checkpoint. Data: `python -m agent.pocket.data` writes shards beside the checkpoint; new shards are picked up.
 """
 
@@ -39,7 +39,7 @@ STAGES = {
     "copy": Stage(rows=16, tokens=256),
     "short": Stage(rows=16, tokens=256, copies=3),
     "long": Stage(rows=8, tokens=512),
-    "final": Stage(rows=8, tokens=512, final=True),
+    "final": Stage(rows=4, tokens=1024, final=True),
 }
 
 
@@ -129,8 +129,8 @@ class Trainer:
         return {"loss": loss.item(), "index": index_loss.item(), "right": right.item(), "norm": float(norm)}
 
 
-def run(trainer: Trainer, name: str, steps: int) -> None:
-    """Train one stage for `steps` steps (or until SIGTERM), saving every 100."""
+def run(trainer: Trainer, name: str, steps: int, minutes: float) -> None:
+    """Train one stage for `steps` steps or `minutes`, whichever ends first (or until SIGTERM), saving every 100."""
     stage, stop = STAGES[name], []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     tables = Tables(trainer.config, stage.tokens)
@@ -146,7 +146,8 @@ def run(trainer: Trainer, name: str, steps: int) -> None:
             if stage.copies:
                 copied = copy_rows(stage.copies, stage.tokens, trainer.config.vocab_size, rng)
                 ids, mask = torch.cat((ids, copied[0])), torch.cat((mask, copied[1]))
-        factor = max(0.02, 1 - i / steps) if stage.final else min(1.0, (trainer.step + 1) / 60)
+        progress = max(i / steps, (time.time() - started) / (60 * minutes))
+        factor = max(0.02, 1 - progress) if stage.final else min(1.0, (trainer.step + 1) / 60)
         losses = trainer.train_step(ids, mask, stage, factor, tables)
         sums = {k: sums.get(k, 0.0) + v / 20 for k, v in losses.items()}
         if i % 20 == 19:
@@ -154,16 +155,18 @@ def run(trainer: Trainer, name: str, steps: int) -> None:
             line = " ".join(f"{k} {v:.4f}" for k, v in sums.items())
             print(f"{name} step {trainer.step} tokens {trainer.tokens} {line} {speed:.0f} tok/s", file=log, flush=True)
             sums = {}
-        if i % 100 == 99 or stop or i == steps - 1:
+        last = bool(stop) or i == steps - 1 or progress >= 1
+        if i % 100 == 99 or last:
             trainer.save()
-        if stop:
+        if last:
             break
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=list(STAGES))
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=10_000.0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--run-dir", type=Path, default=RUN_DIR)
     parser.add_argument("--no-compile", action="store_true")
@@ -172,7 +175,7 @@ def main() -> None:
     trainer = Trainer(args.run_dir, args.lr, compiled=not args.no_compile)
     resumed = trainer.load()
     print(f"{args.stage}: {'resumed at' if resumed else 'new,'} step {trainer.step}")
-    run(trainer, args.stage, args.steps)
+    run(trainer, args.stage, args.steps, args.minutes)
 
 
 if __name__ == "__main__":

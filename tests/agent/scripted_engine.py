@@ -40,7 +40,9 @@ def raw(text: str, end: bool = True) -> Reply:
 def make_model(directory: Path, replies: Sequence[Reply] = (), max_context: int = 4096) -> Path:
     """A model directory that `ScriptedEngine` opens: a real tokenizer, pocket's encoding, and the script."""
     directory.mkdir(parents=True)
-    train_tokenizer(["the quick brown fox: def fox(x): return 1"] * 4, 320, SPECIAL_TOKENS, directory / "tokenizer.json")
+    train_tokenizer(
+        ["the quick brown fox: def fox(x): return 1"] * 4, 320, SPECIAL_TOKENS, directory / "tokenizer.json"
+    )
     (directory / "config.json").write_text("{}")
     (directory / "encoding").mkdir()
     (directory / "encoding" / "encoding_dsv4.py").write_text(f"TOOLS_TEMPLATE = {TOOLS_TEXT!r}\n")

@@ -156,6 +156,13 @@ def test_pieces_are_those_that_pocket_is_trained_on(arguments: dict[str, Any]) -
     assert encode_messages(messages, texts=POCKET, thinking_mode="chat") == merged(trained)
 
 
+@pytest.mark.parametrize("arguments_json", ["[1]", '"text"', "", "{", "[" * 5_000])
+def test_stored_arguments_that_are_not_an_object_are_shown_as_one(arguments_json: str) -> None:
+    message = assistant("", {"id": "c1", "function": {"name": "read", "arguments": arguments_json}})
+    whole = joined(encode_messages([message], texts=POCKET, thinking_mode="chat"))
+    assert f'<｜DSML｜parameter name="arguments" string="true">{arguments_json}</｜DSML｜parameter>' in whole
+
+
 def test_text_next_to_text_is_one_piece_as_the_model_knows_it() -> None:
     pieces = encode_messages([user("a"), user("b\n"), user("c")], texts=POCKET, thinking_mode="chat")
     assert pieces[1] == ("a\n\nb\n\n\nc", False)

@@ -159,7 +159,7 @@ async def test_a_call_is_run_and_its_result_goes_to_the_model(world: World) -> N
 async def test_several_calls_of_one_message_are_answered_in_order(world: World) -> None:
     one = "".join(str(piece[0]) for piece in calls("read", path="a.py") if not isinstance(piece, int))
     two = one.replace("a.py", "b.py")
-    inner = two[two.index('<｜DSML｜invoke') : two.index("</｜DSML｜tool_calls>")]
+    inner = two[two.index("<｜DSML｜invoke") : two.index("</｜DSML｜tool_calls>")]
     both = one.replace("</｜DSML｜tool_calls>", inner + "</｜DSML｜tool_calls>").removesuffix(EOS)
     async with world.session(raw(both), says("ok")) as session:
         events = await turn(session)
@@ -182,7 +182,9 @@ async def test_control_tokens_in_files_and_prompts_stay_text(world: World) -> No
         assert log_text(session).count(evil) == 2
 
 
-BROKEN = raw('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="edit">\n<｜DSML｜parameter name="path" string="true">a.py')
+BROKEN = raw(
+    '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="edit">\n<｜DSML｜parameter name="path" string="true">a.py'
+)
 
 
 @pytest.mark.parametrize(

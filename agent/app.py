@@ -1,0 +1,84 @@
+"""Everything a front end needs, built once: the data directory, the engine, and sessions on them.
+
+Owns which session a workspace means. Must not know who is in front: terminal, command line or server.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agent.approvals import Approvals
+from agent.config import Settings, UsageError
+from agent.encoding import ProtocolTexts
+from agent.loop import Live
+from agent.session import Session
+from engine import Engine, EngineConfig
+from memory import Database, SessionInfo, SessionStore, StoreError
+from tools import Workspace, toolset
+
+
+class App:
+    """The engine and the store; `session` opens a timeline on them."""
+
+    def __init__(self, settings: Settings, engine: Engine, store: SessionStore, texts: ProtocolTexts):
+        self.settings = settings
+        self.engine = engine
+        self.store = store
+        self._texts = texts
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["App"]:
+        """Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
+        texts = ProtocolTexts.from_dir(settings.model_dir)
+        try:
+            database = Database(settings.home)
+        except OSError as e:
+            raise UsageError(
+                f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
+            ) from None
+        try:
+            async with Engine.open(settings.model_dir, EngineConfig()) as engine:
+                yield cls(settings, engine, SessionStore(database), texts)
+        finally:
+            database.close()
+
+    async def session(
+        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False
+    ) -> Session:
+        """The named session, else the workspace's latest; created when there is none, or when `is_new`.
+
+        Raises StoreError when it is open elsewhere, damaged, of another workspace or of another model.
+        """
+        found = None if is_new else self._find(workspace, name)
+        notices = [] if is_new or found or name else self._other_models(workspace)
+        log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name))
+        try:
+            seq = await self.engine.start()
+        except BaseException:
+            log.close()
+            raise
+        tools = toolset(Workspace(workspace))
+        return Session(Live(self.engine, seq, log, self._texts, tools, approvals, self.settings), notices)
+
+    def _find(self, workspace: Path, name: str | None) -> SessionInfo | None:
+        if name is None:
+            return self.store.latest(str(workspace), self.engine.identity)
+        found = self.store.find(name)
+        if found is not None and found.workspace != str(workspace):
+            raise StoreError(f"session {name} belongs to {found.workspace}: open it with --workspace {found.workspace}")
+        if found is not None and found.model != self.engine.identity:
+            raise StoreError(
+                f"session {name} was written by model {found.model}, and this is {self.engine.identity}:"
+                " open it with its own model, or choose another name"
+            )
+        return found
+
+    def _other_models(self, workspace: Path) -> list[str]:
+        """Why this workspace's latest session is not the one that opens, when another model wrote it."""
+        other = self.store.latest(str(workspace))
+        if other is None:
+            return []
+        return [
+            f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
+        ]

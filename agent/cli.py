@@ -1,0 +1,186 @@
+"""The command `holdfast`: arguments in, exit code out (0 done, 1 failed, 2 bad usage, 130 interrupted).
+
+Owns the options and what each subcommand needs. Loads the engine and the terminal inside the subcommands that use them:
+they take seconds, and `--help` must not wait.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+from agent.config import (
+    POCKET,
+    Settings,
+    UsageError,
+    data_home,
+    is_text,
+    model_directory,
+    printable,
+    prompt_problem,
+    workspace_directory,
+)
+from agent.encoding import EncodingError
+from memory import StoreError
+
+POLICIES = ("ask", "read", "edit", "all")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument errors are one line, like all bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{printable(message)} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Only `--help` leaves by SystemExit."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        arguments.insert(0, "chat")
+    try:
+        args = _parser().parse_args(arguments)
+        return args.command(args)
+    except UsageError as e:
+        return _fail(str(e), 2)
+    except (StoreError, EncodingError) as e:
+        return _fail(str(e), 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"holdfast: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="holdfast", description="A coding agent whose sessions never start over.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(command=function)
+        return added
+
+    chat = command("chat", _talk, "talk in this workspace's session (the default command)")
+    chat.set_defaults(prompt=None, json=False)
+    _add_session_options(chat)
+    run = command("run", _talk, "one task, then exit")
+    run.add_argument("prompt", metavar="PROMPT", help="what to do")
+    _add_session_options(run)
+    run.add_argument("--json", action="store_true", help="print one event per line")
+    bench = command("bench", _bench, "measure prefill and decode at several context lengths")
+    bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
+    bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    bench.add_argument("--json", action="store_true", help="print one result per line")
+    model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    inspect = model.add_parser("inspect", help="what it is, what it needs, what a long context costs")
+    inspect.set_defaults(command=_inspect)
+    inspect.add_argument("directory", metavar="DIR")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    command("doctor", _doctor, "what this machine can run, and what is missing")
+    return parser
+
+
+def _add_session_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--session", metavar="NAME", help="open or create this session (default: the workspace's latest)"
+    )
+    parser.add_argument("--new", action="store_true", help="start a fresh session")
+    parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
+    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    parser.add_argument(
+        "--approve",
+        choices=POLICIES,
+        default="ask",
+        help="what runs without asking; reading always does (default: ask)",
+    )
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    home = data_home()
+    if not is_text(str(home)):
+        raise UsageError(f"data directory {printable(str(home))} is not valid UTF-8: set HOLDFAST_HOME")
+    return Settings(home, model_directory(args.model))
+
+
+def _talk(args: argparse.Namespace) -> int:
+    """`run` has a prompt and does one turn; `chat` has none."""
+    if args.prompt is not None and (problem := prompt_problem(args.prompt)):
+        raise UsageError(problem)
+    settings, workspace = _settings(args), workspace_directory(args.workspace)
+    from agent.app import App
+    from agent.approvals import Approvals, Policy
+    from agent.terminal import Printer, ask_person, chat, show_turn
+    from engine import EngineError
+
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
+    approvals = Approvals(Policy(args.approve), ask_person if can_ask else None)
+
+    async def talk() -> int:
+        async with App.open(settings) as app:
+            session = await app.session(workspace, approvals, args.session, args.new)
+            if args.prompt is None:
+                await chat(session, lambda: app.session(workspace, approvals, is_new=True), Printer())
+                return 0
+            async with aclosing(session):
+                show = _print_json if args.json else Printer().show
+                return 0 if await show_turn(session, args.prompt, show) else 1
+
+    try:
+        return asyncio.run(talk())
+    except EngineError as e:
+        return _fail(str(e), 1)
+
+
+def _print_json(event: Any) -> None:
+    sys.stdout.write(event.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    directory = model_directory(args.directory)
+    from engine import EngineError, inspect_model
+
+    try:
+        report = inspect_model(directory)
+    except EngineError as e:
+        return _fail(str(e), 1)
+    print(json.dumps(report.as_dict()) if args.json else "\n".join(report.lines()))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    directory = model_directory(args.model)
+    from engine import EngineError, run_bench
+
+    try:
+        for result in run_bench(directory, args.context):
+            print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
+    except EngineError as e:
+        return _fail(str(e), 1)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from agent.doctor import findings
+
+    is_fine = True
+    for ok, name, state in findings(data_home()):
+        print(f"{'ok  ' if ok else 'FAIL'} {name}: {printable(state)}")
+        is_fine = is_fine and ok
+    return 0 if is_fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Paths and settings: where the data lie, which model, how a turn is bounded. Must not open any of them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from agent.encoding import ThinkingMode
+
+POCKET = "pocket"
+POCKET_DIR = Path(__file__).parent / "pocket" / "model"
+
+
+class UsageError(Exception):
+    """Bad input: one line for stderr, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls."""
+
+    home: Path
+    model_dir: Path
+    thinking_mode: ThinkingMode = "chat"
+    temperature: float = 0.0
+    max_steps: int = 24
+    max_output_tokens: int = 8192
+
+
+def data_home() -> Path:
+    """`$HOLDFAST_HOME`, else the platform's data directory."""
+    home = os.environ.get("HOLDFAST_HOME", "")
+    return Path(home) if home else platformdirs.user_data_path("holdfast", appauthor=False)
+
+
+def model_directory(model: str) -> Path:
+    """The directory of `pocket` or of a path; raises UsageError when there is no model."""
+    directory = POCKET_DIR if model == POCKET else Path(model)
+    if os.path.isfile(directory / "config.json"):
+        return directory
+    if model == POCKET:
+        raise UsageError(f"this installation has no embedded model ({directory}): name a model directory with --model")
+    what = "has no config.json" if os.path.isdir(directory) else "is not a directory"
+    raise UsageError(f"model {printable(model)} {what}: name a directory with config.json, or {POCKET}")
+
+
+def workspace_directory(workspace: str) -> Path:
+    """The real path of an existing directory; raises UsageError otherwise."""
+    directory = Path(os.path.realpath(workspace))
+    if not os.path.exists(directory):
+        raise UsageError(f"workspace {printable(workspace)} does not exist: name an existing directory")
+    if not os.path.isdir(directory):
+        raise UsageError(f"workspace {printable(workspace)} is not a directory: name an existing directory")
+    if not is_text(str(directory)):
+        raise UsageError(f"workspace {printable(str(directory))} has a name that is not UTF-8: rename it")
+    return directory
+
+
+def prompt_problem(prompt: str) -> str | None:
+    """What makes a text unfit as a prompt, or None."""
+    if not prompt.strip():
+        return "the prompt is empty: say what to do"
+    return None if is_text(prompt) else "the prompt is not valid UTF-8 text"
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: bytes of arguments that are not UTF-8 arrive as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def printable(value: str) -> str:
+    """A value from outside, safe inside a one-line message."""
+    return value if value.isprintable() else ascii(value)

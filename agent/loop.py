@@ -1,0 +1,288 @@
+"""The loop of one turn: feed the model, stream what it says, run the calls it makes, and again until it answers.
+
+Owns the order of things: tokens and events are in the log before a model request or a tool's side effect, and before
+they are yielded. Must not know how a turn begins or ends (session) nor how an event is drawn.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.approvals import Approvals
+from agent.config import Settings
+from agent.encoding import USER, ProtocolTexts, encode_continuation, encode_messages
+from agent.messages import (
+    ApprovalNeeded,
+    Error,
+    Event,
+    Notice,
+    PrefillProgress,
+    Text,
+    Thinking,
+    ToolCallMade,
+    ToolResultGiven,
+    TurnDone,
+    Usage,
+    entry,
+)
+from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed
+from engine import Engine, SamplingParams, Sequence
+from memory import SessionLog
+from tools import Tool, ToolCall, ToolResult, run_tool
+
+SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
+MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
+ANSWER_TOKENS = 64  # room that a prompt or a tool result must leave for the model's next words
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Live:
+    """What a turn of one session works on. The log may be ahead of the sequence, never behind it."""
+
+    engine: Engine
+    seq: Sequence
+    log: SessionLog
+    texts: ProtocolTexts
+    tools: Mapping[str, Tool]
+    approvals: Approvals
+    settings: Settings
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Tokens that put these messages after the log, up to where the model goes on."""
+        tokenizer, mode = self.engine.tokenizer, self.settings.thinking_mode
+        if not self.log.ids:
+            schemas = [{"type": "function", "function": tool.schema()} for tool in self.tools.values()]
+            opening = {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
+            return tokenizer.encode_pieces(encode_messages([opening, *messages], texts=self.texts, thinking_mode=mode))
+        # a message of the model that was cut short must end like any other
+        end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
+        return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """End of sentence, and the user's turn in case the model begins to write it."""
+        tokenizer = self.engine.tokenizer
+        user_id = tokenizer.token_id(USER)
+        return frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be added to the context if the model is to answer."""
+        return self.engine.max_context - len(self.log.ids) - ANSWER_TOKENS
+
+    def context_full(self) -> Error:
+        used, limit = len(self.log.ids), self.engine.max_context
+        return Error(
+            message=f"the context is full: this session holds {used} of {limit} tokens; start a fresh one with --new"
+        )
+
+
+@dataclass
+class Step:
+    """One message of the model, as far as it has come."""
+
+    thinking: str = ""
+    text: str = ""
+    calls: list[ToolCallParsed] = field(default_factory=list)
+    made: list[ToolCallMade] = field(default_factory=list)  # the calls as events, once they are complete
+    is_cut: bool = True  # it did not reach its end of sentence
+
+    def add(self, delta: Delta) -> Text | Thinking | None:
+        """Take a piece in; returns the event to show at once, if any."""
+        if isinstance(delta, ThinkingDelta):
+            self.thinking += delta.text
+            return Thinking(delta=delta.text)
+        if isinstance(delta, TextDelta):
+            self.text += delta.text
+            return Text(delta=delta.text)
+        self.calls.append(delta)
+        return None
+
+    def entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """What the event log keeps of it."""
+        said: list[Event] = [Thinking(delta=self.thinking)] if self.thinking else []
+        said += [Text(delta=self.text)] if self.text else []
+        return [entry(event) for event in [*said, *self.made]]
+
+
+async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
+    """From the tokens that the log has and the sequence has not, to the model's answer.
+
+    The last event is TurnDone or Error, and the caller logs it; all others are in the log already.
+    """
+    num_refused = 0
+    for _ in range(live.settings.max_steps):
+        step = Step()
+        async with aclosing(_speak(live, usage, step)) as events:
+            async for event in events:
+                yield event
+        if not step.calls:
+            for event in _ending(live, usage, step):
+                yield event
+            return
+        results = []
+        async with aclosing(_answer_calls(live, usage, step)) as events:
+            async for event in events:
+                results += [event] if isinstance(event, ToolResultGiven) else []
+                yield event
+        num_refused = 0 if all(is_acceptable(live.tools, call) for call in step.calls) else num_refused + 1
+        if num_refused > MAX_REFUSED_STEPS:
+            yield Error(
+                message=f"the model made {num_refused} calls in a row that no tool accepts, the last one: {results[-1].output};"
+                " put the request in other words, or use a larger model"
+            )
+            return
+        ids = live.encode([tool_message(result) for result in results])
+        if len(ids) > live.room:
+            yield live.context_full()
+            return
+        live.log.append([], ids)
+        usage.new += len(ids)
+    yield Error(message=f"no answer after {live.settings.max_steps} rounds of tool calls; ask again to let it go on")
+
+
+def tool_message(result: ToolResultGiven) -> Message:
+    """A result as the encoding takes it."""
+    return {"role": "tool", "tool_call_id": result.id, "content": result.output}
+
+
+def is_acceptable(tools: Mapping[str, Tool], call: ToolCallParsed) -> bool:
+    """Whether the call is whole, of a known tool, and its arguments fit: only such a call is asked about and run."""
+    tool = tools.get(call.name)
+    if call.malformed is not None or tool is None:
+        return False
+    try:
+        tool.parameters.model_validate(json.loads(call.arguments_json))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, None]:
+    """Let the model write its next message; fill `step`. However this ends, what was sampled is in the log."""
+    log, seq, tokenizer = live.log, live.seq, live.engine.tokenizer
+    parser = StreamParser(thinking=live.settings.thinking_mode == "thinking")
+    decoded = tokenizer.stream()
+    try:
+        async with aclosing(_sample(live, usage)) as items:
+            async for item in items:
+                if isinstance(item, PrefillProgress):
+                    yield item
+                    continue
+                for delta in parser.feed(decoded.add(item)):
+                    if event := step.add(delta):
+                        yield event
+                if parser.ended:
+                    step.is_cut = False
+                    break
+        for delta in parser.finish().tail:
+            if event := step.add(delta):
+                yield event
+        position = len(log.ids)  # grows from step to step, so the ids are unique in the session
+        step.made = [
+            ToolCallMade(id=f"call_{position}_{number}", name=call.name, arguments=call.arguments_json)
+            for number, call in enumerate(step.calls, start=1)
+        ]
+    finally:
+        sampled = seq.token_ids[len(log.ids) :]
+        usage.output_tokens += len(sampled)
+        log.append(step.entries(), sampled)
+    for call in step.made:
+        yield call
+
+
+async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | int, None]:
+    """Progress of the prefill, then sampled tokens; counts the seconds spent waiting for each."""
+    waiting = live.log.ids[len(live.seq.token_ids) :].tolist()
+    params = SamplingParams(
+        temperature=live.settings.temperature,
+        max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - len(live.log.ids)),
+        stop_ids=live.stop_ids,
+    )
+    updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
+
+    def on_prefill(done: int, total: int) -> None:
+        updates.put_nowait(PrefillProgress(done=done, total=total))
+
+    sampled = live.engine.extend(live.seq, waiting, params, on_prefill=on_prefill)
+    async with aclosing(sampled) as tokens:  # type: ignore[type-var]
+        started = time.perf_counter()
+        first = asyncio.ensure_future(anext(tokens, None))
+        first.add_done_callback(lambda _: updates.put_nowait(None))
+        try:
+            while (update := await updates.get()) is not None:
+                yield update
+        finally:
+            first.cancel()
+            await asyncio.wait({first})
+        token = first.result()
+        usage.prefill_s += time.perf_counter() - started
+        while token is not None:
+            yield token
+            started = time.perf_counter()
+            token = await anext(tokens, None)
+            usage.decode_s += time.perf_counter() - started
+
+
+def _ending(live: Live, usage: Usage, step: Step) -> list[Event]:
+    """The events after a message without calls: the answer, or why it is none."""
+    if step.is_cut and len(live.log.ids) >= live.engine.max_context:
+        return [live.context_full()]
+    usage.context_used = len(live.log.ids)
+    assert live.log.open_turn is not None
+    done = TurnDone(session=live.log.session.name, turn=live.log.open_turn, text=step.text, usage=usage)
+    limit = live.settings.max_output_tokens
+    return [Notice(message=f"the answer was cut at {limit} tokens"), done] if step.is_cut else [done]
+
+
+async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, None]:
+    """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
+    room = live.room
+    for call, made in zip(step.calls, step.made, strict=True):
+        refusal = None
+        if call.malformed is not None:
+            refusal = f"error: malformed tool call: {call.malformed}"
+        elif is_acceptable(live.tools, call) and not live.approvals.allows(live.tools[call.name].risk):
+            approved = False
+            if live.approvals.asks:
+                needed = ApprovalNeeded(**made.model_dump(exclude={"type"}))
+                live.log.append([entry(needed)])
+                yield needed
+                approved = await live.approvals.ask(needed)
+            refusal = None if approved else live.approvals.refusal(call.name)
+        if refusal is None:
+            result = await _run(live, usage, ToolCall(made.id, call.name, call.arguments_json), room)
+        else:
+            result = ToolResultGiven(id=made.id, ok=False, output=refusal)
+            live.log.append([entry(result)])
+        room -= len(live.engine.tokenizer.encode(result.output))
+        yield result
+
+
+async def _run(live: Live, usage: Usage, call: ToolCall, room: int) -> ToolResultGiven:
+    """Run a call on a thread of its own. Cancelled, it still waits: what has begun must have a known outcome."""
+    started = time.perf_counter()
+    running = asyncio.ensure_future(asyncio.to_thread(run_tool, live.tools, call))
+    try:
+        await asyncio.shield(running)
+    finally:
+        await asyncio.wait({running})
+        usage.tools_s += time.perf_counter() - started
+        result = _result(live, running.result(), room)
+        live.log.append([entry(result)])
+    return result
+
+
+def _result(live: Live, result: ToolResult, room: int) -> ToolResultGiven:
+    """The result as text that the model can read: valid Unicode, and no longer than the context has room for."""
+    output = result.output.encode(errors="replace").decode()
+    num_tokens = len(live.engine.tokenizer.encode(output))
+    if num_tokens > room:
+        output = f"(the call ran, but its output of {num_tokens} tokens does not fit into the {max(room, 0)} left; ask for less)"
+    return ToolResultGiven(id=result.id, ok=result.ok, output=output)

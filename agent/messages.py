@@ -1,0 +1,131 @@
+"""Events: what a turn tells whoever watches it, in the terminal, over HTTP and in `--json`, and as the event log keeps it.
+
+Owns the wire format. Must not know where an event comes from or how it is drawn.
+"""
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+
+class Wire(BaseModel):
+    """Base of what is sent and stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Usage(BaseModel):
+    """What one turn read and wrote, in tokens and seconds; the turn under way counts it up.
+
+    `new`: tokens of the user and of tools. `from_memory`: already in the live sequence. `from_disk`: state loaded from
+    disk. `prefilled_again`: in the token log, but computed anew because of `why`. A turn's input and output together
+    are the context, so `context_used` = `input_tokens` + `output_tokens`. `prefill_s` is the wait for first tokens.
+    """
+
+    new: int = 0
+    from_memory: int = 0
+    from_disk: int = 0
+    prefilled_again: int = 0
+    why: str | None = None
+    output_tokens: int = 0
+    context_used: int = 0
+    context_limit: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    tools_s: float = 0.0
+    load_s: float = 0.0
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def input_tokens(self) -> int:
+        return self.new + self.from_memory + self.from_disk + self.prefilled_again
+
+
+class UserMessage(Wire):
+    """What the user said. In the event log only: who sends it knows it."""
+
+    type: Literal["user"] = "user"
+    text: str
+
+
+class Text(Wire):
+    """A piece of the answer; the event log has it whole."""
+
+    type: Literal["text"] = "text"
+    delta: str
+
+
+class Thinking(Wire):
+    """A piece of the model's reasoning; the event log has it whole."""
+
+    type: Literal["thinking"] = "thinking"
+    delta: str
+
+
+class ToolCallMade(Wire):
+    """A call as the model wrote it; `arguments` is JSON text, possibly wrong."""
+
+    type: Literal["tool_call"] = "tool_call"
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolResultGiven(Wire):
+    """What the model gets to read for a call."""
+
+    type: Literal["tool_result"] = "tool_result"
+    id: str
+    ok: bool
+    output: str
+
+
+class ApprovalNeeded(Wire):
+    """The call waits for the user."""
+
+    type: Literal["approval_needed"] = "approval_needed"
+    id: str
+    name: str
+    arguments: str
+
+
+class PrefillProgress(Wire):
+    """Tokens of the prompt read so far."""
+
+    type: Literal["prefill_progress"] = "prefill_progress"
+    done: int
+    total: int
+
+
+class TurnDone(Wire):
+    """The end of a turn that was answered; `text` is the answer after the last tool call."""
+
+    type: Literal["turn_done"] = "turn_done"
+    session: str
+    turn: int
+    text: str
+    usage: Usage
+
+
+class Notice(Wire):
+    """Something the user should know; the turn goes on."""
+
+    type: Literal["notice"] = "notice"
+    message: str
+
+
+class Error(Wire):
+    """The end of a turn that failed: the thing, the value and the way out."""
+
+    type: Literal["error"] = "error"
+    message: str
+
+
+Event: TypeAlias = (
+    Text | Thinking | ToolCallMade | ToolResultGiven | ApprovalNeeded | PrefillProgress | TurnDone | Notice | Error
+)
+
+
+def entry(event: Event | UserMessage) -> tuple[str, dict[str, Any]]:
+    """An event as the log keeps it: its type and the rest."""
+    return event.type, event.model_dump(mode="json", exclude={"type"})

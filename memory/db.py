@@ -1,0 +1,120 @@
+"""The SQLite file of a data directory: opening it, its schema and its migrations.
+
+Owns `holdfast.db`, the one way to change it (`transaction`) and the words for what can go wrong with it. Must not know
+what the rows mean. Plain sqlite3: `user_version` is all the bookkeeping that ordered migrations need.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BUSY_TIMEOUT_S = 30.0
+
+
+class StoreError(Exception):
+    """The data directory does not allow what was asked; one line naming the thing, the value and the way out."""
+
+
+def _sessions(connection: sqlite3.Connection) -> None:
+    """Sessions, their turns, their events and their tokens. `position` is how many tokens were logged by then."""
+    connection.execute(
+        "CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, workspace TEXT NOT NULL,"
+        " model TEXT NOT NULL, created_at REAL NOT NULL, used_at REAL NOT NULL) STRICT"
+    )
+    connection.execute("CREATE INDEX sessions_by_workspace ON sessions (workspace, used_at)")
+    connection.execute(
+        "CREATE TABLE turns (session_id INTEGER NOT NULL REFERENCES sessions, number INTEGER NOT NULL,"
+        " state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed', 'interrupted')), started_at REAL NOT NULL,"
+        " ended_at REAL, PRIMARY KEY (session_id, number)) STRICT"
+    )
+    connection.execute(
+        "CREATE TABLE events (session_id INTEGER NOT NULL, seq INTEGER NOT NULL, turn INTEGER NOT NULL,"
+        " position INTEGER NOT NULL, type TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (session_id, seq),"
+        " FOREIGN KEY (session_id, turn) REFERENCES turns (session_id, number)) STRICT"
+    )
+    connection.execute(
+        "CREATE TABLE tokens (session_id INTEGER NOT NULL REFERENCES sessions, start INTEGER NOT NULL,"
+        " ids BLOB NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (session_id, start)) STRICT"
+    )
+
+
+MIGRATIONS = (_sessions,)  # in order, never edited: migration n takes schema n to n + 1
+
+
+class Database:
+    """One connection to `home/holdfast.db`, made private to its owner when it is created."""
+
+    def __init__(self, home: Path):
+        """Raises OSError when `home` cannot hold the file, StoreError when the file is damaged or newer than this build."""
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home = home
+        self.path = home / "holdfast.db"
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with self._errors_explained():
+            self._connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            with self._errors_explained():
+                self._configure()
+                self._migrate()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _configure(self) -> None:
+        self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+        self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise StoreError(
+                    f"{self.path} was written by a newer holdfast (schema {version}, this build reads {len(MIGRATIONS)}):"
+                    " update holdfast, or set HOLDFAST_HOME to another directory"
+                )
+            for migration in MIGRATIONS[version:]:
+                migration(self._connection)
+            if version < len(MIGRATIONS):
+                self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; durable when the block ends. Takes the write lock first, so that it cannot fail half way."""
+        with self._errors_explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        with self._errors_explained():
+            return self._connection.execute(sql, values).fetchall()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def _errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as e:
+            code = getattr(e, "sqlite_errorname", "")
+            if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise StoreError(
+                    f"{self.path} is damaged ({e}): restore it from a backup, or move it away to begin with an empty one"
+                ) from e
+            if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                raise StoreError(
+                    f"{self.path} was in use by another process for {BUSY_TIMEOUT_S:.0f} s: try again"
+                ) from e
+            raise StoreError(f"{self.path} cannot be used: {e}") from e
