@@ -80,6 +80,7 @@ def _parser() -> Parser:
     bench = command("bench", _bench, "measure prefill and decode at several context lengths")
     bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
     bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    bench.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
     bench.add_argument("--json", action="store_true", help="print one result per line")
     model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
         metavar="ACTION", required=True
@@ -165,7 +166,7 @@ def _bench(args: argparse.Namespace) -> int:
     from engine import EngineError, run_bench
 
     try:
-        for result in run_bench(directory, args.context):
+        for result in run_bench(directory, args.context, args.against == "transformers"):
             print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
     except EngineError as e:
         return _fail(str(e), 1)

@@ -65,7 +65,7 @@ class Session:
         if problem := prompt_problem(prompt):
             yield Error(message=problem)
             return
-        await self._drop_unlogged()
+        await self._follow_log()
         ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": prompt}])
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
@@ -97,9 +97,11 @@ class Session:
             tool_message(ToolResultGiven.model_validate(event.payload)) for event in last if event.type == "tool_result"
         ]
 
-    async def _drop_unlogged(self) -> None:
-        """A sequence that is ahead of the log, because the log could not be written, is not the truth."""
-        if len(self.live.seq.token_ids) > len(self.live.log.ids):
+    async def _follow_log(self) -> None:
+        """A sequence that is no beginning of the log is not the truth: begin a new one. It happens when the log could
+        not be written, or when a cancelled request was not taken back."""
+        held = self.live.seq.token_ids
+        if held != self.live.log.ids[: len(held)].tolist():
             await self.live.engine.release(self.live.seq)
             self.live.seq = await self.live.engine.start()
 

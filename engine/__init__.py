@@ -1,5 +1,6 @@
 """The DeepSeek-V4 engine. Other packages import only the names listed here."""
 
+from engine.bench import run_bench
 from engine.checkpoint_writer import write_checkpoint
 from engine.config import ModelConfig
 from engine.engine import Engine, EngineConfig
@@ -22,6 +23,7 @@ __all__ = [
     "TextStream",
     "Tokenizer",
     "inspect_model",
+    "run_bench",
     "train_tokenizer",
     "write_checkpoint",
 ]

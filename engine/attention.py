@@ -14,9 +14,8 @@ from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.numerics import Numerics
 from kernels.attention import ENTRY_TILE, sparse_attn
-from kernels.cache import gather_rows
 from kernels.compress import overlapping, pool_blocks
-from kernels.gemm import grouped_linear, linear
+from kernels.gemm import grouped_linear, linear, pad_rows
 from kernels.indexer import index_scores, select_top
 from kernels.norm import rms_norm
 from kernels.quant import hadamard_matrix
@@ -66,7 +65,7 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
         config, num, eps = self.config, self.numerics, self.config.rms_norm_eps
-        turns = batch.turns(self.ratio, self.freqs)
+        turns, inverse = batch.turns(self.ratio, self.freqs)
         mixed = num.bf16(linear(num.act(x), self.w_in))  # [N, q_lora_rank + head_dim]
         qr = num.bf16(rms_norm(mixed[:, : config.q_lora_rank], self.q_norm, eps))
         kv = num.bf16(rms_norm(mixed[:, config.q_lora_rank :], self.kv_norm, eps))
@@ -79,16 +78,20 @@ class Attention:
         cache.ring.view(-1, config.head_dim)[places] = kv[rows]
         if self.ratio:
             self._compress(x, batch, cache)
-        out = torch.zeros_like(q)
+        parts = []
         for group in batch.groups:
             window = images.pop(0) if group.image is not None else cache.ring[group.slots]
             entries, mask = self._entries(x, qr, turns, batch, group, cache)
-            attended = sparse_attn(
-                q[group.span], window, group.window_mask, entries, mask,
-                self.attn_sink, config.head_dim**-0.5, num.rounds_activations,
+            parts.append(
+                sparse_attn(
+                    q[group.span], window, group.window_mask, entries, mask,
+                    self.attn_sink, config.head_dim**-0.5, num.rounds_activations,
+                )
             )  # fmt: skip
-            out[group.span] = attended
-        out = num.bf16(rotate_(num.bf16(out), turns.conj().unsqueeze(1)))
+            if (padding := group.padding) > 0:
+                parts.append(q.new_zeros(padding, *q.shape[1:]))
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        out = num.bf16(rotate_(num.bf16(out), inverse.unsqueeze(1)))
         low = num.bf16(grouped_linear(out.flatten(1).unflatten(1, (config.o_groups, -1)), self.wo_a))
         return num.bf16(linear(num.act(low), self.wo_b))
 
@@ -101,7 +104,7 @@ class Attention:
         assert cache.blocks is not None and cache.rows is not None
         mixed = linear(x, self.w_blocks)  # [N, values | gates]
         width = mixed.shape[1] // 2
-        mixed[:, width:] += self.ape[batch.positions % self.ratio]
+        mixed[:, width:] += self.ape[batch.phase(self.ratio)]
         ring = cache.blocks.view(-1, mixed.shape[1])
         plan = batch.blocks(self.ratio)
         if plan is not None:
@@ -111,7 +114,7 @@ class Attention:
         ring[places] = mixed[rows]
 
     def _write_entries(self, source: Tensor, plan: BlockPlan, cache: LayerCache) -> None:
-        """source [blocks, S, values | gates] -> packed rows of the pool."""
+        """source [blocks, S, values | gates] -> rows of the pool."""
         assert cache.rows is not None
         values, gates = source.chunk(2, 2)
         if plan.missing is not None:
@@ -121,15 +124,16 @@ class Attention:
         pooled, eps, num = pool_blocks(values, gates), self.config.rms_norm_eps, self.numerics
         turns = rope_table(plan.positions, self.freqs)
         entry = num.bf16(rms_norm(num.bf16(pooled[:, : self.config.head_dim]), self.entry_norm, eps))
-        cache.rows[plan.destinations] = cache.row_format.pack(num.bf16(rotate_(entry, turns)))
+        cache.rows[plan.destinations] = cache.row_format.round(num.bf16(rotate_(entry, turns)))
         if cache.index_rows is not None and cache.index_format is not None:
             key = num.bf16(rms_norm(num.bf16(pooled[:, self.config.head_dim :]), self.index_norm, eps))
-            cache.index_rows[plan.destinations] = cache.index_format.pack(self._hadamard(num.bf16(rotate_(key, turns))))
+            key = self._hadamard(num.bf16(rotate_(key, turns)))
+            cache.index_rows[plan.destinations] = cache.index_format.round(key)
 
     def _hadamard(self, rows: Tensor) -> Tensor:
         """Rows [..., d] times the orthonormal Hadamard matrix, whole row tiles at a time."""
         flat = rows.reshape(-1, rows.shape[-1])
-        padded = F.pad(flat, (0, 0, 0, -len(flat) % 16))
+        padded = F.pad(flat, (0, 0, 0, pad_rows(len(flat)) - len(flat)))
         return self.numerics.bf16(linear(padded, self.hadamard)[: len(flat)].view_as(rows))
 
     def _entries(
@@ -138,12 +142,12 @@ class Attention:
         """The compressed entries that the group's rows attend to, and their mask; see `sparse_attn`."""
         if self.ratio == 0 or cache.rows is None:
             return None, None
-        visible = batch.visible(group, self.ratio)
-        if self.ratio == 4 and int(visible.max()) > self.config.index_topk:
+        visible, most = batch.visible(group, self.ratio)
+        if self.ratio == 4 and most > self.config.index_topk:
             index, mask = self._select(x, qr, turns, batch, group, visible, cache)
         else:
             index, mask = batch.first_entries(group, self.ratio)
-        return gather_rows(cache.rows, index, cache.row_format), mask
+        return cache.rows[index], mask
 
     def _select(
         self, x: Tensor, qr: Tensor, turns: Tensor, batch: Batch, group: Group, visible: Tensor, cache: LayerCache
@@ -161,7 +165,7 @@ class Attention:
         for segment in group.segments:
             part = group.span if group.image is not None else slice(segment.start, segment.start + 1)
             pages = batch.page_rows(segment.seq, self.ratio)
-            keys = gather_rows(cache.index_rows, pages, cache.index_format)
+            keys = cache.index_rows[pages]
             at = slice(part.start - group.start, part.stop - group.start)
             scores = num.bf16(index_scores(q[part], keys, weights[part]))
             entry, valid = select_top(scores, visible[at], k)

@@ -13,8 +13,10 @@ from torch import Tensor
 from engine.cache import MAX_DRAFTS, Cache, block_ring
 from engine.sequence import Sequence
 from kernels.attention import ENTRY_TILE
-from kernels.gemm import ROW_TILE, pad_rows
+from kernels.gemm import pad_rows
 from kernels.rope import rope_table
+
+STRETCH_TILE = 16  # rows of a stretch that share one window image; a ring is this much longer than the window
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Group:
     segments: tuple[Segment, ...]
     start: int
     rows: int  # stretches are padded to whole tiles, single tokens are not
+    padding: int  # rows of the batch after these that attend to nothing
     slots: Tensor  # [segments]
     window_mask: Tensor  # [rows, ring], 0 or -inf
     image: Tensor | None  # [tiles, ring] into (ring, new rows) of a stretch; None: the ring itself is the image
@@ -66,29 +69,39 @@ class Batch:
         rows: list[int] = []  # token ids and positions, padding included
         positions: list[int] = []
         for seq, count in singles + stretches:
-            if count > 1:
-                _pad(rows, positions)
             self.segments.append(Segment(seq, seq.num_tokens, count, len(rows)))
             rows += seq.token_ids[seq.num_tokens : seq.num_tokens + count]
             positions += range(seq.num_tokens, seq.num_tokens + count)
-        _pad(rows, positions)
+            if count > 1:
+                _pad(rows, positions, len(rows) + -count % STRETCH_TILE)
+            elif len(self.segments) == len(singles):
+                _pad(rows, positions, pad_rows(len(rows)))
         self.ids = torch.tensor(rows)
         self.positions = torch.tensor(positions)
         self.real_rows = torch.cat([torch.arange(s.start, s.start + s.count) for s in self.segments])
         self.groups = self._groups(self.segments[: len(singles)], self.segments[len(singles) :])
         # rows of this step and their places in the flattened window rings: the last rows of each segment
         self.ring_writes = self._ring_writes(cache.ring_tokens)
-        self._turns: dict[bool, Tensor] = {}
+        self._turns: dict[bool, tuple[Tensor, Tensor]] = {}
+        self._phases: dict[int, Tensor] = {}
         self._plans: dict[int, BlockPlan | None] = {}
         self._block_writes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._visible: dict[tuple[int, int], tuple[Tensor, int]] = {}
         self._first_entries: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
-    def turns(self, ratio: int, freqs: Tensor) -> Tensor:
-        """Rotary table of the rows, complex64 [N, rope / 2]; layers with and without compression have their own."""
+    def turns(self, ratio: int, freqs: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary table of the rows and its inverse, complex64 [N, rope / 2]; compressed layers have their own."""
         key = bool(ratio)
         if key not in self._turns:
-            self._turns[key] = rope_table(self.positions, freqs)
+            table = rope_table(self.positions, freqs)
+            self._turns[key] = table, table.conj().resolve_conj()
         return self._turns[key]
+
+    def phase(self, ratio: int) -> Tensor:
+        """Place of each row in its compressor block, int64 [N]."""
+        if ratio not in self._phases:
+            self._phases[ratio] = self.positions % ratio
+        return self._phases[ratio]
 
     def block_writes(self, ratio: int) -> tuple[Tensor, Tensor]:
         """As ring_writes, for the block rings of layers of one ratio."""
@@ -102,20 +115,21 @@ class Batch:
             self._plans[ratio] = self._block_plan(ratio)
         return self._plans[ratio]
 
-    def visible(self, group: Group, ratio: int) -> Tensor:
-        """Entries that each row of the group may see, int64 [rows]."""
-        after = self.positions[group.span] + 1
-        dropped = torch.tensor([s.seq.dropped_tokens for s in group.segments])
-        if group.image is not None:
-            dropped = dropped[:1]
-        return torch.div(after, ratio, rounding_mode="floor") - dropped // ratio
+    def visible(self, group: Group, ratio: int) -> tuple[Tensor, int]:
+        """Entries that each row of the group may see, int64 [rows], and the most of any row."""
+        key = (group.start, ratio)
+        if key not in self._visible:
+            dropped = torch.tensor([s.seq.dropped_tokens for s in group.segments])
+            visible = (self.positions[group.span] + 1) // ratio - dropped // ratio
+            self._visible[key] = visible, int(visible.max())
+        return self._visible[key]
 
     def first_entries(self, group: Group, ratio: int) -> tuple[Tensor, Tensor]:
         """All entries of each segment: pool rows [segments, K] and mask [rows, K], K in whole entry tiles."""
         key = (group.start, ratio)
         if key not in self._first_entries:
-            visible = self.visible(group, ratio)
-            width = -(-max(int(visible.max()), 1) // ENTRY_TILE) * ENTRY_TILE
+            visible, most = self.visible(group, ratio)
+            width = -(-max(most, 1) // ENTRY_TILE) * ENTRY_TILE
             entry = torch.arange(width)
             mask = torch.where(entry < visible.unsqueeze(1), 0.0, float("-inf"))
             rows = torch.stack([self.pool_rows(s.seq, entry, ratio) for s in group.segments])
@@ -134,18 +148,19 @@ class Batch:
         return (torch.tensor(seq.pages).unsqueeze(1) * per_page + torch.arange(per_page)).flatten()
 
     def _groups(self, singles: list[Segment], stretches: list[Segment]) -> list[Group]:
-        groups = [self._group(tuple(singles), len(singles), None)] if singles else []
-        return groups + [self._group((s,), pad_rows(s.count), self._image(s)) for s in stretches]
+        count = len(singles)
+        groups = [self._group(tuple(singles), count, pad_rows(count) - count, None)] if singles else []
+        return groups + [self._group((s,), _tiles(s) * STRETCH_TILE, 0, self._image(s)) for s in stretches]
 
-    def _group(self, segments: tuple[Segment, ...], rows: int, image: Tensor | None) -> Group:
+    def _group(self, segments: tuple[Segment, ...], rows: int, padding: int, image: Tensor | None) -> Group:
         start = segments[0].start
         ring = self.cache.ring_tokens
         t = self.positions[start : start + rows].unsqueeze(1)
-        last = t if image is None else _tile_ends(segments[0]).repeat_interleave(ROW_TILE).unsqueeze(1)
+        last = t if image is None else _tile_ends(segments[0]).repeat_interleave(STRETCH_TILE).unsqueeze(1)
         held = last - (last - torch.arange(ring)) % ring  # position that each slot of the row's image holds
         seen = (held <= t) & (t - held < ring - MAX_DRAFTS) & (held >= 0)
         mask = torch.where(seen, 0.0, float("-inf"))
-        return Group(segments, start, rows, torch.tensor([s.seq.slot for s in segments]), mask, image)
+        return Group(segments, start, rows, padding, torch.tensor([s.seq.slot for s in segments]), mask, image)
 
     def _image(self, segment: Segment) -> Tensor:
         """Where each tile's window rows lie in (the ring before this step, the stretch's new rows)."""
@@ -187,13 +202,17 @@ class Batch:
         return BlockPlan(from_new.unsqueeze(-1), new_rows, ring_rows, any_missing, positions, rows)
 
 
-def _pad(rows: list[int], positions: list[int]) -> None:
-    missing = pad_rows(len(rows)) - len(rows)
+def _pad(rows: list[int], positions: list[int], length: int) -> None:
+    """Padding repeats the last position; nothing reads what it computes."""
+    missing = length - len(rows)
     rows += [0] * missing
-    positions += [positions[-1] if positions else 0] * missing
+    positions += positions[-1:] * missing
+
+
+def _tiles(segment: Segment) -> int:
+    return -(-segment.count // STRETCH_TILE)
 
 
 def _tile_ends(segment: Segment) -> Tensor:
     """Position of the last row of each tile of a stretch, [tiles]; past the stretch's end in the last tile."""
-    return segment.position + torch.arange(pad_rows(segment.count) // ROW_TILE) * ROW_TILE + ROW_TILE - 1
-
+    return segment.position + torch.arange(_tiles(segment)) * STRETCH_TILE + STRETCH_TILE - 1

@@ -21,14 +21,14 @@ MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer tha
 
 @dataclass
 class LayerCache:
-    """State of one layer. `ring` holds rounded rows as float32; pool rows have the layout of their format."""
+    """State of one layer. Rows are float32 that carry the rounding of their format."""
 
     ratio: int
     ring: Tensor  # [slots, ring_tokens, head_dim]
     row_format: RowFormat
-    rows: Tensor | None = None  # [pages * rows_per_page, width]
+    rows: Tensor | None = None  # [pages * rows_per_page, head_dim]
     index_format: RowFormat | None = None
-    index_rows: Tensor | None = None
+    index_rows: Tensor | None = None  # [pages * rows_per_page, index_head_dim]
     blocks: Tensor | None = None  # [slots, block_ring, 2 * width]: values, then gates with ape added
 
 
@@ -47,17 +47,17 @@ class Cache:
         self.layers = [self._layer(config, config.ratio(i), key, index) for i in range(num_rings)]
 
     def _layer(self, config: ModelConfig, ratio: int, key: RowFormat, index: RowFormat) -> LayerCache:
-        layer = LayerCache(ratio, _zeros((self.num_slots, self.ring_tokens, config.head_dim), torch.float32), key)
+        layer = LayerCache(ratio, _zeros(self.num_slots, self.ring_tokens, config.head_dim), key)
         if ratio == 0:
             return layer
         num_rows = self.num_pages * (self.page_tokens // ratio)
-        layer.rows = _zeros((num_rows, key.width), key.dtype)
+        layer.rows = _zeros(num_rows, key.dim)
         width = config.head_dim
         if ratio == 4:
             layer.index_format = index
-            layer.index_rows = _zeros((num_rows, index.width), index.dtype)
+            layer.index_rows = _zeros(num_rows, index.dim)
             width = 2 * (config.head_dim + config.index_head_dim)
-        layer.blocks = _zeros((self.num_slots, block_ring(ratio), 2 * width), torch.float32)
+        layer.blocks = _zeros(self.num_slots, block_ring(ratio), 2 * width)
         return layer
 
     def pages_for(self, num_tokens: int) -> int:
@@ -65,10 +65,10 @@ class Cache:
         return -(-num_tokens // self.page_tokens)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _zeros(*shape: int) -> Tensor:
     """Zeros that cost memory only once written (torch would touch every page). Rows never written are read under a
     mask, so they must be finite."""
-    return torch.from_numpy(np.zeros(shape, np.uint8 if dtype == torch.uint8 else np.float32))
+    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def block_ring(ratio: int) -> int:
@@ -76,14 +76,8 @@ def block_ring(ratio: int) -> int:
     return (8 if ratio == 4 else ratio) + MAX_DRAFTS
 
 
-def page_bytes(config: ModelConfig, numerics: Numerics, page_tokens: int) -> int:
-    """Bytes of one page over all layers."""
-    rounds = numerics.rounds_rows
-    key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32").row_bytes
-    index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32").row_bytes
-    total = 0
-    for layer in range(config.num_hidden_layers):
-        ratio = config.ratio(layer)
-        if ratio:
-            total += page_tokens // ratio * (key + (index if ratio == 4 else 0))
-    return total
+def page_bytes(config: ModelConfig, page_tokens: int) -> int:
+    """Bytes in memory of one page over all layers."""
+    widths = {0: 0, 4: config.head_dim + config.index_head_dim, 128: config.head_dim}
+    ratios = [config.ratio(layer) for layer in range(config.num_hidden_layers)]
+    return sum(page_tokens // ratio * widths[ratio] * 4 for ratio in ratios if ratio)

@@ -7,7 +7,8 @@ A failing step ends the requests in it with an error and the engine with them: s
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence as Items
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -205,9 +206,11 @@ class Engine:
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
-        one_page = max(page_bytes(model, self.numerics, config.page_tokens), 1)
+        one_page = max(page_bytes(model, config.page_tokens), 1)
         allowed = config.max_context or model.max_position_embeddings
-        num_pages = max(min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1)
+        num_pages = max(
+            min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
+        )
         cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
         self._runner = Runner(self.directory, model, self.numerics, cache)
         self.identity = self._runner.model.identity

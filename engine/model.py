@@ -23,13 +23,12 @@ class HyperConnection:
     def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig):
         m = config.hc_mult
         self.config = config
-        self.fn, self.base = checkpoint.weight(prefix + "fn"), checkpoint.weight(prefix + "base")
-        repeats = torch.tensor([m, m, m * m])
-        self.scale = checkpoint.weight(prefix + "scale").repeat_interleave(repeats)  # one per column
+        scale = checkpoint.weight(prefix + "scale").repeat_interleave(torch.tensor([m, m, m * m]))
+        self.fn, self.base = checkpoint.weight(prefix + "fn") * scale.unsqueeze(1), checkpoint.weight(prefix + "base")
 
     def pre(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        return hc_pre(streams, self.fn, self.scale, self.base, c.hc_sinkhorn_iters, c.hc_eps, c.rms_norm_eps)
+        return hc_pre(streams, self.fn, self.base, c.hc_sinkhorn_iters, c.hc_eps, c.rms_norm_eps)
 
 
 class Block:
@@ -60,14 +59,14 @@ class Head:
 
     def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, head: Tensor, numerics: Numerics):
         self.config, self.numerics, self.head = config, numerics, head
-        self.fn, self.base = checkpoint.weight(prefix + "hc_head_fn"), checkpoint.weight(prefix + "hc_head_base")
-        self.scale = checkpoint.weight(prefix + "hc_head_scale")
+        self.fn = checkpoint.weight(prefix + "hc_head_fn") * checkpoint.weight(prefix + "hc_head_scale")
+        self.base = checkpoint.weight(prefix + "hc_head_base")
         self.norm = checkpoint.weight(prefix + "norm.weight")
 
     def __call__(self, streams: Tensor) -> Tensor:
         """streams [N, M, D] -> logits [N, V]."""
         c, num = self.config, self.numerics
-        y = num.bf16(hc_head(streams, self.fn, self.scale, self.base, c.hc_eps, c.rms_norm_eps))
+        y = num.bf16(hc_head(streams, self.fn, self.base, c.hc_eps, c.rms_norm_eps))
         return linear(num.bf16(rms_norm(y, self.norm, c.rms_norm_eps)), self.head)
 
 

@@ -33,7 +33,9 @@ class Scheduler:
         length = len(seq.token_ids) + len(ids)
         room = self.max_context - length
         if room < (1 if request.params.max_tokens else 0):
-            raise ContextFull(f"{length} tokens do not fit the context of {self.max_context}: shorten it or raise max_context")
+            raise ContextFull(
+                f"{length} tokens do not fit the context of {self.max_context}: shorten it or raise max_context"
+            )
         if length == seq.num_tokens:
             raise EngineError(f"sequence {seq.id} has nothing to feed: give at least one token id")
         seq.token_ids += ids

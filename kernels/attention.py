@@ -7,7 +7,7 @@ masked key adds an exact zero, so a query's bits do not depend on how many keys 
 import torch
 from torch import Tensor
 
-from kernels.gemm import pair_sum
+from kernels.gemm import pair_sum, tiled_bmm
 
 ENTRY_TILE = 64
 
@@ -39,7 +39,7 @@ def sparse_attn(
         top = torch.maximum(top, far.amax(-1, keepdim=True))
     near = torch.exp_(near.sub_(top))
     total = near.sum(-1, keepdim=True) + torch.exp(sink.view(heads, 1) - top)
-    o = torch.bmm(_p(near, round_p).view(len(window), -1, near.shape[-1]), window).view(n, heads, d)
+    o = tiled_bmm(_p(near, round_p).view(len(window), -1, near.shape[-1]), window).reshape(n, heads, d)
     if entries is not None and far is not None:
         far = torch.exp_(far.sub_(top)).unflatten(-1, (-1, ENTRY_TILE))  # [n, H, tiles, ENTRY_TILE]
         total = total + pair_sum(far.sum(-1), -1).unsqueeze(-1)
@@ -50,7 +50,7 @@ def sparse_attn(
 def _scores(q: Tensor, keys: Tensor) -> Tensor:
     groups, num_keys, d = keys.shape
     n, heads, _ = q.shape
-    return torch.bmm(q.reshape(groups, -1, d), keys.transpose(1, 2)).view(n, heads, num_keys)
+    return tiled_bmm(q.reshape(groups, -1, d), keys.transpose(1, 2)).reshape(n, heads, num_keys)
 
 
 def _weighted_entries(p: Tensor, entries: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ def _weighted_entries(p: Tensor, entries: Tensor) -> Tensor:
     n, heads, tiles, width = p.shape
     groups, d = len(entries), entries.shape[2]
     per_tile = p.reshape(groups, -1, tiles, width).transpose(1, 2).reshape(groups * tiles, -1, width)
-    parts = torch.bmm(per_tile, entries.reshape(groups * tiles, width, d))
-    return pair_sum(parts.view(groups, tiles, -1, d), 1).view(n, heads, d)
+    parts = tiled_bmm(per_tile, entries.reshape(groups * tiles, width, d))
+    return pair_sum(parts.reshape(groups, tiles, -1, d), 1).view(n, heads, d)
 
 
 def _p(p: Tensor, rounded: bool) -> Tensor:

@@ -1,8 +1,8 @@
-"""Stored rows: their layouts, and moving them in and out of pages (V4 spec 3.1, 3.4).
+"""Stored rows: their layouts, and what rounding a layout means (V4 spec 3.1, 3.4).
 
-One layout of rows in memory and on disk, so that saving and loading are copies: float32 rows for `plain`, packed rows
-(e4m3 + bf16 + e8m0 for keys, e2m1 + e8m0 for index keys) for `compact` and `official`. Packing rounds; a rounded row
-packs to the same bytes again.
+`plain` stores float32 rows; `compact` and `official` store packed rows (e4m3 + bf16 + e8m0 for keys, e2m1 + e8m0 for
+index keys). On a CPU live rows are float32 that carry the rounding: a decode step reads every index key and unpacking
+them each time took longer than the rest of the step. A rounded row packs to the same bytes, losing nothing.
 """
 
 from dataclasses import dataclass
@@ -55,9 +55,6 @@ class RowFormat:
 
     def round(self, rows: Tensor) -> Tensor:
         """What a reader will see of these rows."""
-        return rows if self.kind == "float32" else self.unpack(self.pack(rows))
-
-
-def gather_rows(pool: Tensor, index: Tensor, layout: RowFormat) -> Tensor:
-    """pool [rows, width], index [...] -> float32 [..., dim]."""
-    return layout.unpack(pool[index.flatten()]).view(*index.shape, layout.dim)
+        if self.kind == "float32":
+            return rows
+        return quant.round_kv_rows(rows, self.rope) if self.kind == "key" else quant.fake_fp4(rows)

@@ -1,18 +1,20 @@
 """The lightning indexer: which compressed entries a query attends to (V4 spec 2.7)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.gemm import pair_sum
+from kernels.gemm import linear, pad_rows, pair_sum
 
 
 def index_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
     """queries [n, H, d], keys [E, d], weights [n, H] -> sum over heads of weight * relu(q . k), [n, E].
 
-    n * H is a multiple of the row tile or the caller's rows are padded to it; E is a multiple of 16.
+    E is a multiple of 16.
     """
     n, heads, d = queries.shape
-    scores = torch.relu_(queries.reshape(n * heads, d) @ keys.t()).view(n, heads, -1)
+    flat = F.pad(queries.reshape(n * heads, d), (0, 0, 0, pad_rows(n * heads) - n * heads))
+    scores = torch.relu_(linear(flat, keys))[: n * heads].view(n, heads, -1)
     return pair_sum(scores.mul_(weights.unsqueeze(-1)), 1)
 
 
@@ -28,7 +30,7 @@ def select_top(scores: Tensor, visible: Tensor, k: int) -> tuple[Tensor, Tensor]
     keys = (ordered << 32) | (entries - column)  # unique: the lower index wins a tie
     keys = keys.masked_fill_(column >= visible.unsqueeze(1), torch.iinfo(torch.int64).min)
     if entries < k:
-        keys = torch.nn.functional.pad(keys, (0, k - entries), value=torch.iinfo(torch.int64).min)
+        keys = F.pad(keys, (0, k - entries), value=torch.iinfo(torch.int64).min)
     chosen = keys.topk(k, 1, sorted=False)
     index = chosen.indices.masked_fill(chosen.values == torch.iinfo(torch.int64).min, entries).sort(1).values
     valid = index < entries

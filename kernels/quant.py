@@ -127,6 +127,16 @@ def hadamard_matrix(n: int) -> Tensor:
     return h * n**-0.5
 
 
+def round_kv_rows(rows: Tensor, rope: int) -> Tensor:
+    """What unpack_kv_rows(pack_kv_rows(rows)) gives, without the bytes between."""
+    nope = rows.shape[-1] - rope
+    out = rows.bfloat16().float()
+    blocks = rows[:, :nope].unflatten(-1, (-1, 64))
+    scale = pow2_scale(blocks.abs().amax(-1, keepdim=True).clamp_min_(1e-4), FP8_MAX)
+    out[:, :nope] = ((blocks / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
+    return out
+
+
 def pack_kv_rows(rows: Tensor, rope: int) -> Tensor:
     """Rows [n, nope + rope] -> bytes [n, nope + 2 * rope + pad8(nope / 64)]: e4m3, bf16, e8m0 (spec 3.4).
 

@@ -30,6 +30,7 @@ HOMES = {
     "numpy": ("engine", "kernels", "agent.pocket"),
     "triton": ("kernels",),
     "safetensors": ("engine",),
+    "transformers": ("engine",),
     "tokenizers": ("engine",),
     "sqlite_utils": ("memory",),
     "tree_sitter": ("tools",),
@@ -44,7 +45,8 @@ HOMES = {
 
 # Modules with imports inside functions, and why.
 LATE_IMPORTS = {
-    "agent.cli": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it"
+    "engine.bench": "transformers is a development dependency: only a comparison with it needs it",
+    "agent.cli": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it",
 }
 
 

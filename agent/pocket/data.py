@@ -121,7 +121,13 @@ def write_shard(path: Path, renderer: Renderer, repos: int, per_repo: int, rng: 
                 offsets.append(len(ids))
                 owner.append(number)
     temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, ids=np.array(ids, np.int16), mask=np.array(mask), offsets=np.array(offsets), repo=np.array(owner, np.int32))
+    np.savez(
+        temporary,
+        ids=np.array(ids, np.int16),
+        mask=np.array(mask),
+        offsets=np.array(offsets),
+        repo=np.array(owner, np.int32),
+    )
     os.replace(temporary, path)
     return len(ids)
 

@@ -47,7 +47,10 @@ def holdfast_run(prompt: str, workspace: Path, home: Path, model: str, fresh: bo
     events = [json.loads(line) for line in done.stdout.splitlines()]
     text = next((e["text"] for e in events if e["type"] == "turn_done"), f"(no answer: {done.stderr.strip()})")
     results = [e["output"] for e in events if e["type"] == "tool_result" and not e["ok"]]
-    return text, sum(r.startswith(("error: unknown tool", "error: malformed", "error: argument", "error: arguments")) for r in results)
+    return text, sum(
+        r.startswith(("error: unknown tool", "error: malformed", "error: argument", "error: arguments"))
+        for r in results
+    )
 
 
 def run_task(kind: str, seed: int, model: str) -> Outcome:
@@ -95,7 +98,9 @@ def main() -> None:
     parser.add_argument("--failures", action="store_true", help="print every wrong answer")
     args = parser.parse_args()
     rng = random.Random(args.seed)
-    plan = [(k, args.seed * 100_000 + i) for i, k in enumerate(rng.choices(list(KINDS), list(KINDS.values()), k=args.tasks))]
+    plan = [
+        (k, args.seed * 100_000 + i) for i, k in enumerate(rng.choices(list(KINDS), list(KINDS.values()), k=args.tasks))
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
         outcomes = list(pool.map(lambda task: run_task(task[0], task[1], args.model), plan))
     if args.failures:

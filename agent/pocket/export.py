@@ -26,7 +26,7 @@ TOOLS_TEMPLATE = {TOOLS_TEXT!r}
 def official_weights(net: Net) -> dict[str, Tensor]:
     """The network's parameters under the names of the official checkpoint."""
     weights = {"embed.weight": net.embed, "head.weight": net.head, **_head("", net.reduce)}
-    for number, block in enumerate(net.layers):
+    for number, block in enumerate(net.blocks):
         weights |= _block(f"layers.{number}.", block)
     mtp = net.mtp
     weights |= {"mtp.0.e_proj.weight": mtp.e_proj, "mtp.0.h_proj.weight": mtp.h_proj}
@@ -64,6 +64,7 @@ def _block(prefix: str, block: Block) -> dict[str, Tensor]:
     if ffn.tid2eid is not None:
         named["ffn.gate.tid2eid"] = ffn.tid2eid
     else:
+        assert ffn.gate_bias is not None
         named["ffn.gate.bias"] = ffn.gate_bias
     for w in ("w1", "w2", "w3"):
         named |= {f"ffn.experts.{e}.{w}.weight": matrix for e, matrix in enumerate(getattr(ffn, w))}

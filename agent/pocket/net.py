@@ -203,6 +203,10 @@ class Attention(nn.Module):
 class MoE(nn.Module):
     """Routed experts and one shared expert as one wide gated MLP with a routing weight per block (spec 2.9)."""
 
+    tid2eid: Tensor | None
+    gate_bias: Tensor | None
+    load: Tensor
+
     def __init__(self, config: NetConfig, hashed: bool):
         super().__init__()
         self.config = config
@@ -223,6 +227,7 @@ class MoE(nn.Module):
         if self.tid2eid is not None:
             chosen = self.tid2eid[ids]
         else:
+            assert self.gate_bias is not None
             chosen = (scores.detach() + self.gate_bias).topk(c.num_experts_per_tok, -1).indices
         mask = torch.zeros_like(scores).scatter(-1, chosen, 1.0)
         if self.training and self.gate_bias is not None:
@@ -345,7 +350,8 @@ class Net(nn.Module):
         super().__init__()
         self.config = config
         self.embed = _weight(config.vocab_size, config.hidden_size, std=0.5)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.blocks = [Block(config, layer) for layer in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(self.blocks)
         self.reduce = HeadReduction(config)
         self.head = _weight(config.vocab_size, config.hidden_size, std=0.02)
         self.mtp = MTP(config)
@@ -354,7 +360,7 @@ class Net(nn.Module):
         """ids [B, T] -> (streams [B, T, M, D], indexer loss [])."""
         X = rounding.bf16(self.embed)[ids].unsqueeze(2).expand(-1, -1, self.config.hc_mult, -1)
         index_loss = X.new_zeros(())
-        for layer in self.layers:
+        for layer in self.blocks:
             X, loss = layer(X, ids, tables, rounding, select)
             index_loss = index_loss + loss
         return X, index_loss

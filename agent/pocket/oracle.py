@@ -89,7 +89,7 @@ def replace(repo: Repo, path: str, old: str, new: str, user: str) -> Episode:
     if call.output.startswith("error"):
         return Episode("none", user, (call,), f"I found no {old} in {path}; nothing was changed.")
     count = call.output.splitlines()[0].rsplit(": ", 1)[1]
-    check = {"path": path, "content": after.decode() if before is not None else ""}
+    check: dict[str, object] = {"path": path, "content": after.decode() if before is not None else ""}
     return Episode("replace", user, (call,), f"Replaced {old} with {new} in {path}: {count}.", check)
 
 

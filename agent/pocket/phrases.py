@@ -411,7 +411,20 @@ THINGS = [
     "test suite", "docker file", "chat bot", "game", "compiler", "regex", "rest api", "plugin system", "haskell version",
     "benchmark", "command line tool", "css theme", "migration", "retry decorator", "linked list", "binary search",
 ]  # fmt: skip
-PLACES = ["france", "paris", "japan", "berlin", "production", "kenya", "rome", "peru", "tokyo", "london", "madrid", "oslo"]
+PLACES = [
+    "france",
+    "paris",
+    "japan",
+    "berlin",
+    "production",
+    "kenya",
+    "rome",
+    "peru",
+    "tokyo",
+    "london",
+    "madrid",
+    "oslo",
+]
 
 SUBJECTS = [
     "the staging port", "the release name", "the user name", "the project name", "the test port", "the main branch",

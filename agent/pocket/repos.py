@@ -52,7 +52,8 @@ def source_files(split: str) -> dict[str, list[Path]]:
 @functools.cache
 def words(split: str) -> list[str]:
     """Lower-case words of 3 to 9 letters taken from identifiers of installed code."""
-    rng, pool = random.Random(7), set()
+    rng = random.Random(7)
+    pool: set[str] = set()
     files = [f for fs in source_files("train").values() for f in fs]
     for file in rng.sample(files, min(400, len(files))):
         for identifier in re.findall(r"[A-Za-z_]{4,40}", file.read_text("utf-8", "ignore")):
@@ -61,9 +62,9 @@ def words(split: str) -> list[str]:
 
 
 def _made_up(rng: random.Random) -> str:
-    return "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))) + rng.choice(
-        ["", "n", "r", "x", "t", "l", "m"]
-    )
+    return "".join(
+        rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))
+    ) + rng.choice(["", "n", "r", "x", "t", "l", "m"])
 
 
 def make_name(split: str, rng: random.Random, style: str) -> str:
@@ -100,7 +101,9 @@ class Repo:
         self.paths = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*.py"))
         self.symbols: list[Symbol] = []
         for path in self.paths:
-            output = run_tool(self.tools, ToolCall(id="x", name="outline", arguments_json=f'{{"path": "{path}"}}')).output
+            output = run_tool(
+                self.tools, ToolCall(id="x", name="outline", arguments_json=f'{{"path": "{path}"}}')
+            ).output
             for line in output.splitlines()[1:]:
                 if not line.startswith("(+"):
                     number, kind, name = line.split(" ", 2)
@@ -163,7 +166,7 @@ def _write_generated(root: Path, split: str, rng: random.Random) -> None:
     """Modules with classes, functions and constants of random names that call each other."""
     snake = lambda: make_name(split, rng, "snake")  # noqa: E731 - three short aliases for one call
     functions = [snake() for _ in range(rng.randint(6, 24))]
-    folders = rng.sample(FOLDERS, 3) + [make_name(split, rng, "snake")]
+    folders = [*rng.sample(FOLDERS, 3), make_name(split, rng, "snake")]
     for _ in range(rng.randint(4, 10)):
         lines = [f"from {rng.choice(folders)} import {rng.choice(functions)}", ""]
         for _ in range(rng.randint(0, 2)):
@@ -171,10 +174,14 @@ def _write_generated(root: Path, split: str, rng: random.Random) -> None:
         for _ in range(rng.randint(0, 2)):
             lines += ["", "", f"class {make_name(split, rng, 'Camel')}:"]
             for _ in range(rng.randint(1, 4)):
-                lines += _function(snake() if rng.random() < 0.7 else rng.choice(functions), functions, "    ", rng, snake)
+                lines += _function(
+                    snake() if rng.random() < 0.7 else rng.choice(functions), functions, "    ", rng, snake
+                )
         for _ in range(rng.randint(1, 4)):
             lines += ["", *_function(rng.choice(functions), functions, "", rng, snake)]
-        target = root.joinpath(*rng.choice([(), (rng.choice(folders),), tuple(folders[-2:])]), f"{snake().strip('_')}.py")
+        target = root.joinpath(
+            *rng.choice([(), (rng.choice(folders),), tuple(folders[-2:])]), f"{snake().strip('_')}.py"
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("\n".join(lines) + "\n", "utf-8")
 

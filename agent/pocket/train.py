@@ -51,7 +51,8 @@ class Trainer:
         torch.manual_seed(0)
         self.config = NetConfig()
         self.net = Net(self.config)
-        matrices, rest = [], []
+        matrices: list[Tensor] = []
+        rest: list[Tensor] = []
         for name, p in self.net.named_parameters():
             stacked = p.ndim >= 2 and min(p.shape[-2:]) >= 32
             (matrices if stacked and name not in ("embed", "head") else rest).append(p)
@@ -69,7 +70,7 @@ class Trainer:
         torch._dynamo.config.automatic_dynamic_shapes = False
         torch._dynamo.config.recompile_limit = 64
         net_module.hc_post = torch.compile(net_module.hc_post)
-        for block in self.net.layers:
+        for block in self.net.blocks:
             for part in (block.attn, block.ffn, block.hc_attn, block.hc_ffn):
                 part.compile()
 
@@ -120,7 +121,7 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
-            for block in self.net.layers:
+            for block in self.net.blocks:
                 if block.ffn.gate_bias is not None:  # loss-free balancing (V3 report)
                     block.ffn.gate_bias += 1e-3 * torch.sign(block.ffn.load.mean() - block.ffn.load)
         right = (logits.detach().argmax(-1) == targets).float().mean()
@@ -137,7 +138,8 @@ def run(trainer: Trainer, name: str, steps: int, minutes: float) -> None:
     rng = random.Random(trainer.step)
     packer = None if name == "copy" else Packer(trainer.run_dir, rng)
     log = (trainer.run_dir / "log.txt").open("a")
-    started, sums = time.time(), {}
+    started = time.time()
+    sums: dict[str, float] = {}
     for i in range(steps):
         if packer is None:
             ids, mask = copy_rows(stage.rows, stage.tokens, trainer.config.vocab_size, rng)

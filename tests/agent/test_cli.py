@@ -4,7 +4,6 @@ The engine is scripted (see scripted_engine); a test that needs a process of its
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -245,11 +244,15 @@ def test_a_reader_that_goes_away_is_no_traceback(ws: Path) -> None:
 
 
 def test_chat_reads_lines_when_there_is_no_terminal(ws: Path) -> None:
-    lines = b"hello\n\n/help\n/nonsense\n/etc/hosts?\ncaf\xe9\n/new\nagain\n/quit\nnever\n"
-    process = start(ws, "chat", replies=[says("One."), says("Two."), says("Three.")], stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.buffer.write(lines)
-    out, err = process.communicate(timeout=60)
+    lines = "hello\n\n/help\n/nonsense\n/etc/hosts?\ncaf\udce9\n/new\nagain\n/quit\nnever\n"
+    process = start(
+        ws,
+        "chat",
+        replies=[says("One."), says("Two."), says("Three.")],
+        stdin=subprocess.PIPE,
+        errors="surrogateescape",
+    )
+    out, err = process.communicate(lines, timeout=60)
     assert process.returncode == 0 and out == "One.\nTwo.\nThree.\n"
     assert "session ws-1: 0 turns" in err and "session ws-2: 0 turns" in err
     assert "/new starts a fresh session" in err and "unknown command /nonsense" in err and "not valid UTF-8" in err

@@ -13,7 +13,7 @@ from transformers import DeepseekV4ForCausalLM
 
 from engine import Engine, EngineConfig, ModelConfig, SamplingParams, write_checkpoint
 from engine.checkpoint_writer import random_weights
-from tests.engine.hf_oracle import load_oracle, new_cache, oracle_logits
+from engine.oracle import load_oracle, new_cache, oracle_logits
 
 TOLERANCE = 1e-4  # logits have a standard deviation of about 2
 SMALL: dict[str, Any] = {

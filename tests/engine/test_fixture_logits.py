@@ -66,7 +66,9 @@ def test_plain_prefill_logits(prompt: int) -> None:
     m = model("plain")
     cache = new_cache(m)
     streams = feed(m, cache, new_sequence(cache), vectors("prompts")[f"prompt.{prompt}"].tolist())
-    torch.testing.assert_close(logits(m, streams[-1:])[0], vectors("plain")[f"prefill.{prompt}.logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(m, streams[-1:])[0], vectors("plain")[f"prefill.{prompt}.logits"], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("prompt", DECODED)

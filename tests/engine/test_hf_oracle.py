@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
-from tests.engine.hf_oracle import load_oracle, new_cache, oracle_logits
+from engine.oracle import load_oracle, new_cache, oracle_logits
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
 TOLERANCE = 2e-5  # measured: 7e-6, with a logit standard deviation of 2

@@ -67,7 +67,7 @@ def test_damaged_pages_give_one_line(tmp_path: Path) -> None:
 
 def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Not a directory|File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
         Database(tmp_path / "file" / "home")
 
 
