@@ -53,14 +53,14 @@ class Attention:
             a, b = (t.unflatten(dim, (2, -1)).unbind(dim) for t in (main, index))
             return torch.cat((a[0], b[0], a[1], b[1]), dim)
 
-        proj = weight("indexer.weights_proj.weight")
+        proj = weight("indexer.weights_proj.weight")  # appended: it reads the same input
         self.index_weight_scale = (self.config.index_head_dim * self.config.index_n_heads) ** -0.5
         self.w_blocks = torch.cat((halves("wkv.weight", 0), halves("wgate.weight", 0)))
         self.ape = halves("ape", 1)
         self.entry_norm = weight("compressor.norm.weight")
         self.index_norm = weight("indexer.compressor.norm.weight")
-        self.weights_proj = proj
-        self.index_wq_b = weight("indexer.wq_b.weight")
+        self.w_blocks = torch.cat((self.w_blocks, proj))
+        self.wq_b = torch.cat((self.wq_b, weight("indexer.wq_b.weight")))
         self.hadamard = hadamard_matrix(self.config.index_head_dim)
 
     def __call__(self, x: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
@@ -70,18 +70,19 @@ class Attention:
         qr = num.bf16(rms_norm(mixed[:, : config.q_lora_rank], self.q_norm, eps))
         kv = num.bf16(rms_norm(mixed[:, config.q_lora_rank :], self.kv_norm, eps))
         kv = cache.row_format.round(num.bf16(rotate_(kv, turns)))
-        q = num.bf16(linear(num.act(qr), self.wq_b)).unflatten(1, (-1, config.head_dim))
+        projected = num.bf16(linear(num.act(qr), self.wq_b))  # [N, main heads | index heads]
+        width = config.num_attention_heads * config.head_dim
+        q, index_q = projected[:, :width].unflatten(1, (-1, config.head_dim)), projected[:, width:]
         q = num.head_norm(q, eps)
         q = num.bf16(rotate_(q, turns.unsqueeze(1)))  # [N, H, head_dim]
         images = [self._image(g, kv, cache) for g in batch.groups if g.image is not None]
         rows, places = batch.ring_writes
         cache.ring.view(-1, config.head_dim)[places] = kv[rows]
-        if self.ratio:
-            self._compress(x, batch, cache)
+        index_weights = self._compress(x, batch, cache) if self.ratio else None
         parts = []
         for group in batch.groups:
             window = images.pop(0) if group.image is not None else cache.ring[group.slots]
-            entries, mask = self._entries(x, qr, turns, batch, group, cache)
+            entries, mask = self._entries(index_q, index_weights, turns, batch, group, cache)
             parts.append(
                 sparse_attn(
                     q[group.span], window, group.window_mask, entries, mask,
@@ -99,11 +100,14 @@ class Attention:
         """Window rows of each tile of a stretch, [tiles, ring, head_dim], from the ring as it was and the new rows."""
         return torch.cat((cache.ring[group.slots[0]], kv[group.span]))[group.image]
 
-    def _compress(self, x: Tensor, batch: Batch, cache: LayerCache) -> None:
-        """Add this step's rows to the block ring and write the entries that it completes."""
+    def _compress(self, x: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
+        """Add this step's rows to the block ring and write the entries that it completes.
+
+        Returns the indexer's head weights [N, index heads], which come out of the same product (none for ratio 128).
+        """
         assert cache.blocks is not None and cache.rows is not None
-        mixed = linear(x, self.w_blocks)  # [N, values | gates]
-        width = mixed.shape[1] // 2
+        width = self.ape.shape[1]
+        mixed, head_weights = linear(x, self.w_blocks).tensor_split([2 * width], 1)  # values | gates | head weights
         mixed[:, width:] += self.ape[batch.phase(self.ratio)]
         ring = cache.blocks.view(-1, mixed.shape[1])
         plan = batch.blocks(self.ratio)
@@ -112,6 +116,7 @@ class Attention:
             self._write_entries(source, plan, cache)
         rows, places = batch.block_writes(self.ratio)
         ring[places] = mixed[rows]
+        return head_weights
 
     def _write_entries(self, source: Tensor, plan: BlockPlan, cache: LayerCache) -> None:
         """source [blocks, S, values | gates] -> rows of the pool."""
@@ -137,36 +142,49 @@ class Attention:
         return self.numerics.bf16(linear(padded, self.hadamard)[: len(flat)].view_as(rows))
 
     def _entries(
-        self, x: Tensor, qr: Tensor, turns: Tensor, batch: Batch, group: Group, cache: LayerCache
+        self,
+        index_q: Tensor,
+        index_weights: Tensor | None,
+        turns: Tensor,
+        batch: Batch,
+        group: Group,
+        cache: LayerCache,
     ) -> tuple[Tensor | None, Tensor | None]:
         """The compressed entries that the group's rows attend to, and their mask; see `sparse_attn`."""
         if self.ratio == 0 or cache.rows is None:
             return None, None
         visible, most = batch.visible(group, self.ratio)
         if self.ratio == 4 and most > self.config.index_topk:
-            index, mask = self._select(x, qr, turns, batch, group, visible, cache)
+            assert index_weights is not None
+            index, mask = self._select(index_q, index_weights, turns, batch, group, visible, cache)
         else:
             index, mask = batch.first_entries(group, self.ratio)
         return cache.rows[index], mask
 
     def _select(
-        self, x: Tensor, qr: Tensor, turns: Tensor, batch: Batch, group: Group, visible: Tensor, cache: LayerCache
+        self,
+        index_q: Tensor,
+        index_weights: Tensor,
+        turns: Tensor,
+        batch: Batch,
+        group: Group,
+        visible: Tensor,
+        cache: LayerCache,
     ) -> tuple[Tensor, Tensor]:
         """Pool rows [rows, K] of the index_topk best entries of each row and the mask [rows, K], K in entry tiles."""
         assert cache.index_rows is not None and cache.index_format is not None
         config, num, k = self.config, self.numerics, self.config.index_topk
-        q = num.bf16(linear(num.act(qr), self.index_wq_b)).unflatten(1, (-1, config.index_head_dim))
+        q = index_q.unflatten(1, (-1, config.index_head_dim))
         q = self._hadamard(num.bf16(rotate_(q, turns.unsqueeze(1))))
         if num.rounds_activations and cache.index_format.kind == "index":
             q = cache.index_format.round(q.flatten(0, 1)).view_as(q)
-        weights = num.bf16(linear(x, self.weights_proj)) * self.index_weight_scale  # [N, index heads]
+        weights = num.bf16(index_weights) * self.index_weight_scale  # [N, index heads]
         rows = torch.zeros(group.rows, -(-k // ENTRY_TILE) * ENTRY_TILE, dtype=torch.int64)
         counts = torch.zeros_like(rows, dtype=torch.bool)
         for segment in group.segments:
             part = group.span if group.image is not None else slice(segment.start, segment.start + 1)
-            pages = batch.page_rows(segment.seq, self.ratio)
-            keys = cache.index_rows[pages]
             at = slice(part.start - group.start, part.stop - group.start)
+            keys = cache.index_rows[batch.page_rows(segment.seq, int(visible[at].max()), self.ratio)]
             scores = num.bf16(index_scores(q[part], keys, weights[part]))
             entry, valid = select_top(scores, visible[at], k)
             rows[at, :k] = batch.pool_rows(segment.seq, entry.flatten(), self.ratio).view_as(entry)

@@ -142,10 +142,11 @@ class Batch:
         table = torch.tensor(seq.pages or [0])
         return table[(entry // per_page).clamp(max=len(table) - 1)] * per_page + entry % per_page
 
-    def page_rows(self, seq: Sequence, ratio: int) -> Tensor:
-        """Pool rows of whole pages in order, [pages * rows per page]."""
+    def page_rows(self, seq: Sequence, num_entries: int, ratio: int) -> Tensor:
+        """Pool rows of the whole pages that hold the first entries, in order, [pages * rows per page]."""
         per_page = self.cache.page_tokens // ratio
-        return (torch.tensor(seq.pages).unsqueeze(1) * per_page + torch.arange(per_page)).flatten()
+        pages = torch.tensor(seq.pages[: -(-num_entries // per_page)])
+        return (pages.unsqueeze(1) * per_page + torch.arange(per_page)).flatten()
 
     def _groups(self, singles: list[Segment], stretches: list[Segment]) -> list[Group]:
         count = len(singles)

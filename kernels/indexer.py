@@ -24,14 +24,18 @@ def select_top(scores: Tensor, visible: Tensor, k: int) -> tuple[Tensor, Tensor]
     scores [n, E], visible int64 [n] -> (entry indices int64 [n, k], which of them count bool [n, k]).
     """
     entries = scores.shape[1]
-    column = torch.arange(entries, device=scores.device)
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0 equal to 0
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # same order as the floats
-    keys = (ordered << 32) | (entries - column)  # unique: the lower index wins a tie
-    keys = keys.masked_fill_(column >= visible.unsqueeze(1), torch.iinfo(torch.int64).min)
+    seen = torch.arange(entries, device=scores.device) < visible.unsqueeze(1)
+    scores = torch.where(seen, scores, float("-inf"))
     if entries < k:
-        keys = F.pad(keys, (0, k - entries), value=torch.iinfo(torch.int64).min)
-    chosen = keys.topk(k, 1, sorted=False)
-    index = chosen.indices.masked_fill(chosen.values == torch.iinfo(torch.int64).min, entries).sort(1).values
+        scores = F.pad(scores, (0, k - entries), value=float("-inf"))
+    best = scores.topk(k, 1)
+    least = best.values[:, -1:]
+    # ties matter only where entries equal to the least chosen one were left out
+    tied = (scores == least).sum(1) > (best.values == least).sum(1)
+    index = torch.where(best.values == float("-inf"), entries, best.indices)
+    if tied.any():
+        exact = torch.sort(scores[tied], dim=1, descending=True, stable=True)
+        index[tied] = torch.where(exact.values == float("-inf"), entries, exact.indices)[:, :k]
+    index = index.sort(1).values
     valid = index < entries
     return index.masked_fill_(~valid, 0), valid

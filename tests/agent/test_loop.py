@@ -352,6 +352,12 @@ async def test_a_context_that_fills_up_is_said(world: World) -> None:
         assert "the prompt does not fit" in last_error(await turn(session))
 
 
+async def test_results_that_fill_the_context_end_the_turn(world: World) -> None:
+    async with world.session(*[calls("read", path="a.py")] * 20, max_context=1024) as session:
+        assert "the context is full: this session holds " in last_error(await turn(session))
+        assert session.live.log.turns() == [(1, "failed")] and len(session.live.log.ids) < 1024
+
+
 async def test_an_answer_cut_at_its_limit_is_said(world: World) -> None:
     async with world.session(says("word " * 300), says("ok"), max_output_tokens=20) as session:
         assert shape(await turn(session)) == ["text", "notice", "turn_done"]

@@ -150,7 +150,7 @@ def test_chat_asks_before_an_edit_and_ctrl_c_ends_only_the_turn(tmp_path: Path) 
     file = tmp_path / "ws" / "a.py"
     file.write_text("fox = 1\n")
     edit = calls("edit", path="a.py", old="fox", new="cat")
-    replies: list[Reply] = [edit, says("Refused."), edit, says("Edited."), [("I go on", False), HANG], says("Back.")]
+    replies: list[Reply] = [edit, says("Refused."), edit, [("I go on", False), HANG], says("Back.")]
     model = make_model(tmp_path / "model", replies)
     command = [sys.executable, "-m", "tests.agent.scripted_engine", "chat", "--model", str(model)]
     env = {**os.environ, "HOLDFAST_HOME": str(tmp_path / "home"), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
@@ -169,11 +169,8 @@ def test_chat_asks_before_an_edit_and_ctrl_c_ends_only_the_turn(tmp_path: Path) 
         screen.type("do edit it\r")
         screen.expect("allow? [y/N]")
         screen.type("y\r")
-        screen.expect("Edited.")
-        assert file.read_text() == "cat = 1\n"
-        screen.expect(READY)
-        screen.type("go on\r")
         screen.expect("I go on")
+        assert file.read_text() == "cat = 1\n"
         time.sleep(0.2)
         screen.type("\x03")
         screen.expect("interrupted; the session keeps what was done")
