@@ -78,11 +78,14 @@ class Attention:
         images = [self._image(g, kv, cache) for g in batch.groups if g.image is not None]
         rows, places = batch.ring_writes
         cache.ring.view(-1, config.head_dim)[places] = kv[rows]
-        index_weights = self._compress(x, batch, cache) if self.ratio else None
+        head_weights = self._compress(x, batch, cache) if self.ratio else None
+        index: tuple[Tensor, Tensor] | None = None
+        if head_weights is not None and any(self._selects(batch, group) for group in batch.groups):
+            index = self._index_queries(index_q, head_weights, turns, cache)
         parts = []
         for group in batch.groups:
             window = images.pop(0) if group.image is not None else cache.ring[group.slots]
-            entries, mask = self._entries(index_q, index_weights, turns, batch, group, cache)
+            entries, mask = self._entries(index, batch, group, cache)
             parts.append(
                 sparse_attn(
                     q[group.span], window, group.window_mask, entries, mask,
@@ -141,48 +144,46 @@ class Attention:
         padded = F.pad(flat, (0, 0, 0, pad_rows(len(flat)) - len(flat)))
         return self.numerics.bf16(linear(padded, self.hadamard)[: len(flat)].view_as(rows))
 
+    def _selects(self, batch: Batch, group: Group) -> bool:
+        """Whether some row of the group sees more entries than it may attend to."""
+        return self.ratio == 4 and batch.visible(group, self.ratio)[1] > self.config.index_topk
+
+    def _index_queries(
+        self, projected: Tensor, head_weights: Tensor, turns: Tensor, cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """The indexer's queries [N, index heads, index_head_dim] and head weights [N, index heads] of all rows."""
+        num = self.numerics
+        assert cache.index_format is not None
+        q = rotate_(projected.unflatten(1, (-1, self.config.index_head_dim)), turns.unsqueeze(1))
+        q = self._hadamard(num.bf16(q))
+        if num.rounds_activations:
+            q = cache.index_format.round(q)
+        return q, num.bf16(head_weights) * self.index_weight_scale
+
     def _entries(
-        self,
-        index_q: Tensor,
-        index_weights: Tensor | None,
-        turns: Tensor,
-        batch: Batch,
-        group: Group,
-        cache: LayerCache,
+        self, index: tuple[Tensor, Tensor] | None, batch: Batch, group: Group, cache: LayerCache
     ) -> tuple[Tensor | None, Tensor | None]:
         """The compressed entries that the group's rows attend to, and their mask; see `sparse_attn`."""
         if self.ratio == 0 or cache.rows is None:
             return None, None
-        visible, most = batch.visible(group, self.ratio)
-        if self.ratio == 4 and most > self.config.index_topk:
-            assert index_weights is not None
-            index, mask = self._select(index_q, index_weights, turns, batch, group, visible, cache)
+        if self._selects(batch, group):
+            assert index is not None
+            rows, mask = self._select(*index, batch, group, cache)
         else:
-            index, mask = batch.first_entries(group, self.ratio)
-        return cache.rows[index], mask
+            rows, mask = batch.first_entries(group, self.ratio)
+        return cache.rows[rows], mask
 
     def _select(
-        self,
-        index_q: Tensor,
-        index_weights: Tensor,
-        turns: Tensor,
-        batch: Batch,
-        group: Group,
-        visible: Tensor,
-        cache: LayerCache,
+        self, q: Tensor, weights: Tensor, batch: Batch, group: Group, cache: LayerCache
     ) -> tuple[Tensor, Tensor]:
         """Pool rows [rows, K] of the index_topk best entries of each row and the mask [rows, K], K in entry tiles."""
-        assert cache.index_rows is not None and cache.index_format is not None
-        config, num, k = self.config, self.numerics, self.config.index_topk
-        q = index_q.unflatten(1, (-1, config.index_head_dim))
-        q = self._hadamard(num.bf16(rotate_(q, turns.unsqueeze(1))))
-        if num.rounds_activations and cache.index_format.kind == "index":
-            q = cache.index_format.round(q.flatten(0, 1)).view_as(q)
-        weights = num.bf16(index_weights) * self.index_weight_scale  # [N, index heads]
+        assert cache.index_rows is not None
+        k, num = self.config.index_topk, self.numerics
+        visible, _ = batch.visible(group, self.ratio)
         rows = torch.zeros(group.rows, -(-k // ENTRY_TILE) * ENTRY_TILE, dtype=torch.int64)
         counts = torch.zeros_like(rows, dtype=torch.bool)
         for segment in group.segments:
-            part = group.span if group.image is not None else slice(segment.start, segment.start + 1)
+            part = group.span if group.image is not None else slice(segment.start, segment.start + segment.count)
             at = slice(part.start - group.start, part.stop - group.start)
             keys = cache.index_rows[batch.page_rows(segment.seq, int(visible[at].max()), self.ratio)]
             scores = num.bf16(index_scores(q[part], keys, weights[part]))

@@ -1,11 +1,12 @@
 """One step's work as index tensors: which rows belong to which sequence, what they see, what they complete.
 
-Built once per step on the host and shared by all layers. Rows of single tokens (decoding) come first, padded to a row
-tile; each longer stretch (prefill) follows in whole tiles of its own. Pure arithmetic on positions: nothing here reads
+Built once per step on the host and shared by all layers. Segments of up to ROWS_AT_ONCE tokens (decoding, with drafts)
+come first, padded to a row tile; each longer stretch (prefill) follows in whole tiles of its own. Pure arithmetic on positions: nothing here reads
 or writes the cache.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from kernels.attention import ENTRY_TILE
 from kernels.gemm import pad_rows
 from kernels.rope import rope_table
 
+ROWS_AT_ONCE = 4  # a segment this short reads the window ring itself, drafts included
 STRETCH_TILE = 16  # rows of a stretch that share one window image; a ring is this much longer than the window
 
 
@@ -31,11 +33,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that attend together: all single tokens, or the tiles of one stretch."""
+    """Rows that attend together: short segments of equal length, or the tiles of one stretch."""
 
     segments: tuple[Segment, ...]
     start: int
-    rows: int  # stretches are padded to whole tiles, single tokens are not
+    rows: int  # stretches are padded to whole tiles, short segments are not
     padding: int  # rows of the batch after these that attend to nothing
     slots: Tensor  # [segments]
     window_mask: Tensor  # [rows, ring], 0 or -inf
@@ -63,23 +65,24 @@ class Batch:
 
     def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache):
         self.cache = cache
-        singles = [s for s in segments if s[1] == 1]
-        stretches = [s for s in segments if s[1] > 1]
+        short = sorted((s for s in segments if s[1] <= ROWS_AT_ONCE), key=lambda s: s[1])
+        stretches = [s for s in segments if s[1] > ROWS_AT_ONCE]
         self.segments: list[Segment] = []
         rows: list[int] = []  # token ids and positions, padding included
         positions: list[int] = []
-        for seq, count in singles + stretches:
+        for seq, count in short + stretches:
             self.segments.append(Segment(seq, seq.num_tokens, count, len(rows)))
-            rows += seq.token_ids[seq.num_tokens : seq.num_tokens + count]
+            known = seq.token_ids[seq.num_tokens : seq.num_tokens + count]
+            rows += known + seq.drafts[: count - len(known)]
             positions += range(seq.num_tokens, seq.num_tokens + count)
-            if count > 1:
+            if count > ROWS_AT_ONCE:
                 _pad(rows, positions, len(rows) + -count % STRETCH_TILE)
-            elif len(self.segments) == len(singles):
+            elif len(self.segments) == len(short):
                 _pad(rows, positions, pad_rows(len(rows)))
         self.ids = torch.tensor(rows)
         self.positions = torch.tensor(positions)
         self.real_rows = torch.cat([torch.arange(s.start, s.start + s.count) for s in self.segments])
-        self.groups = self._groups(self.segments[: len(singles)], self.segments[len(singles) :])
+        self.groups = self._groups(self.segments[: len(short)], self.segments[len(short) :])
         # rows of this step and their places in the flattened window rings: the last rows of each segment
         self.ring_writes = self._ring_writes(cache.ring_tokens)
         self._turns: dict[bool, tuple[Tensor, Tensor]] = {}
@@ -120,6 +123,7 @@ class Batch:
         key = (group.start, ratio)
         if key not in self._visible:
             dropped = torch.tensor([s.seq.dropped_tokens for s in group.segments])
+            dropped = dropped.repeat_interleave(group.rows // len(group.segments))
             visible = (self.positions[group.span] + 1) // ratio - dropped // ratio
             self._visible[key] = visible, int(visible.max())
         return self._visible[key]
@@ -148,16 +152,26 @@ class Batch:
         pages = torch.tensor(seq.pages[: -(-num_entries // per_page)])
         return (pages.unsqueeze(1) * per_page + torch.arange(per_page)).flatten()
 
-    def _groups(self, singles: list[Segment], stretches: list[Segment]) -> list[Group]:
-        count = len(singles)
-        groups = [self._group(tuple(singles), count, pad_rows(count) - count, None)] if singles else []
-        return groups + [self._group((s,), _tiles(s) * STRETCH_TILE, 0, self._image(s)) for s in stretches]
+    def _groups(self, short: list[Segment], stretches: list[Segment]) -> list[Group]:
+        groups = []
+        for _, same in groupby(short, key=lambda s: s.count):
+            segments = tuple(same)
+            rows = sum(s.count for s in segments)
+            is_last = segments[-1] is short[-1]
+            end = segments[0].start + rows
+            last = torch.tensor([s.position + s.count - 1 for s in segments]).repeat_interleave(segments[0].count)
+            groups.append(self._group(segments, rows, pad_rows(end) - end if is_last else 0, last, None))
+        for s in stretches:
+            last = _tile_ends(s).repeat_interleave(STRETCH_TILE)
+            groups.append(self._group((s,), len(last), 0, last, self._image(s)))
+        return groups
 
-    def _group(self, segments: tuple[Segment, ...], rows: int, padding: int, image: Tensor | None) -> Group:
-        start = segments[0].start
-        ring = self.cache.ring_tokens
-        t = self.positions[start : start + rows].unsqueeze(1)
-        last = t if image is None else _tile_ends(segments[0]).repeat_interleave(STRETCH_TILE).unsqueeze(1)
+    def _group(
+        self, segments: tuple[Segment, ...], rows: int, padding: int, last: Tensor, image: Tensor | None
+    ) -> Group:
+        """`last` [rows] is the newest position in the window image that each row reads."""
+        start, ring = segments[0].start, self.cache.ring_tokens
+        t, last = self.positions[start : start + rows].unsqueeze(1), last.unsqueeze(1)
         held = last - (last - torch.arange(ring)) % ring  # position that each slot of the row's image holds
         seen = (held <= t) & (t - held < ring - MAX_DRAFTS) & (held >= 0)
         mask = torch.where(seen, 0.0, float("-inf"))

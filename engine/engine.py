@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.batch import ROWS_AT_ONCE
 from engine.cache import Cache, page_bytes
 from engine.config import ModelConfig
 from engine.errors import EngineError
@@ -33,7 +34,10 @@ GREEDY = SamplingParams()
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How to run a model. `memory_bytes` bounds the page pool; `max_context` None is what the model and the pool allow."""
+    """How to run a model. `memory_bytes` bounds the page pool; `max_context` None is what the model and the pool allow.
+
+    `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
+    """
 
     device: str = "auto"
     ranks: int = 1
@@ -44,6 +48,7 @@ class EngineConfig:
     memory_bytes: int = 2**30
     max_sequences: int = 64
     threads: int | None = None
+    num_drafts: int = 3
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
@@ -55,6 +60,8 @@ class EngineConfig:
         for name in ("page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.num_drafts < ROWS_AT_ONCE:
+            raise EngineError(f"num_drafts={self.num_drafts} must be 0 (off) to {ROWS_AT_ONCE - 1}")
         if self.max_context is not None and self.max_context < 1:
             raise EngineError(f"max_context={self.max_context} must be at least 1")
 
@@ -174,7 +181,7 @@ class Engine:
         def run() -> None:
             try:
                 command()
-            except EngineError as e:
+            except Exception as e:  # whoever asked gets it; the thread serves on
                 _post(loop, _settle, done, e)
             else:
                 _post(loop, _settle, done, None)
@@ -198,11 +205,9 @@ class Engine:
             _post(loop, self._loaded.set_exception, e)
             return
         _post(loop, self._loaded.set_result, None)
-        plan: list[tuple[Request, int]] = []
-        while self._drain(wait=not plan):
-            plan = self._scheduler.schedule()
-            if plan:
-                self._step(plan)
+        is_busy = False
+        while self._drain(wait=not is_busy):
+            is_busy = self._step()
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
@@ -215,7 +220,9 @@ class Engine:
         self._runner = Runner(self.directory, model, self.numerics, cache)
         self.identity = self._runner.model.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
-        self._scheduler = Scheduler(cache, self.max_context, config.prefill_chunk, config.max_sequences)
+        self._scheduler = Scheduler(
+            cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts
+        )
 
     def _drain(self, wait: bool) -> bool:
         """Run all commands that have come, or wait for one. False ends the thread."""
@@ -229,17 +236,20 @@ class Engine:
             command()
             wait = False
 
-    def _step(self, plan: list[tuple[Request, int]]) -> None:
+    def _step(self) -> bool:
+        """Schedule, run, commit; False when nothing could run."""
         try:
-            tokens = self._runner.run(plan)
+            plan = self._scheduler.schedule()
+            if plan:
+                for (request, num_tokens), sampled in zip(plan, self._runner.run(plan)):
+                    self._scheduler.commit(request, num_tokens, sampled)
+            return bool(plan)
         except Exception as e:  # our bug, or memory: nobody may go on from a half-written state
             self._failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
             self._failure.__cause__ = e
             for request in [*self._scheduler.running, *self._scheduler.waiting]:
                 self._scheduler.finish(request, self._failure)
-            return
-        for (request, num_fed), token in zip(plan, tokens):
-            self._scheduler.commit(request, num_fed, token)
+            return False
 
 
 def _nothing() -> None:

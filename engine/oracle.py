@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM, DynamicCache
+from transformers.utils import logging
 
 from engine.checkpoint import Checkpoint
 from engine.checkpoint_writer import write_checkpoint
@@ -20,6 +21,7 @@ from engine.config import ModelConfig
 
 def load_oracle(directory: Path) -> DeepseekV4ForCausalLM:
     """The model of `directory`, float32 on CPU. Needs four bytes per parameter in the temporary folder while it loads."""
+    logging.disable_progress_bar()
     checkpoint = Checkpoint.open(directory, ModelConfig.from_dir(directory))
     weights = {name: checkpoint.weight(name) for name in checkpoint.specs}
     with tempfile.TemporaryDirectory() as dequantised:

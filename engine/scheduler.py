@@ -7,17 +7,20 @@ and nothing deadlocks; the others wait in order. Decodes go into every step; pre
 
 from collections import deque
 
-from engine.cache import Cache
+from engine.batch import ROWS_AT_ONCE
+from engine.cache import MAX_DRAFTS, Cache
 from engine.errors import ContextFull, EngineError
 from engine.sequence import Request, Sequence
 
-MAX_AHEAD = 8  # tokens sampled before the consumer took them; at most MAX_DRAFTS, since a cancel takes them back
+MAX_AHEAD = 8  # tokens sampled before the consumer took them: a cancel takes them back
+# ... with those of one more step and its guesses, which must all still be within reach of the rings
+assert MAX_AHEAD + ROWS_AT_ONCE + (ROWS_AT_ONCE - 1) <= MAX_DRAFTS
 
 
 class Scheduler:
-    def __init__(self, cache: Cache, max_context: int, prefill_chunk: int, max_batch: int):
+    def __init__(self, cache: Cache, max_context: int, prefill_chunk: int, max_batch: int, num_drafts: int):
         self.cache, self.max_context = cache, max_context
-        self.prefill_chunk, self.max_batch = prefill_chunk, max_batch
+        self.prefill_chunk, self.max_batch, self.num_drafts = prefill_chunk, max_batch, num_drafts
         self.free_pages = list(range(cache.num_pages - 1, -1, -1))
         self.free_slots = list(range(cache.num_slots - 1, -1, -1))
         self.waiting: deque[Request] = deque()
@@ -53,7 +56,7 @@ class Scheduler:
             waiting = request.seq.num_waiting
             if request.num_sampled:
                 if request.num_sampled - request.num_taken <= MAX_AHEAD:
-                    plan.append((request, waiting))
+                    plan.append((request, waiting + self._draft(request)))
             elif budget > 0:
                 plan.append((request, min(waiting, budget)))
                 budget -= plan[-1][1]
@@ -73,18 +76,26 @@ class Scheduler:
             seq.pages += [self.free_pages.pop() for _ in range(missing)]
             self.running.append(request)
 
-    def commit(self, request: Request, count: int, token: int | None) -> None:
-        """`count` waiting tokens of the request are in the cache now; `token` was sampled after the last of them."""
+    def _draft(self, request: Request) -> int:
+        """Guess what follows a lone decoding request; how many tokens were guessed."""
         seq = request.seq
-        seq.num_tokens += count
+        most = min(self.num_drafts, request.max_tokens - request.num_sampled - 1) if len(self.running) == 1 else 0
+        seq.drafts = seq.lookup.propose(seq.token_ids, most) if most > 0 else []
+        return len(seq.drafts)
+
+    def commit(self, request: Request, count: int, sampled: list[int]) -> None:
+        """`count` waiting tokens of the request were computed, and `sampled` after them: the guesses that held, one more."""
+        seq = request.seq
+        seq.num_tokens += count - len(seq.drafts) + max(0, len(sampled) - 1)
+        seq.drafts = []
         if not request.num_sampled:
             request.on_prefill(request.num_prompt - seq.num_waiting, request.num_prompt)
-        if token is not None:
+        for token in sampled:
             seq.token_ids.append(token)
             request.num_sampled += 1
             request.on_token(token)
-        stopped = token is not None and token in request.params.stop_ids
-        fed = seq.num_waiting == (1 if token is not None else 0)
+        stopped = bool(sampled) and sampled[-1] in request.params.stop_ids
+        fed = seq.num_waiting == (1 if sampled else 0)
         if stopped or (fed and request.num_sampled >= request.max_tokens):
             self.finish(request, None)
 
@@ -100,9 +111,9 @@ class Scheduler:
         request.on_done(error)
 
     def cancel(self, request: Request) -> None:
-        """End a request and take back what its consumer has not received."""
+        """End a request and take back what its consumer has not received, unless another request came after it."""
         extra = request.num_sampled - request.num_taken
-        if extra:
+        if extra > 0 and request.seq.request is request:
             del request.seq.token_ids[-extra:]
             request.num_sampled = request.num_taken
             request.seq.num_tokens = min(request.seq.num_tokens, len(request.seq.token_ids))

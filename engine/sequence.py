@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from engine.drafts import Lookup
 from engine.sampling import SamplingParams
 
 
@@ -23,6 +24,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     dropped_tokens: int = 0
     request: "Request | None" = None  # the last one on it
+    lookup: Lookup = field(default_factory=Lookup)
+    drafts: list[int] = field(default_factory=list)  # guesses after token_ids that the next step verifies
 
     @property
     def num_waiting(self) -> int:

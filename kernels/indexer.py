@@ -32,6 +32,7 @@ def select_top(scores: Tensor, visible: Tensor, k: int) -> tuple[Tensor, Tensor]
     least = best.values[:, -1:]
     # ties matter only where entries equal to the least chosen one were left out
     tied = (scores == least).sum(1) > (best.values == least).sum(1)
+    tied &= visible > k  # else all that is seen is chosen
     index = torch.where(best.values == float("-inf"), entries, best.indices)
     if tied.any():
         exact = torch.sort(scores[tied], dim=1, descending=True, stable=True)

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,10 @@ KINDS = {
     "where": 20, "missing_where": 5, "outline": 13, "missing_outline": 3, "uses": 13, "missing_uses": 4,
     "replace": 16, "missing_replace": 3, "read": 13, "missing_read": 3, "decline": 7, "recall": 8,
 }  # fmt: skip
+# What `tools.run_tool` and the loop answer to a call that no tool took.
+REFUSED = re.compile(
+    r"error: (no tool |arguments of |\w+ needs argument |\w+ has no argument |\w+: .* is wrong: |.*malformed)"
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,7 @@ def holdfast_run(prompt: str, workspace: Path, home: Path, model: str, fresh: bo
     events = [json.loads(line) for line in done.stdout.splitlines()]
     text = next((e["text"] for e in events if e["type"] == "turn_done"), f"(no answer: {done.stderr.strip()})")
     results = [e["output"] for e in events if e["type"] == "tool_result" and not e["ok"]]
-    return text, sum(
-        r.startswith(("error: unknown tool", "error: malformed", "error: argument", "error: arguments"))
-        for r in results
-    )
+    return text, sum(REFUSED.match(output) is not None for output in results)
 
 
 def run_task(kind: str, seed: int, model: str) -> Outcome:

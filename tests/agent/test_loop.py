@@ -353,7 +353,7 @@ async def test_a_context_that_fills_up_is_said(world: World) -> None:
 
 
 async def test_results_that_fill_the_context_end_the_turn(world: World) -> None:
-    async with world.session(*[calls("read", path="a.py")] * 20, max_context=1024) as session:
+    async with world.session(*[calls("read", path="a.py")] * 90, max_context=1024, max_steps=99) as session:
         assert "the context is full: this session holds " in last_error(await turn(session))
         assert session.live.log.turns() == [(1, "failed")] and len(session.live.log.ids) < 1024
 
