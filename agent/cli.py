@@ -20,6 +20,7 @@ from agent.config import (
     data_home,
     is_text,
     model_directory,
+    output_limit,
     printable,
     prompt_problem,
     workspace_directory,
@@ -112,7 +113,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     home = data_home()
     if not is_text(str(home)):
         raise UsageError(f"data directory {printable(str(home))} is not valid UTF-8: set HOLDFAST_HOME")
-    return Settings(home, model_directory(args.model))
+    directory = model_directory(args.model)
+    return Settings(home, directory, max_output_tokens=output_limit(directory))
 
 
 def _talk(args: argparse.Namespace) -> int:

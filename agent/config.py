@@ -1,5 +1,6 @@
 """Paths and settings: where the data lie, which model, how a turn is bounded. Must not open any of them."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from agent.encoding import ThinkingMode
 
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
+
+
+MAX_OUTPUT_TOKENS = 8192  # of one answer or round of tool calls, for a model that does not say
 
 
 class UsageError(Exception):
@@ -25,7 +29,7 @@ class Settings:
     thinking_mode: ThinkingMode = "chat"
     temperature: float = 0.0
     max_steps: int = 24
-    max_output_tokens: int = 8192
+    max_output_tokens: int = MAX_OUTPUT_TOKENS
 
 
 def data_home() -> Path:
@@ -43,6 +47,20 @@ def model_directory(model: str) -> Path:
         raise UsageError(f"this installation has no embedded model ({directory}): name a model directory with --model")
     what = "has no config.json" if os.path.isdir(directory) else "is not a directory"
     raise UsageError(f"model {printable(model)} {what}: name a directory with config.json, or {POCKET}")
+
+
+def output_limit(model_dir: Path) -> int:
+    """`max_new_tokens` of the model's generation_config.json: where a model that repeats itself is stopped."""
+    path = model_dir / "generation_config.json"
+    if not path.is_file():
+        return MAX_OUTPUT_TOKENS
+    try:
+        limit = json.loads(path.read_text("utf-8")).get("max_new_tokens", MAX_OUTPUT_TOKENS)
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(f"{path} cannot be read as a JSON object") from None
+    if not isinstance(limit, int) or limit < 1:
+        raise UsageError(f"{path}: max_new_tokens={limit!r} must be a whole number of at least 1")
+    return limit
 
 
 def workspace_directory(workspace: str) -> Path:

@@ -178,6 +178,21 @@ def test_a_damaged_file_is_one_line(ws: Path, capfd: pytest.CaptureFixture[str])
     assert "holdfast.db is damaged" in capfd.readouterr().err
 
 
+def test_a_model_says_where_its_output_stops(ws: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_model(ws.parent / "model", [says("word " * 500)])
+    limits = model / "generation_config.json"
+    limits.write_text('{"max_new_tokens": 20}')
+    arguments = ["run", "hello", "--json", "--workspace", str(ws), "--model", str(model)]
+    assert agent.cli.main(arguments) == 0
+    events = events_of(capfd.readouterr().out)
+    assert events[-1]["usage"]["output_tokens"] == 20
+    assert {"type": "notice", "message": "the answer was cut at 20 tokens"} in events
+    for wrong in ('{"max_new_tokens": 0}', "[]", "{"):
+        limits.write_text(wrong)
+        assert agent.cli.main(arguments) == 2
+        assert "generation_config.json" in capfd.readouterr().err
+
+
 def test_help_does_not_load_the_engine() -> None:
     code = "import sys, agent.cli\ntry: agent.cli.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'rich', 'prompt_toolkit', 'pydantic') if m in sys.modules])"

@@ -4,6 +4,7 @@ A tiny random model; tokens are greedy, so two runs that should be the same give
 """
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -149,24 +150,24 @@ async def test_closing_early_leaves_the_fed_and_the_yielded_tokens(directory: Pa
 
 
 @run_async
-async def test_closing_again_and_again_costs_no_token(directory: Path) -> None:
-    """Each time the engine has run ahead and what nobody took is taken back."""
+async def test_closing_again_and_again_changes_no_token(directory: Path) -> None:
+    """Each time the engine has run ahead, and what nobody took is taken back."""
     async with opened(directory) as engine:
-        seq, ids = await engine.start(), random_ids(120)
-        expected = await fresh(engine, ids, 30)
-        tokens: list[int] = []
-        for _ in range(10):
-            async with aclosing(engine.extend(seq, [] if tokens else ids, SamplingParams(max_tokens=40))) as stream:
-                for _ in range(3):
-                    tokens.append(await anext(stream))
+        seq, fed = await engine.start(), random_ids(120)
+        new = fed
+        for number in range(8):
+            async with aclosing(engine.extend(seq, new, SamplingParams(max_tokens=40))) as stream:
+                tokens = [await anext(stream) for _ in range(3)]
                 await asyncio.sleep(0.05)
-        assert tokens == expected
-        assert seq.token_ids == ids + tokens
+            assert tokens == await fresh(engine, fed, 3)
+            new = [number]
+            fed = fed + tokens + new
+            assert seq.token_ids == fed[:-1]
 
 
 @run_async
 async def test_cancelling_in_the_middle_of_a_prefill_leaves_what_was_fed(directory: Path) -> None:
-    async with opened(directory, prefill_chunk=16) as engine:
+    async with opened(directory, num_pages=16, prefill_chunk=16) as engine:
         seq, ids = await engine.start(), random_ids(900)
         begun = asyncio.Event()
         done: list[int] = []
@@ -194,7 +195,7 @@ async def test_a_stop_token_ends_the_request_and_is_the_last(directory: Path) ->
         stop = expected[12]
         first = expected.index(stop)
         seq = await engine.start()
-        params = SamplingParams(max_tokens=30, stop_ids=frozenset([stop, 159]))
+        params = SamplingParams(max_tokens=30, stop_ids=frozenset([stop]))
         tokens = [token async for token in engine.extend(seq, ids, params)]
         assert tokens == expected[: first + 1]
         assert seq.token_ids == ids + tokens
@@ -221,7 +222,9 @@ async def test_prefill_is_reported_in_growing_steps_up_to_its_total(directory: P
             await take(engine, seq, ids, 4, on_prefill=lambda done, total, to=reports: to.append((done, total)))
             counts = [done for done, _ in reports]
             assert counts == sorted(set(counts)) and counts[0] > 0
-            assert {total for _, total in reports} == {feeds} and counts[-1] == feeds  # the last sampled token waits too
+            assert {total for _, total in reports} == {feeds} and counts[
+                -1
+            ] == feeds  # the last sampled token waits too
             assert len(reports) >= feeds / 32
 
 
@@ -237,6 +240,22 @@ async def test_seeded_sampling_does_not_depend_on_who_else_runs(directory: Path)
         alone = [await one(p) for p in params]
         assert await asyncio.gather(*map(one, params)) == alone
         assert len({tuple(tokens) for tokens in alone}) == 3
+
+
+@run_async
+async def test_guesses_change_no_token(directory: Path) -> None:
+    """Prompts that repeat themselves, so that many guesses are made; greedy, sampled, and with a stop token."""
+    ids = random_ids(12) * 8
+    runs = []
+    for num_drafts in (0, 1, 3):
+        async with opened(directory, num_drafts=num_drafts) as engine:
+            params = [SamplingParams(max_tokens=60), SamplingParams(temperature=0.5, top_k=2, seed=1, max_tokens=60)]
+            tokens = [[token async for token in engine.extend(await engine.start(), ids, p)] for p in params]
+            stop = SamplingParams(max_tokens=60, stop_ids=frozenset([tokens[0][41]]))
+            tokens.append([token async for token in engine.extend(await engine.start(), ids, stop)])
+            assert tokens[2] == tokens[0][: tokens[0].index(tokens[0][41]) + 1]
+            runs.append(tokens)
+    assert runs[0] == runs[1] == runs[2]
 
 
 # What is refused leaves everything as it was.
@@ -320,6 +339,91 @@ async def test_a_second_extend_on_a_busy_sequence_is_refused(directory: Path) ->
         assert seq.token_ids == ids + tokens
 
 
+# Ways to leave a request that are rarer.
+
+
+@pytest.mark.xfail(strict=True, reason="extend submits before its try: nobody takes the request back")
+@run_async
+async def test_cancelling_while_the_request_is_handed_over_frees_the_sequence(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq, ids = await engine.start(), random_ids(60)
+        task = asyncio.create_task(take(engine, seq, ids, 100))
+        await asyncio.sleep(0)  # it waits for the engine's thread now
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.3)
+        assert seq.token_ids in ([], ids)
+        fed = [*seq.token_ids, 3]
+        assert await take(engine, seq, [3], 5) == await fresh(engine, fed, 5)
+
+
+@pytest.mark.xfail(strict=True, reason="tokens are kept without the state that was freed")
+@run_async
+async def test_a_released_sequence_is_refused_or_starts_over(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq = await engine.start()
+        await take(engine, seq, random_ids(200), 5)
+        await engine.release(seq)
+        await fresh(engine, random_ids(200, seed=1), 5)  # takes its pages and its slot
+        fed = [*seq.token_ids, 3]
+        try:
+            tokens = await take(engine, seq, [3], 5)
+        except EngineError:
+            return
+        assert tokens == await fresh(engine, fed, 5)
+
+
+@pytest.mark.xfail(strict=True, reason="the old generator counts tokens that were taken back")
+@run_async
+async def test_an_old_generator_read_on_does_not_harm_a_newer_request(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq, ids = await engine.start(), random_ids(20)
+        old = engine.extend(seq, ids, SamplingParams(max_tokens=6))
+        async with aclosing(old):
+            tokens = [await anext(old)]
+            await asyncio.sleep(0.3)  # all six are sampled
+            tokens += [3, *await take(engine, seq, [3], 4)]
+            with contextlib.suppress(EngineError):
+                async for _ in old:
+                    pass
+        assert seq.token_ids == ids + tokens
+        assert tokens[2:] == await fresh(engine, ids + tokens[:2], 4)
+
+
+@pytest.mark.xfail(strict=True, reason="all tokens left are fed already, and nothing samples after them")
+@run_async
+async def test_sampling_goes_on_without_new_tokens_after_closing_early(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq, ids = await engine.start(), random_ids(50)
+        async with aclosing(engine.extend(seq, ids, SamplingParams(max_tokens=30))) as stream:
+            tokens = [await anext(stream) for _ in range(3)]
+            await asyncio.sleep(0.3)
+        tokens += await take(engine, seq, [], 5)
+        assert tokens == await fresh(engine, ids, 8)
+
+
+@pytest.mark.xfail(strict=True, reason="a command to a thread that has ended is never answered")
+@run_async
+async def test_a_closed_engine_answers_with_an_error(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq = await engine.start()
+    for call in (take(engine, seq, [3], 1), engine.score([3]), engine.release(seq)):
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(call, 1)
+
+
+@pytest.mark.xfail(strict=True, reason="a command to a thread that has ended is never answered")
+@run_async
+async def test_a_generator_left_open_can_be_closed_after_the_engine(directory: Path) -> None:
+    """Otherwise asyncio.run, which closes generators last, never returns."""
+    async with opened(directory) as engine:
+        stream = engine.extend(await engine.start(), random_ids(50), SamplingParams(max_tokens=50))
+        await anext(stream)
+    async with asyncio.timeout(1):
+        await stream.aclose()
+
+
 # Sequences beside each other.
 
 
@@ -327,8 +431,8 @@ async def test_a_second_extend_on_a_busy_sequence_is_refused(directory: Path) ->
 async def test_many_sequences_share_few_pages_by_waiting_and_give_the_tokens_they_give_alone(directory: Path) -> None:
     """Each needs two of the six pages until it is released, so three run and the others wait."""
     async with opened(directory, num_pages=6, prefill_chunk=64) as engine:
-        prompts = [random_ids(110 + seed, seed) for seed in range(20)]
-        alone = [await fresh(engine, ids, 25) for ids in prompts]
+        prompts = [random_ids(120 + seed, seed) for seed in range(20)]
+        alone = [await fresh(engine, ids, 10) for ids in prompts]
         active: set[int] = set()
         most = 0
 
@@ -339,7 +443,7 @@ async def test_many_sequences_share_few_pages_by_waiting_and_give_the_tokens_the
                 most = max(most, len(active))
 
             seq = await engine.start()
-            tokens = await take(engine, seq, prompts[number], 25, on_prefill=on_prefill)
+            tokens = await take(engine, seq, prompts[number], 10, on_prefill=on_prefill)
             active.remove(number)
             await engine.release(seq)
             return tokens
@@ -441,6 +545,8 @@ async def test_scores_do_not_depend_on_the_chunk(directory: Path) -> None:
         {"memory_bytes": 0},
         {"max_sequences": 0},
         {"max_context": 0},
+        {"num_drafts": -1},
+        {"num_drafts": 16},
     ],
     ids=str,
 )
@@ -495,7 +601,9 @@ async def test_an_error_of_the_caller_closes_the_engine(directory: Path) -> None
 
 
 @run_async
-async def test_a_failing_step_ends_all_requests_and_the_engine(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_step_ends_all_requests_and_the_engine(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = 0
     run = Runner.run
 

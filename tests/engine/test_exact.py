@@ -110,10 +110,12 @@ def test_prefill_in_chunks_equals_one_prefill(model: Model, expected: Tensor, ch
     assert_same_bits(logits(model, streams), expected)
 
 
-def test_token_by_token_equals_one_prefill(model: Model, expected: Tensor) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_few_tokens_at_a_time_equal_one_prefill(model: Model, expected: Tensor, count: int) -> None:
+    """Decoding, alone and with guesses to verify."""
     cache, seq = new_cache(model), new_sequence()
     feed(model, cache, seq, IDS[:600])
-    assert_same_bits(logits(model, feed(model, cache, seq, IDS[600:], chunk=1)), expected[600:])
+    assert_same_bits(logits(model, feed(model, cache, seq, IDS[600:], chunk=count)), expected[600:])
 
 
 def test_logits_of_one_row_equal_those_of_many(model: Model, expected: Tensor) -> None:
@@ -140,9 +142,17 @@ def test_every_sequence_of_a_mixed_batch_equals_itself_alone(model: Model, expec
     sequences = [new_sequence(slot, range(slot, NUM_PAGES, NUM_SLOTS)) for slot in range(NUM_SLOTS)]
     for seq, ids in zip(sequences, prompts):
         seq.token_ids += ids
-    counts = [[120, 1, 7, 300], [1, 1, 1, 1], [8, 1, 120, 1], [1, 1, 1, 1], [1, 250, 1, 40], [300, 20, 1, 1], [1, 1, 17, 1]]
+    counts = [
+        [120, 1, 7, 300],
+        [1, 1, 1, 1],
+        [8, 1, 120, 1],
+        [1, 1, 1, 1],
+        [1, 250, 1, 40],
+        [300, 20, 1, 1],
+        [1, 1, 17, 1],
+    ]
     counts += [[37, 0, 5, 9], [1, 30, 0, 0], [1, 1, 1, 1], [1, 1, 60, 1], [1, 0, 1, 0], [1, 1, 1, 1], [129, 1, 1, 2]]
-    counts += [[1, 1, 1, 1]] * 3
+    counts += [[2, 1, 3, 2], [4, 4, 4, 4], [3, 2, 2, 1], [1, 4, 2, 3], [1, 1, 1, 1], [1, 1, 1, 1]]
     parts: dict[int, list[Tensor]] = {seq.id: [] for seq in sequences}
     for number, amounts in enumerate(counts):
         plan = [(seq, count) for seq, count in zip(sequences, amounts) if count]
@@ -184,5 +194,9 @@ def test_other_tokens_after_tokens_taken_back_give_the_bits_of_a_fresh_run(
         take_back(seq, kept)
     feed(model, cache, seq, IDS[kept : kept + 9], chunk)
     take_back(seq, kept + 4)
-    assert_same_bits(logits(model, feed(model, cache, seq, IDS[kept + 4 : kept + 24], chunk)), expected[kept + 4 : kept + 24])
-    assert_same_bits(logits(model, feed(model, cache, seq, IDS[kept + 24 : kept + 100])), expected[kept + 24 : kept + 100])
+    assert_same_bits(
+        logits(model, feed(model, cache, seq, IDS[kept + 4 : kept + 24], chunk)), expected[kept + 4 : kept + 24]
+    )
+    assert_same_bits(
+        logits(model, feed(model, cache, seq, IDS[kept + 24 : kept + 100])), expected[kept + 24 : kept + 100]
+    )

@@ -113,7 +113,11 @@ def test_the_kept_set_is_exact(seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = 60 * random_logits(seed)
     params = SamplingParams(
-        temperature=100.0, top_k=int(rng.integers(5, 30)), top_p=float(rng.uniform(0.3, 0.9)), min_p=float(rng.uniform(0, 0.4)), seed=seed
+        temperature=100.0,
+        top_k=int(rng.integers(5, 30)),
+        top_p=float(rng.uniform(0.3, 0.9)),
+        min_p=float(rng.uniform(0, 0.4)),
+        seed=seed,
     )
     expected = allowed(logits, params)
     assert 1 < len(expected) < VOCAB

@@ -133,7 +133,17 @@ def test_a_directory_without_tokenizer_says_what_it_can_still_do(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"model": 3}', b"\xff\xfe\x00", b'{"model": {"type": "NoSuchModel"}}', b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"model": 3}',
+        b"\xff\xfe\x00",
+        b'{"model": {"type": "NoSuchModel"}}',
+        b"[" * 100_000,
+    ],
     ids=["empty", "cut", "list", "null", "object", "no model", "not utf-8", "unknown model", "deep"],
 )
 def test_a_damaged_tokenizer_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:

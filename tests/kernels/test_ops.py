@@ -274,7 +274,9 @@ def test_a_pooled_block_does_not_depend_on_the_others() -> None:
 def test_overlapping_blocks_take_the_halves_meant_for_them() -> None:
     rows = torch.arange(2 * 8 * 6).view(2, 8, 6)
     for block, got in zip(rows, overlapping(rows)):
-        expected = [[row[c] for c in range(3)] for row in block[:4]] + [[row[3 + c] for c in range(3)] for row in block[4:]]
+        expected = [[row[c] for c in range(3)] for row in block[:4]] + [
+            [row[3 + c] for c in range(3)] for row in block[4:]
+        ]
         assert got.tolist() == [[int(v) for v in row] for row in expected]
 
 
