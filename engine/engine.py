@@ -130,8 +130,8 @@ class Engine:
             on_prefill=lambda done, total: _post(loop, report, done, total),
             on_done=lambda error: _post(loop, arrived.put_nowait, error),
         )
-        await self._submit(request, ids)
         try:
+            await self._submit(request, ids)
             while (item := await arrived.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item

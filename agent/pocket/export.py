@@ -6,6 +6,7 @@ the tokenizer and the protocol texts.
 
 import argparse
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from agent.pocket.data import TOOLS_TEXT
 from agent.pocket.net import Block, HeadReduction, HyperConnection, Net, NetConfig
 from engine import ModelConfig, write_checkpoint
 
+MAX_NEW_TOKENS = 512  # a small model that loses its place repeats itself; its longest right answers are half of this
 MODEL_DIR = Path(__file__).parent / "model"
 PROTOCOL = f'''"""The protocol texts pocket was trained with; read as literals, never executed."""
 
-TOOLS_TEMPLATE = {TOOLS_TEXT!r}
+TOOLS_TEMPLATE = {json.dumps(TOOLS_TEXT)}
 '''
 
 
@@ -81,6 +83,9 @@ def export(run_dir: Path, directory: Path) -> None:
     net = Net(NetConfig())
     net.load_state_dict(torch.load(run_dir / "state.pt", weights_only=True)["net"])
     write_checkpoint(directory, model_config(net.config), official_weights(net))
+    generation = directory / "generation_config.json"
+    limited = {**json.loads(generation.read_text("utf-8")), "max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
+    generation.write_text(json.dumps(limited, indent=2) + "\n", "utf-8")
     shutil.copy(run_dir / "tokenizer.json", directory / "tokenizer.json")
     (directory / "encoding").mkdir(exist_ok=True)
     (directory / "encoding" / "encoding_dsv4.py").write_text(PROTOCOL, "utf-8")

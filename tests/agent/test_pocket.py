@@ -55,7 +55,7 @@ def answer(events: list[dict[str, Any]]) -> str:
 def test_the_question_of_the_readme(tmp_path: Path) -> None:
     events = run(ROOT, "where is Session.turn defined?", "--new", home=tmp_path / "home")
     call = next(e for e in events if e["type"] == "tool_call")
-    assert (call["name"], call["arguments"]) == ("find_symbol", {"name": "Session.turn"})
+    assert (call["name"], json.loads(call["arguments"])) == ("find_symbol", {"name": "Session.turn"})
     line = 1 + (ROOT / "agent" / "session.py").read_text().split("async def turn(")[0].count("\n")
     assert answer(events) == f"Session.turn is defined at agent/session.py:{line}."
 
