@@ -149,7 +149,7 @@ class Batch:
     def page_rows(self, seq: Sequence, num_entries: int, ratio: int) -> Tensor:
         """Pool rows of the whole pages that hold the first entries, in order, [pages * rows per page]."""
         per_page = self.cache.page_tokens // ratio
-        pages = torch.tensor(seq.pages[: -(-num_entries // per_page)])
+        pages = torch.tensor(seq.pages[: -(-num_entries // per_page)], dtype=torch.int64)
         return (pages.unsqueeze(1) * per_page + torch.arange(per_page)).flatten()
 
     def _groups(self, short: list[Segment], stretches: list[Segment]) -> list[Group]:

@@ -94,6 +94,7 @@ class Engine:
             await engine._loaded
             yield engine
         finally:
+            engine._failure = engine._failure or EngineError("the engine is closed: open it again")
             engine._commands.put(None)
             await asyncio.to_thread(engine._thread.join)
 
@@ -139,7 +140,8 @@ class Engine:
                 self._commands.put(_nothing)  # the thread may be waiting for this
                 yield item
         finally:
-            await self._call(lambda: self._scheduler.cancel(request))
+            if self._failure is None:
+                await self._call(lambda: self._scheduler.cancel(request))
 
     async def score(self, ids: Items[int]) -> Tensor:
         """float32 [len(ids), vocab]: row t predicts token t + 1."""

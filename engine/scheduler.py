@@ -29,6 +29,8 @@ class Scheduler:
     def add(self, request: Request, ids: list[int]) -> None:
         """Append ids to the request's sequence and queue it. On an error the sequence stays as it was."""
         seq = request.seq
+        if seq.is_released:
+            raise EngineError(f"sequence {seq.id} was released: start a new one and feed its tokens again")
         if seq.request is not None:
             if seq.request in self.running or seq.request in self.waiting:
                 raise EngineError(f"sequence {seq.id} is already being extended; wait for it or cancel it")
@@ -39,9 +41,10 @@ class Scheduler:
             raise ContextFull(
                 f"{length} tokens do not fit the context of {self.max_context}: shorten it or raise max_context"
             )
-        if length == seq.num_tokens:
+        if length == 0 or (length == seq.num_tokens and request.params.max_tokens == 0):
             raise EngineError(f"sequence {seq.id} has nothing to feed: give at least one token id")
         seq.token_ids += ids
+        seq.num_tokens = min(seq.num_tokens, length - 1)  # the last token is fed (again): sampling needs its logits
         seq.request = request
         request.max_tokens = min(request.params.max_tokens, room)
         request.num_prompt = seq.num_waiting
@@ -123,6 +126,7 @@ class Scheduler:
         """Forget a sequence; its memory is free again."""
         for request in [r for r in (*self.running, *self.waiting) if r.seq is seq]:
             self.finish(request, EngineError(f"sequence {seq.id} was released"))
+        seq.is_released = True
         self.free_pages += reversed(seq.pages)
         seq.pages.clear()
         if seq.slot >= 0:

@@ -23,6 +23,7 @@ class Sequence:
     num_tokens: int = 0
     pages: list[int] = field(default_factory=list)
     dropped_tokens: int = 0
+    is_released: bool = False
     request: "Request | None" = None  # the last one on it
     lookup: Lookup = field(default_factory=Lookup)
     drafts: list[int] = field(default_factory=list)  # guesses after token_ids that the next step verifies

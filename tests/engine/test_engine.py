@@ -342,7 +342,6 @@ async def test_a_second_extend_on_a_busy_sequence_is_refused(directory: Path) ->
 # Ways to leave a request that are rarer.
 
 
-@pytest.mark.xfail(strict=True, reason="extend submits before its try: nobody takes the request back")
 @run_async
 async def test_cancelling_while_the_request_is_handed_over_frees_the_sequence(directory: Path) -> None:
     async with opened(directory) as engine:
@@ -358,7 +357,6 @@ async def test_cancelling_while_the_request_is_handed_over_frees_the_sequence(di
         assert await take(engine, seq, [3], 5) == await fresh(engine, fed, 5)
 
 
-@pytest.mark.xfail(strict=True, reason="tokens are kept without the state that was freed")
 @run_async
 async def test_a_released_sequence_is_refused_or_starts_over(directory: Path) -> None:
     async with opened(directory) as engine:
@@ -390,7 +388,6 @@ async def test_an_old_generator_read_on_does_not_harm_a_newer_request(directory:
         assert tokens[2:] == await fresh(engine, ids + tokens[:2], 4)
 
 
-@pytest.mark.xfail(strict=True, reason="all tokens left are fed already, and nothing samples after them")
 @run_async
 async def test_sampling_goes_on_without_new_tokens_after_closing_early(directory: Path) -> None:
     async with opened(directory) as engine:
@@ -402,7 +399,6 @@ async def test_sampling_goes_on_without_new_tokens_after_closing_early(directory
         assert tokens == await fresh(engine, ids, 8)
 
 
-@pytest.mark.xfail(strict=True, reason="a command to a thread that has ended is never answered")
 @run_async
 async def test_a_closed_engine_answers_with_an_error(directory: Path) -> None:
     async with opened(directory) as engine:
@@ -413,7 +409,6 @@ async def test_a_closed_engine_answers_with_an_error(directory: Path) -> None:
             await asyncio.wait_for(call(), 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a command to a thread that has ended is never answered")
 @run_async
 async def test_a_generator_left_open_can_be_closed_after_the_engine(directory: Path) -> None:
     """Otherwise asyncio.run, which closes generators last, never returns."""

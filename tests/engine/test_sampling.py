@@ -67,6 +67,11 @@ def test_other_seeds_give_other_draws(other: int) -> None:
     assert sum(a == b for a, b in zip(one, two)) < 5
 
 
+def test_every_draw_of_a_seed_is_another() -> None:
+    logits, params = torch.zeros(100_000), SamplingParams(temperature=1.0, seed=7)
+    assert len({sample(logits, params, draw) for draw in range(100)}) >= 98
+
+
 def test_without_a_seed_draws_are_random() -> None:
     params = SamplingParams(temperature=1.0)
     assert len({sample(torch.zeros(1000), params, 0) for _ in range(50)}) > 25
