@@ -210,6 +210,8 @@ class Engine:
         is_busy = False
         while self._drain(wait=not is_busy):
             is_busy = self._step()
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._scheduler.finish(request, self._failure)
 
     def _load(self) -> None:
         config, model = self.config, self.model_config

@@ -421,9 +421,6 @@ async def test_a_generator_left_open_can_be_closed_after_the_engine(directory: P
         await stream.aclose()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the thread ends without ending its requests: who waits for a token waits forever"
-)
 @run_async
 async def test_closing_the_engine_ends_the_requests_of_other_tasks(directory: Path) -> None:
     async with opened(directory) as engine:
