@@ -1,7 +1,7 @@
 """Source trees for training and evaluation: copies of installed packages' files, and generated repositories.
 
-Held out: the packages in HELD_OUT_PACKAGES, and every word whose checksum falls into the test share. A training
-repository contains neither, so names, files and contents of the test split are new to the model.
+Held out: the packages in HELD_OUT_PACKAGES, and every word whose checksum falls into the test share. Names made
+up for training use no such word; copied training files are whole, and may contain some.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Train pocket: `python -m agent.pocket.train`. Resumable; every stage continues from the last checkpoint.
 
 Stages, in order: `copy` (random tokens whose segments repeat: teaches copying), `short` (trajectories in rows of
-256 tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate to zero, weights and state rounded to the official
+256 tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate down to 2 %, weights and state rounded to the official
 formats, attention through the indexer's selection, MTP block). `--steps` and `--minutes` bound a stage; SIGTERM ends it after a
 checkpoint. Data: `python -m agent.pocket.data` writes shards beside the checkpoint; new shards are picked up.
 """

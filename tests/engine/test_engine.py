@@ -419,6 +419,8 @@ async def test_a_generator_left_open_can_be_closed_after_the_engine(directory: P
         await anext(stream)
     async with asyncio.timeout(1):
         await stream.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
 
 
 @run_async
