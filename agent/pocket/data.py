@@ -34,7 +34,7 @@ SPECIAL_TOKENS = [
     '</｜DSML｜parameter>\n<｜DSML｜parameter name="', "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
 ]  # fmt: skip
 KINDS = {
-    "where": 24, "missing_where": 5, "outline": 18, "missing_outline": 2, "uses": 17, "missing_uses": 3,
+    "where": 24, "missing_where": 5, "outline": 22, "missing_outline": 2, "uses": 20, "missing_uses": 3,
     "replace": 20, "missing_replace": 3, "read": 15, "missing_read": 3, "decline": 9, "hello": 2,
 }  # fmt: skip
 
