@@ -1,25 +1,32 @@
 """The DeepSeek-V4 engine. Other packages import only the names listed here."""
 
 from engine.bench import run_bench
+from engine.chain import Chain, Roll
 from engine.checkpoint_writer import write_checkpoint
 from engine.config import ModelConfig
 from engine.engine import Engine, EngineConfig
 from engine.errors import CheckpointError, ContextFull, EngineError
 from engine.inspect import inspect_model
 from engine.sampling import SamplingParams
-from engine.sequence import Sequence
+from engine.sequence import Sequence, Stored
+from engine.state import PageKey, Snapshot
 from engine.tokenizer import TextStream, Tokenizer
 from engine.vocab import train_tokenizer
 
 __all__ = [
+    "Chain",
     "CheckpointError",
     "ContextFull",
     "Engine",
     "EngineConfig",
     "EngineError",
     "ModelConfig",
+    "PageKey",
+    "Roll",
     "SamplingParams",
     "Sequence",
+    "Snapshot",
+    "Stored",
     "TextStream",
     "Tokenizer",
     "inspect_model",

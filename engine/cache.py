@@ -39,7 +39,8 @@ class Cache:
         if page_tokens % 128:
             raise EngineError(f"page_tokens={page_tokens} is not a multiple of 128, the longest compressed block")
         self.page_tokens, self.num_pages, self.num_slots = page_tokens, num_pages, num_slots
-        self.ring_tokens = config.sliding_window + MAX_DRAFTS
+        self.window, self.num_layers = config.sliding_window, config.num_hidden_layers
+        self.ring_tokens = self.window + MAX_DRAFTS
         rounds = numerics.rounds_rows
         key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
         index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")

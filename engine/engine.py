@@ -2,6 +2,7 @@
 
 The thread drains commands, schedules, runs and commits. The event loop side turns a request into an async generator.
 A failing step ends the requests in it with an error and the engine with them: state half written is not trusted.
+Stored state is read and unpacked on threads of its own, while other sequences run.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -19,16 +21,19 @@ from torch import Tensor
 
 from engine.batch import ROWS_AT_ONCE
 from engine.cache import Cache, page_bytes
+from engine.chain import Chain, Roll, digest
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.numerics import NAMES, Numerics
 from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
-from engine.sequence import Request, Sequence
+from engine.sequence import Request, Sequence, Stored
+from engine.state import Snapshot, place_pages, place_tail, snapshot
 from engine.tokenizer import Tokenizer
 
 OnPrefill = Callable[[int, int], None]
+LOADERS = 2  # sequences that are read at a time
 GREEDY = SamplingParams()
 
 
@@ -75,7 +80,10 @@ class Engine:
         self.numerics = Numerics("compact" if config.numerics == "auto" else config.numerics)
         self.max_context = 0
         self.identity = ""
+        self.layout = b""
+        self.on_pressure: Callable[[Sequence], None] | None = None  # asks an idle sequence's owner to park it
         self._tokenizer: Tokenizer | None = None
+        self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ids = count()
         self._loaded: asyncio.Future[None]
@@ -97,6 +105,7 @@ class Engine:
             engine._failure = engine._failure or EngineError("the engine is closed: open it again")
             engine._commands.put(None)
             await asyncio.to_thread(engine._thread.join)
+            engine._loaders.shutdown(cancel_futures=True)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -105,9 +114,56 @@ class Engine:
             self._tokenizer = Tokenizer.from_dir(self.directory)
         return self._tokenizer
 
-    async def start(self) -> Sequence:
-        """An empty live sequence. It takes memory once it is extended."""
-        return Sequence(next(self._ids))
+    def chain(self, rolls: Items[Roll] = ()) -> Chain:
+        """Content ids of states of this engine, for tokens that went through these rolls."""
+        chain = Chain(self.layout, self.config.page_tokens)
+        chain.rolls += rolls
+        return chain
+
+    async def start(self, stored: Stored | None = None) -> Sequence:
+        """A sequence, empty or going on from a stored state. It takes memory once it is extended."""
+        if stored is None:
+            return Sequence(next(self._ids), self.chain())
+        position = len(stored.ids)
+        return Sequence(
+            next(self._ids), stored.chain, token_ids=list(stored.ids), num_tokens=position, least_tokens=position,
+            num_sealed=position // self.config.page_tokens, stored=stored,
+        )  # fmt: skip
+
+    async def snapshot(self, seq: Sequence) -> Snapshot | None:
+        """The state of an idle sequence, at its last token that another follows; None when it holds none in memory.
+
+        It holds the pages until it is closed; the sequence may go on meanwhile. Raises EngineError for a busy one.
+        """
+        taken: list[Snapshot] = []
+
+        def take() -> None:
+            if self._scheduler.is_busy(seq):
+                raise EngineError(f"sequence {seq.id} is being extended: wait for it")
+            if seq.slot >= 0 and seq.num_tokens:
+                pages = list(seq.pages)
+                self._scheduler.pool.hold(pages)
+                drop = lambda: self._commands.put(lambda: self._scheduler.pool.drop(pages))  # noqa: E731
+                taken.append(snapshot(self._runner.cache, seq, drop))
+
+        await self._call(take)
+        return taken[0] if taken else None
+
+    async def park(self, seq: Sequence, stored: Stored | None) -> bool:
+        """Free the memory of an idle sequence, whose state is `stored` now; None gives it up, to be computed again.
+
+        False when it is in use: then nothing has changed.
+        """
+        done = []
+
+        def park() -> None:
+            if not seq.is_released and not self._scheduler.is_busy(seq):
+                seq.stored = stored
+                self._scheduler.park(seq)
+                done.append(True)
+
+        await self._call(park)
+        return bool(done)
 
     async def release(self, seq: Sequence) -> None:
         """End a sequence and free its memory; whatever extends it ends with an error."""
@@ -225,8 +281,40 @@ class Engine:
         self.identity = self._runner.model.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
         self._scheduler = Scheduler(
-            cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts
-        )
+            cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts,
+            self._start_load, self._ask_to_park,
+        )  # fmt: skip
+        tokenizer = self.directory / "tokenizer.json"
+        self.layout = digest(
+            b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
+            tokenizer.read_bytes() if tokenizer.is_file() else b"",
+        )  # fmt: skip
+
+    def _ask_to_park(self, seq: Sequence) -> bool:
+        if self.on_pressure is None:
+            return False
+        _post(self._loaded.get_loop(), self.on_pressure, seq)
+        return True
+
+    def _start_load(self, request: Request, missing: list[int]) -> None:
+        """Read the stored state of a sequence, whose memory is taken already, on a thread of its own."""
+        seq, cache = request.seq, self._runner.cache
+        stored = seq.stored
+        assert stored is not None
+
+        def load() -> None:
+            error = None
+            try:
+                with torch.inference_mode():
+                    place_pages(cache, [seq.pages[n] for n in missing], stored.read_pages(missing))
+                    full = len(stored.page_ids)
+                    open_page = seq.pages[full] if full < len(seq.pages) else None
+                    place_tail(cache, seq.slot, open_page, len(stored.ids), stored.read_tail())
+            except Exception as e:  # whoever needed it gets it; the sequence is stored as before
+                error = e
+            self._commands.put(lambda: self._scheduler.loaded(request, error))
+
+        self._loaders.submit(load)
 
     def _drain(self, wait: bool) -> bool:
         """Run all commands that have come, or wait for one. False ends the thread."""

@@ -1,29 +1,50 @@
 """A live sequence and a request on it: plain data, changed by the scheduler alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from engine.chain import Chain
 from engine.drafts import Lookup
 from engine.sampling import SamplingParams
+
+
+@dataclass
+class Stored:
+    """A sequence's state outside the engine: what `Engine.start` goes on from.
+
+    `page_ids` are its full pages in order, those of a moved head first. The readers are called on a worker thread, and
+    what they raise ends the request that needed the state. Pages that are in memory already are not read.
+    """
+
+    chain: Chain
+    ids: list[int]
+    page_ids: list[bytes]
+    read_tail: Callable[[], bytes]
+    read_pages: Callable[[list[int]], Iterable[bytes]]  # numbers into page_ids -> their bytes, in that order
 
 
 @dataclass
 class Sequence:
     """The live form of a session. Everything past `num_tokens` is scratch.
 
-    `token_ids` are all its tokens, sampled ones too; the state in the cache covers the first `num_tokens` of them.
-    `pages` is the page table of what is retained; `dropped_tokens` were retired from the front and are not in it.
+    `token_ids` are all its tokens, sampled ones too; the state covers the first `num_tokens` of them, and lies in the
+    cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved head, then
+    those of the window; `dropped_tokens` is the position where the first of them stands.
     """
 
     id: int
+    chain: Chain = field(default_factory=lambda: Chain(b"", 256))
     slot: int = -1  # of the tail, once it has run
     token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+    least_tokens: int = 0  # the state cannot go back further: it was loaded at this position
     pages: list[int] = field(default_factory=list)
-    dropped_tokens: int = 0
+    num_sealed: int = 0  # pages of the whole history that are sealed
+    stored: Stored | None = None
     is_released: bool = False
+    is_asked_to_park: bool = False
     request: "Request | None" = None  # the last one on it
     lookup: Lookup = field(default_factory=Lookup)
     drafts: list[int] = field(default_factory=list)  # guesses after token_ids that the next step verifies
@@ -32,6 +53,10 @@ class Sequence:
     def num_waiting(self) -> int:
         """Tokens whose state has still to be computed."""
         return len(self.token_ids) - self.num_tokens
+
+    @property
+    def dropped_tokens(self) -> int:
+        return self.chain.rolls[-1].dropped_tokens if self.chain.rolls else 0
 
 
 @dataclass
@@ -53,3 +78,4 @@ class Request:
     max_tokens: int = 0
     num_sampled: int = 0
     num_taken: int = 0
+    is_over: bool = False

@@ -442,7 +442,7 @@ async def test_closing_the_engine_ends_the_requests_of_other_tasks(directory: Pa
 
 @run_async
 async def test_many_sequences_share_few_pages_by_waiting_and_give_the_tokens_they_give_alone(directory: Path) -> None:
-    """Each needs two of the six pages until it is released, so three run and the others wait."""
+    """Each needs two of the six pages while it runs, so three run and the others wait."""
     async with opened(directory, num_pages=6, prefill_chunk=64) as engine:
         prompts = [random_ids(120 + seed, seed) for seed in range(20)]
         alone = [await fresh(engine, ids, 10) for ids in prompts]
@@ -462,7 +462,7 @@ async def test_many_sequences_share_few_pages_by_waiting_and_give_the_tokens_the
             return tokens
 
         assert await asyncio.gather(*map(one, range(20))) == alone
-        assert most == 3
+        assert most >= 3
 
 
 @run_async
@@ -476,16 +476,30 @@ async def test_more_sequences_than_slots_wait_for_a_slot(directory: Path) -> Non
 @run_async
 async def test_one_that_waits_can_be_cancelled_and_one_behind_it_still_runs(directory: Path) -> None:
     async with opened(directory, num_pages=2) as engine:
-        holder, ids = await engine.start(), random_ids(140)
-        await take(engine, holder, ids, 5)  # keeps both pages
+        holder = await engine.start()
+        stream = engine.extend(holder, random_ids(140), SamplingParams(max_tokens=50))
+        await anext(stream)  # keeps both pages
         waiting = [asyncio.create_task(fresh(engine, random_ids(9, seed), 5)) for seed in (1, 2)]
         await asyncio.sleep(0.1)
         assert not any(task.done() for task in waiting)
         waiting[0].cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting[0]
-        await engine.release(holder)
+        await stream.aclose()
         assert await waiting[1] == await fresh(engine, random_ids(9, 2), 5)
+
+
+@run_async
+async def test_the_sequence_idle_longest_gives_its_memory_and_comes_back(directory: Path) -> None:
+    """Seven sequences take turns in memory for three; without anyone to store it, state is computed again."""
+    async with opened(directory, num_pages=6) as engine:
+        sequences = [await engine.start() for _ in range(7)]
+        fed = [random_ids(140, seed) for seed in range(7)]
+        for _ in range(3):
+            for seq, ids in zip(sequences, fed):
+                tokens = await take(engine, seq, ids[len(seq.token_ids) :], 4)
+                assert tokens == await fresh(engine, ids, 4)
+                ids += [*tokens, 3]
 
 
 @run_async

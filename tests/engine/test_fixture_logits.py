@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.batch import Batch
 from engine.cache import Cache
+from engine.chain import Roll
 from engine.config import ModelConfig
 from engine.model import Model
 from engine.numerics import Numerics
@@ -149,7 +150,7 @@ def test_dropping_the_oldest_pages_changes_nothing_else() -> None:
     ids = wanted["ids"].tolist()
     feed(m, cache, seq, ids[:1280], chunk=256)
     del seq.pages[: int(wanted["evict_units"])]
-    seq.dropped_tokens = int(wanted["evict_units"]) * 128
+    seq.chain.rolls.append(Roll(seq.num_tokens, first_kept=int(wanted["evict_units"]) * 128, head_tokens=0))
     streams = feed(m, cache, seq, ids[1280:], chunk=50)
     early = wanted["early_positions"] - 1280
     torch.testing.assert_close(logits(m, streams[early]), wanted["early_logits"], atol=1e-4, rtol=0)

@@ -1,0 +1,210 @@
+"""Attention state as bytes, and back: pages and tails of a sequence in their stored form.
+
+A *page* holds the compressed rows of `page_tokens` tokens in every layer, a *tail* what else is needed to go on at an
+exact position: the window, the open compressor blocks and the rows of the unfinished page (V4 spec 3.1). Both are
+safetensors, rows in the packed layout of their format, so the same state gives the same bytes. The MTP block's ring is
+not stored. Must not know where the bytes lie.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from engine.cache import Cache, LayerCache, block_ring
+from engine.errors import EngineError
+from engine.sequence import Sequence
+from kernels.cache import RowFormat
+
+GROUP = 16  # pages unpacked together
+
+
+@dataclass(frozen=True)
+class PageKey:
+    """A full page of a snapshot: its id, that of the page before it, and its place in the whole history."""
+
+    id: bytes
+    parent: bytes | None
+    number: int
+
+
+@dataclass
+class Snapshot:
+    """The state of a sequence at one position, held still while it is written. Use it as a context manager.
+
+    `pages` are the full pages still in the window, `head` those of a moved head; `page_data` makes the bytes of one.
+    """
+
+    position: int
+    tail_id: bytes
+    pages: list[PageKey]
+    head: list[PageKey]
+    page_data: Callable[[PageKey], bytes]
+    tail_data: Callable[[], bytes]
+    close: Callable[[], None]
+
+    def __enter__(self) -> "Snapshot":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def snapshot(cache: Cache, seq: Sequence, drop: Callable[[], None]) -> Snapshot:
+    """The state of an idle sequence in the cache; `drop` lets its pages go."""
+    position = seq.num_tokens
+    if position == len(seq.token_ids) and position > seq.least_tokens:
+        position -= 1  # whoever goes on from here feeds the last token again: sampling needs its logits
+    size, chain = cache.page_tokens, seq.chain
+    tail_id = chain.tail_id(seq.token_ids, position)
+    full = (position - seq.dropped_tokens) // size
+    head_pages = chain.rolls[-1].head_tokens // size if chain.rolls else 0
+    first = seq.dropped_tokens // size  # the page number at which pages[0] stands
+    head = [PageKey(chain.moved_page_id(n, chain.rolls[-1]), None, n) for n in range(head_pages)]
+    numbers = range(first + head_pages, first + full)
+    pages = [PageKey(chain.page_ids[n], chain.page_ids[n - 1] if n else None, n) for n in numbers]
+    at = {key.id: page for key, page in zip([*head, *pages], seq.pages)}
+    open_page = seq.pages[full] if full < len(seq.pages) else None
+    tail = cut_tail(cache, seq.slot, open_page, position)
+    return Snapshot(position, tail_id, pages, head, lambda key: pack_page(cache, at[key.id]), tail.pack, drop)
+
+
+@dataclass
+class TailRows:
+    """A tail as tensors cut out of the cache, not packed yet."""
+
+    position: int
+    tensors: dict[str, tuple[Tensor, RowFormat | None]] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        packed = {name: (fmt.pack(rows) if fmt else rows).contiguous() for name, (rows, fmt) in self.tensors.items()}
+        return save(packed, {"holdfast": json.dumps({"position": self.position})})
+
+
+def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int) -> TailRows:
+    """Copy the tail of the sequence in `slot` at `position`, whose unfinished page is `open_page` (None: no row of it)."""
+    tail = TailRows(position)
+    for name, layer in _layers(cache):
+        window = _last(position, cache.window)
+        tail.tensors[f"{name}.window"] = layer.ring[slot, window % cache.ring_tokens], layer.row_format
+        if layer.blocks is not None:
+            tail.tensors[f"{name}.blocks"] = (
+                layer.blocks[slot, _open(position, layer.ratio) % layer.blocks.shape[1]],
+                None,
+            )
+            count = position % cache.page_tokens // layer.ratio
+            for kind, rows, fmt in _pooled(layer):
+                part = rows[:0] if open_page is None else _page(rows, open_page, cache, layer)[:count].clone()
+                tail.tensors[f"{name}.{kind}"] = part, fmt
+    return tail
+
+
+def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, data: bytes) -> None:
+    """The inverse of `cut_tail`. Raises EngineError for bytes that are no tail of this layout and position."""
+    tensors = _read(data, {"position": position})
+    for name, layer in _layers(cache):
+        window = _last(position, cache.window)
+        layer.ring[slot, window % cache.ring_tokens] = _unpacked(
+            tensors, f"{name}.window", layer.row_format, len(window)
+        )
+        if layer.blocks is not None:
+            rows = _open(position, layer.ratio)
+            layer.blocks[slot, rows % block_ring(layer.ratio)] = _take(
+                tensors, f"{name}.blocks", (len(rows), layer.blocks.shape[2]), torch.float32
+            )
+            count = position % cache.page_tokens // layer.ratio
+            for kind, pool, fmt in _pooled(layer):
+                part = _unpacked(tensors, f"{name}.{kind}", fmt, count)
+                if count and open_page is not None:
+                    _page(pool, open_page, cache, layer)[:count] = part
+
+
+def pack_page(cache: Cache, page: int) -> bytes:
+    """The bytes of one full page."""
+    return save(
+        {
+            f"{name}.{kind}": fmt.pack(_page(rows, page, cache, layer)).contiguous()
+            for name, layer in _layers(cache)
+            for kind, rows, fmt in _pooled(layer)
+        }
+    )
+
+
+def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes]) -> None:
+    """Write the bytes of full pages into the pool, a group at a time. Raises EngineError for bytes of another layout."""
+    waiting: list[dict[str, Tensor]] = []
+    done = 0
+    for item in data:
+        waiting.append(_read(item, None))
+        if len(waiting) == GROUP or done + len(waiting) == len(pages):
+            _place_group(cache, pages[done : done + len(waiting)], waiting)
+            done += len(waiting)
+            waiting = []
+    if done < len(pages):
+        raise EngineError(f"stored state is incomplete: {done} of {len(pages)} pages")
+
+
+def _place_group(cache: Cache, pages: list[int], items: list[dict[str, Tensor]]) -> None:
+    for name, layer in _layers(cache):
+        per_page = cache.page_tokens // layer.ratio if layer.ratio else 0
+        for kind, rows, fmt in _pooled(layer):
+            parts = [_take(item, f"{name}.{kind}", (per_page, fmt.width), fmt.dtype) for item in items]
+            unpacked = fmt.unpack(torch.cat(parts)).unflatten(0, (len(parts), per_page))
+            rows.unflatten(0, (-1, per_page))[torch.tensor(pages)] = unpacked
+
+
+def _layers(cache: Cache) -> Iterable[tuple[str, LayerCache]]:
+    return ((f"layers.{number}", layer) for number, layer in enumerate(cache.layers[: cache.num_layers]))
+
+
+def _pooled(layer: LayerCache) -> Iterable[tuple[str, Tensor, RowFormat]]:
+    """The tensors of a layer that lie in pages."""
+    if layer.rows is not None:
+        yield "rows", layer.rows, layer.row_format
+    if layer.index_rows is not None and layer.index_format is not None:
+        yield "index_rows", layer.index_rows, layer.index_format
+
+
+def _page(rows: Tensor, page: int, cache: Cache, layer: LayerCache) -> Tensor:
+    per_page = cache.page_tokens // layer.ratio
+    return rows[page * per_page : (page + 1) * per_page]
+
+
+def _last(position: int, count: int) -> Tensor:
+    """The last `count` positions before `position`."""
+    return torch.arange(max(0, position - count), position)
+
+
+def _open(position: int, ratio: int) -> Tensor:
+    """Positions whose compressor input is still needed: the open block, and for ratio 4 the block before it."""
+    first = position // ratio * ratio - (ratio if ratio == 4 else 0)
+    return torch.arange(max(0, first), position)
+
+
+def _read(data: bytes, expected: dict[str, int] | None) -> dict[str, Tensor]:
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError) as e:
+        raise EngineError(f"stored state cannot be read: {e}") from None
+    if expected is not None:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        found = json.loads(header.get("__metadata__", {}).get("holdfast", "{}"))
+        if found != expected:
+            raise EngineError(f"stored state is of {found}, not of {expected}")
+    return tensors
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    tensor = tensors.get(name)
+    if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        raise EngineError(f"stored state does not fit this model: {name} is {found}, expected {dtype} {list(shape)}")
+    return tensor
+
+
+def _unpacked(tensors: dict[str, Tensor], name: str, fmt: RowFormat, count: int) -> Tensor:
+    return fmt.unpack(_take(tensors, name, (count, fmt.width), fmt.dtype))
