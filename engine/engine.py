@@ -201,27 +201,48 @@ class Engine:
 
     async def score(self, ids: Items[int]) -> Tensor:
         """float32 [len(ids), vocab]: row t predicts token t + 1."""
+        if not ids:
+            return torch.zeros(0, self.model_config.vocab_size)
         seq = await self.start()
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Exception | None] = loop.create_future()
         scores: list[Tensor] = []
+        try:
+            await self._wait(seq, ids, scores=scores)
+            return torch.cat(scores)
+        finally:
+            await self.release(seq)
+
+    async def load(self, seq: Sequence) -> None:
+        """Bring a stored sequence into memory now. Raises what its readers raise, and leaves it as it was then."""
+        await self._wait(seq, (), is_load=True)
+
+    async def feed(self, seq: Sequence, ids: Items[int], on_prefill: OnPrefill | None = None) -> None:
+        """Compute the state of all its tokens and of `ids` after them, and sample nothing."""
+        await self._wait(seq, ids, on_prefill)
+
+    async def _wait(
+        self, seq: Sequence, ids: Items[int], on_prefill: OnPrefill | None = None,
+        scores: list[Tensor] | None = None, is_load: bool = False,
+    ) -> None:  # fmt: skip
+        """A request that samples nothing, from start to end."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Exception | None] = loop.create_future()
+        report = on_prefill or (lambda done, total: None)
         request = Request(
             seq,
             SamplingParams(max_tokens=0),
             on_token=lambda token: None,
-            on_prefill=lambda done, total: None,
-            on_done=lambda error: _post(loop, _settle, done, error),
+            on_prefill=lambda done, total: _post(loop, report, done, total),
+            on_done=lambda error: _post(loop, _settle, ended, error),
             scores=scores,
+            is_load=is_load,
         )
-        if not ids:
-            return torch.zeros(0, self.model_config.vocab_size)
         try:
             await self._submit(request, ids)
-            if (error := await done) is not None:
+            if (error := await ended) is not None:
                 raise error
-            return torch.cat(scores)
         finally:
-            await self.release(seq)
+            if self._failure is None and not ended.done():
+                await self._call(lambda: self._scheduler.cancel(request))
 
     async def _submit(self, request: Request, ids: Items[int]) -> None:
         """Add ids to the sequence and queue the request, or leave the sequence as it was and raise."""

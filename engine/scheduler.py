@@ -47,6 +47,10 @@ class Scheduler:
             if seq.request in self.running or seq.request in self.waiting:
                 raise EngineError(f"sequence {seq.id} is already being extended; wait for it or cancel it")
             self.cancel(seq.request)
+        if request.is_load:
+            seq.request = request
+            self.waiting.append(request)
+            return
         length = len(seq.token_ids) + len(ids)
         room = self.max_context - (length - seq.dropped_tokens)
         if room < (1 if request.params.max_tokens else 0):
@@ -109,7 +113,7 @@ class Scheduler:
         elif error is not None:
             request.on_done(error)
         else:
-            self.running.append(request)
+            self._run(request)
 
     def finish(self, request: Request, error: Exception | None) -> None:
         """End a request; pages past its sequence's last token are free again. One that loads ends when it has loaded."""
@@ -176,9 +180,14 @@ class Scheduler:
                 seq.slot = self.free_slots.pop()
             if seq.stored is None:
                 seq.pages += self.pool.take(max(0, missing))
-                self.running.append(request)
+                self._run(request)
             else:
                 self._start_load(request, shared, missing)
+
+    def _run(self, request: Request) -> None:
+        self.running.append(request)
+        if request.is_load:
+            self.finish(request, None)
 
     def _resident(self, seq: Sequence) -> dict[int, int]:
         """Pages of a stored sequence that are in memory: its page number -> page of the pool."""

@@ -61,7 +61,7 @@ class Sequence:
 
 @dataclass
 class Request:
-    """Feed the waiting tokens of a sequence, then sample up to `params.max_tokens`.
+    """Feed the waiting tokens of a sequence, then sample up to `params.max_tokens`; `is_load`: only bring it into memory.
 
     `on_token`, `on_prefill(done, total)` and `on_done(error)` are called on the engine's thread. `num_taken` counts
     tokens the consumer has received: sampling stays a bounded number ahead, so that a cancel can take them back.
@@ -74,6 +74,7 @@ class Request:
     on_prefill: Callable[[int, int], None]
     on_done: Callable[[Exception | None], None]
     scores: list[Tensor] | None = None
+    is_load: bool = False
     num_prompt: int = 0
     max_tokens: int = 0
     num_sampled: int = 0
