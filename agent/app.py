@@ -3,28 +3,32 @@
 Owns which session a workspace means. Must not know who is in front: terminal, command line or server.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 from agent.approvals import Approvals
 from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts
+from agent.keeper import Keeper
 from agent.loop import Live
 from agent.session import Session
-from engine import Engine, EngineConfig
-from memory import Database, SessionInfo, SessionStore, StoreError
+from engine import Engine, EngineConfig, Sequence
+from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
 from tools import Workspace, toolset
 
 
 class App:
     """The engine and the store; `session` opens a timeline on them."""
 
-    def __init__(self, settings: Settings, engine: Engine, store: SessionStore, texts: ProtocolTexts):
-        self.settings = settings
-        self.engine = engine
-        self.store = store
+    def __init__(self, settings: Settings, engine: Engine, store: SessionStore, keeper: Keeper, texts: ProtocolTexts):
+        self.settings, self.engine, self.store, self.keeper = settings, engine, store, keeper
         self._texts = texts
+        self._open: list[Session] = []
+        self._parking: set[asyncio.Future[Any]] = set()
+        engine.on_pressure = self._park
 
     @classmethod
     @asynccontextmanager
@@ -32,16 +36,17 @@ class App:
         """Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
         texts = ProtocolTexts.from_dir(settings.model_dir)
         try:
-            database = Database(settings.home)
+            # saving must not make the log wait: a connection for each
+            database, of_snapshots = Database(settings.home), Database(settings.home)
         except OSError as e:
             raise UsageError(
                 f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
             ) from None
-        try:
+        with closing(database), closing(of_snapshots):
+            snapshots = SnapshotStore(of_snapshots, BlobStore(settings.home))
             async with Engine.open(settings.model_dir, EngineConfig()) as engine:
-                yield cls(settings, engine, SessionStore(database), texts)
-        finally:
-            database.close()
+                with closing(Keeper(engine, snapshots)) as keeper:
+                    yield cls(settings, engine, SessionStore(database), keeper, texts)
 
     async def session(
         self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False
@@ -59,7 +64,18 @@ class App:
             log.close()
             raise
         tools = toolset(Workspace(workspace))
-        return Session(Live(self.engine, seq, log, self._texts, tools, approvals, self.settings), notices)
+        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings)
+        session = Session(live, self.keeper, notices)
+        self._open.append(session)
+        return session
+
+    def _park(self, seq: Sequence) -> None:
+        """Memory is short: the session of this sequence gives its own back."""
+        self._open = [session for session in self._open if not session.is_closed]
+        owner = next((session for session in self._open if session.live.seq is seq), None)
+        task = asyncio.ensure_future(self.engine.park(seq, None) if owner is None else owner.park())
+        self._parking.add(task)
+        task.add_done_callback(self._parking.discard)
 
     def _find(self, workspace: Path, name: str | None) -> SessionInfo | None:
         if name is None:

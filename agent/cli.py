@@ -78,6 +78,12 @@ def _parser() -> Parser:
     run.add_argument("prompt", metavar="PROMPT", help="what to do")
     _add_session_options(run)
     run.add_argument("--json", action="store_true", help="print one event per line")
+    from agent import timelines
+
+    sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    timelines.add_commands(sessions, timelines.run)
     bench = command("bench", _bench, "measure prefill and decode at several context lengths")
     bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
     bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")

@@ -22,7 +22,10 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls."""
+    """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls.
+
+    State is saved when a turn ends, and in a long one every `save_every` tokens.
+    """
 
     home: Path
     model_dir: Path
@@ -30,6 +33,7 @@ class Settings:
     temperature: float = 0.0
     max_steps: int = 24
     max_output_tokens: int = MAX_OUTPUT_TOKENS
+    save_every: int = 8192
 
 
 def data_home() -> Path:

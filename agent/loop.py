@@ -7,7 +7,7 @@ they are yielded. Must not know how a turn begins or ends (session) nor how an e
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +52,7 @@ class Live:
     tools: Mapping[str, Tool]
     approvals: Approvals
     settings: Settings
+    checkpoint: Callable[[], None] = lambda: None  # called between steps, when the sequence is idle
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Tokens that put these messages after the log, up to where the model goes on."""
@@ -118,6 +119,7 @@ async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
     """
     num_refused = 0
     for _ in range(live.settings.max_steps):
+        live.checkpoint()
         step = Step()
         async with aclosing(_speak(live, usage, step)) as events:
             async for event in events:
@@ -199,7 +201,12 @@ async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, 
 
 async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | int, None]:
     """Progress of the prefill, then sampled tokens; counts the seconds spent waiting for each."""
+    total = len(live.log.ids) - live.seq.num_tokens
+    async with aclosing(_feed_ahead(live, usage, total)) as fed:
+        async for progress in fed:
+            yield progress
     waiting = live.log.ids[len(live.seq.token_ids) :].tolist()
+    before = total - (len(live.log.ids) - live.seq.num_tokens)
     params = SamplingParams(
         temperature=live.settings.temperature,
         max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - len(live.log.ids)),
@@ -207,8 +214,8 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
     )
     updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
 
-    def on_prefill(done: int, total: int) -> None:
-        updates.put_nowait(PrefillProgress(done=done, total=total))
+    def on_prefill(done: int, _: int) -> None:
+        updates.put_nowait(PrefillProgress(done=before + done, total=total))
 
     sampled = live.engine.extend(live.seq, waiting, params, on_prefill=on_prefill)
     async with aclosing(sampled) as tokens:  # type: ignore[type-var]
@@ -228,6 +235,19 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
             started = time.perf_counter()
             token = await anext(tokens, None)
             usage.decode_s += time.perf_counter() - started
+
+
+async def _feed_ahead(live: Live, usage: Usage, total: int) -> AsyncGenerator[PrefillProgress, None]:
+    """Feed a long prompt up to its last stretch, and save on the way, at multiples of `save_every`.
+
+    Only there does the tail end with a block of every layer, which makes it small.
+    """
+    every, started = live.settings.save_every, time.perf_counter()
+    while (end := (len(live.seq.token_ids) // every + 1) * every) < len(live.log.ids):
+        await live.engine.feed(live.seq, live.log.ids[len(live.seq.token_ids) : end].tolist())
+        live.checkpoint()
+        yield PrefillProgress(done=total - (len(live.log.ids) - end), total=total)
+    usage.prefill_s += time.perf_counter() - started
 
 
 def _ending(live: Live, usage: Usage, step: Step) -> list[Event]:

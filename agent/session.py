@@ -1,15 +1,18 @@
 """A session: one user's durable timeline, and its live sequence in the engine while it is open.
 
-Owns how a turn begins and ends, and what happens to one that was cut off. The token log is the truth: whatever the
-live sequence lacks of it is fed again, token by token as it was, and counted. Must not know how a turn goes on (loop).
+Owns how a turn begins and ends, what happens to one that was cut off, and when state is saved. The token log is the
+truth: whatever the live sequence lacks of it is read from disk, or fed again token by token as it was, and counted.
+Must not know how a turn goes on (loop) nor how state becomes bytes (keeper).
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
+from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from engine import EngineError
@@ -21,11 +24,15 @@ UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a resul
 class Session:
     """Open from `App.session` until `aclose`. One turn at a time."""
 
-    def __init__(self, live: Live, notices: Iterable[str] = ()):
+    def __init__(self, live: Live, keeper: Keeper, notices: Iterable[str] = ()):
         """`notices` are shown with the first turn."""
-        self.live = live
+        self.live, self.keeper = live, keeper
         self.name = live.log.session.name
         self._notices = list(notices)
+        self.is_closed = False
+        self._save: asyncio.Task[bool] | None = None
+        self._saved_at = live.seq.num_tokens
+        live.checkpoint = self.checkpoint
         if self._close_open_turn():
             self._notices.append("the last turn was interrupted; this one goes on after it")
 
@@ -42,6 +49,7 @@ class Session:
                     if log.open_turn is not None and isinstance(event, TurnDone | Error):
                         log.end_turn("done" if isinstance(event, TurnDone) else "failed", [entry(event)])
                     yield event
+            self._save_later()
         except (EngineError, EncodingError) as e:
             error = Error(message=str(e))
             if log.open_turn is not None:
@@ -53,9 +61,32 @@ class Session:
             self._close_open_turn()
             raise
 
-    async def aclose(self) -> None:
-        """Give the live sequence back and let another process open the session."""
+    def checkpoint(self) -> None:
+        """Save in the background if enough has come since the last time. Call it while the sequence is idle."""
+        if self.live.seq.num_tokens - self._saved_at >= self.live.settings.save_every:
+            self._save_later()
+
+    async def park(self) -> None:
+        """Save the state and give its memory back; when it cannot be saved it will be computed again."""
+        seq = self.live.seq
         try:
+            stored = await self.keeper.save(seq, self.live.log.session.branch)
+        except StoreError as e:
+            self._notices.append(str(e))
+            stored = None
+        except EngineError:  # it is in use again
+            return
+        await self.live.engine.park(seq, stored)
+
+    async def aclose(self) -> None:
+        """Save, give the live sequence back, and let another process open the session."""
+        self.is_closed = True
+        try:
+            if self._save is not None:
+                await asyncio.wait({self._save})
+            self._save_later()
+            if self._save is not None:
+                await asyncio.wait({self._save})
             await self.live.engine.release(self.live.seq)
         finally:
             self.live.log.close()
@@ -65,14 +96,15 @@ class Session:
         if problem := prompt_problem(prompt):
             yield Error(message=problem)
             return
-        await self._follow_log()
+        usage = Usage(context_limit=self.live.engine.max_context)
+        await self._bring_in(usage)
         ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": prompt}])
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return
         while self._notices:
             yield Notice(message=self._notices.pop(0))
-        usage = self._usage(len(ids))
+        usage.new = len(ids)
         self.live.log.start_turn([entry(UserMessage(text=prompt))], ids)
         async with aclosing(run_turn(self.live, usage)) as events:
             async for event in events:
@@ -97,22 +129,66 @@ class Session:
             tool_message(ToolResultGiven.model_validate(event.payload)) for event in last if event.type == "tool_result"
         ]
 
-    async def _follow_log(self) -> None:
-        """A sequence that is no beginning of the log is not the truth: begin a new one. It happens when the log could
-        not be written, or when a cancelled request was not taken back."""
-        held = self.live.seq.token_ids
-        if held != self.live.log.ids[: len(held)].tolist():
-            await self.live.engine.release(self.live.seq)
-            self.live.seq = await self.live.engine.start()
+    async def _bring_in(self, usage: Usage) -> None:
+        """Make the live sequence the log's, with as much of its state as there is, and count where that came from.
 
-    def _usage(self, num_new: int) -> Usage:
+        A sequence that is no beginning of the log is not the truth. It happens when the log could not be written, or
+        when a cancelled request was not taken back.
+        """
+        live, started = self.live, time.perf_counter()
+        held = live.seq.token_ids
+        is_loaded = live.seq.stored is not None
+        if live.seq.is_released or held != live.log.ids[: len(held)].tolist() or (live.log.ids and not held):
+            await self._start_again()
+            is_loaded = True
+        while True:
+            try:
+                await live.engine.load(live.seq)
+                break
+            except UNREADABLE as e:
+                self._notices.append(f"{e}; what it held is read again from the token log")
+                await self.keeper.forget(e)
+                await self._start_again()
+        if is_loaded:
+            usage.load_s = time.perf_counter() - started
+            self._saved_at = live.seq.num_tokens
+        self._count(usage, is_loaded)
+
+    async def _start_again(self) -> None:
+        """A new sequence on the longest stored state of the log."""
+        live = self.live
+        await live.engine.release(live.seq)
+        live.seq = await live.engine.start(await self.keeper.find(live.log.ids, ()))
+
+    def _count(self, usage: Usage, is_loaded: bool) -> None:
         """The input of a turn that begins now, by where its state comes from."""
         held, computed = len(self.live.log.ids), self.live.seq.num_tokens
-        usage = Usage(new=num_new, from_memory=held, context_limit=self.live.engine.max_context)
-        if held - computed > 1:  # 1: the last sampled token, whose state the next step computes as always
-            usage.from_memory, usage.prefilled_again = computed, held - computed
-            usage.why = "the last turn was cut off while it was read" if computed else "no stored state"
-        return usage
+        lacking = held - computed
+        if lacking > 1:  # 1: the last sampled token, whose state the next step computes as always
+            usage.prefilled_again = lacking
+            usage.why = "it was not stored" if is_loaded else "the last turn was cut off while it was read"
+        present = computed if lacking > 1 else held
+        usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
+
+    def _save_later(self) -> None:
+        """Begin a save unless one is under way or nothing has come since the last."""
+        seq = self.live.seq
+        if seq.num_tokens > self._saved_at and (self._save is None or self._save.done()):
+            self._save = asyncio.create_task(self._save_now())
+
+    async def _save_now(self) -> bool:
+        seq = self.live.seq
+        position = seq.num_tokens
+        try:
+            is_followed = len(self.live.log.ids) > len(seq.token_ids)
+            is_saved = await self.keeper.save(seq, self.live.log.session.branch, is_followed) is not None
+        except StoreError as e:
+            self._notices.append(str(e))
+            return False
+        except EngineError:  # in use again: the next checkpoint saves it
+            return False
+        self._saved_at = max(self._saved_at, position)
+        return is_saved
 
     def _too_long(self, num_new: int) -> Error:
         used, limit = len(self.live.log.ids), self.live.engine.max_context

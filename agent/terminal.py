@@ -1,14 +1,13 @@
 """The terminal: what events look like, how a person is asked, and the plain chat.
 
-Owns the rule that nothing from a model, a file or a tool reaches the terminal as a control sequence. Must not know
-sessions beyond turning a prompt into events.
+Nothing from a model, a file or a tool is shown but through `text`. Must not know sessions beyond turning a prompt into
+events.
 """
 
 import asyncio
 import json
 import signal
 import sys
-import unicodedata
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -31,30 +30,11 @@ from agent.messages import (
     Usage,
 )
 from agent.session import Session
+from agent.text import exact, neutral, one_line
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
 HELP = "/new starts a fresh session, /quit (or Ctrl-D) ends, Ctrl-C interrupts a turn; anything else is for the model"
-# Direction overrides and separators can make a line read as something it is not.
-DECEPTIVE = frozenset("\u200e\u200f\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def neutral(text: str) -> str:
-    """Text for the terminal: control characters but tab and new line become visible signs."""
-    if text.isprintable():
-        return text
-    return "".join(_visible(c) if c in DECEPTIVE or unicodedata.category(c) == "Cc" else c for c in text)
-
-
-def exact(text: str) -> str:
-    """Text that somebody is to approve: every character that cannot be seen is spelled out."""
-    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
-
-
-def one_line(text: str, max_chars: int) -> str:
-    """The beginning of a text, on one line."""
-    line = neutral(" ".join(text.split()))
-    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
 
 
 def usage_line(usage: Usage) -> str:
@@ -68,11 +48,6 @@ def usage_line(usage: Usage) -> str:
         f"{usage.input_tokens:,} tokens in ({', '.join(shown)}), {usage.output_tokens:,} out"
         f" · context {usage.context_used:,} of {usage.context_limit:,} · {seconds}"
     )
-
-
-def _visible(character: str) -> str:
-    """`\\x1b` for an escape; tab and new line stay."""
-    return character if character in "\t\n" else ascii(character)[1:-1]
 
 
 class Printer:

@@ -5,7 +5,7 @@ from engine.chain import Chain, Roll
 from engine.checkpoint_writer import write_checkpoint
 from engine.config import ModelConfig
 from engine.engine import Engine, EngineConfig
-from engine.errors import CheckpointError, ContextFull, EngineError
+from engine.errors import CheckpointError, ContextFull, EngineError, StateError
 from engine.inspect import inspect_model
 from engine.sampling import SamplingParams
 from engine.sequence import Sequence, Stored
@@ -26,6 +26,7 @@ __all__ = [
     "SamplingParams",
     "Sequence",
     "Snapshot",
+    "StateError",
     "Stored",
     "TextStream",
     "Tokenizer",

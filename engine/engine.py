@@ -130,9 +130,10 @@ class Engine:
             num_sealed=position // self.config.page_tokens, stored=stored,
         )  # fmt: skip
 
-    async def snapshot(self, seq: Sequence) -> Snapshot | None:
+    async def snapshot(self, seq: Sequence, is_followed: bool = False) -> Snapshot | None:
         """The state of an idle sequence, at its last token that another follows; None when it holds none in memory.
 
+        `is_followed`: there are more tokens than the sequence has, so its last one counts too.
         It holds the pages until it is closed; the sequence may go on meanwhile. Raises EngineError for a busy one.
         """
         taken: list[Snapshot] = []
@@ -144,7 +145,7 @@ class Engine:
                 pages = list(seq.pages)
                 self._scheduler.pool.hold(pages)
                 drop = lambda: self._commands.put(lambda: self._scheduler.pool.drop(pages))  # noqa: E731
-                taken.append(snapshot(self._runner.cache, seq, drop))
+                taken.append(snapshot(self._runner.cache, seq, is_followed, drop))
 
         await self._call(take)
         return taken[0] if taken else None

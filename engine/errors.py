@@ -11,3 +11,7 @@ class CheckpointError(EngineError):
 
 class ContextFull(EngineError):
     """A sequence would grow past `max_context`."""
+
+
+class StateError(EngineError):
+    """Stored state that is no state of this model."""

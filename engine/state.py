@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engine.cache import Cache, LayerCache, block_ring
-from engine.errors import EngineError
+from engine.errors import StateError
 from engine.sequence import Sequence
 from kernels.cache import RowFormat
 
@@ -54,11 +54,15 @@ class Snapshot:
         self.close()
 
 
-def snapshot(cache: Cache, seq: Sequence, drop: Callable[[], None]) -> Snapshot:
-    """The state of an idle sequence in the cache; `drop` lets its pages go."""
+def snapshot(cache: Cache, seq: Sequence, is_followed: bool, drop: Callable[[], None]) -> Snapshot:
+    """The state of an idle sequence in the cache; `drop` lets its pages go.
+
+    It ends before the last token, because whoever goes on feeds that one again: sampling needs its logits. If it
+    `is_followed` by tokens that the sequence does not know yet, it ends after it.
+    """
     position = seq.num_tokens
-    if position == len(seq.token_ids) and position > seq.least_tokens:
-        position -= 1  # whoever goes on from here feeds the last token again: sampling needs its logits
+    if position == len(seq.token_ids) and position > seq.least_tokens and not is_followed:
+        position -= 1
     size, chain = cache.page_tokens, seq.chain
     tail_id = chain.tail_id(seq.token_ids, position)
     full = (position - seq.dropped_tokens) // size
@@ -104,7 +108,7 @@ def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int) -> T
 
 
 def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, data: bytes) -> None:
-    """The inverse of `cut_tail`. Raises EngineError for bytes that are no tail of this layout and position."""
+    """The inverse of `cut_tail`. Raises StateError for bytes that are no tail of this layout and position."""
     tensors = _read(data, {"position": position})
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
@@ -135,7 +139,7 @@ def pack_page(cache: Cache, page: int) -> bytes:
 
 
 def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes]) -> None:
-    """Write the bytes of full pages into the pool, a group at a time. Raises EngineError for bytes of another layout."""
+    """Write the bytes of full pages into the pool, a group at a time. Raises StateError for bytes of another layout."""
     waiting: list[dict[str, Tensor]] = []
     done = 0
     for item in data:
@@ -145,7 +149,7 @@ def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes]) -> None:
             done += len(waiting)
             waiting = []
     if done < len(pages):
-        raise EngineError(f"stored state is incomplete: {done} of {len(pages)} pages")
+        raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
 
 
 def _place_group(cache: Cache, pages: list[int], items: list[dict[str, Tensor]]) -> None:
@@ -189,12 +193,12 @@ def _read(data: bytes, expected: dict[str, int] | None) -> dict[str, Tensor]:
     try:
         tensors = load(data)
     except (SafetensorError, ValueError) as e:
-        raise EngineError(f"stored state cannot be read: {e}") from None
+        raise StateError(f"stored state cannot be read: {e}") from None
     if expected is not None:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         found = json.loads(header.get("__metadata__", {}).get("holdfast", "{}"))
         if found != expected:
-            raise EngineError(f"stored state is of {found}, not of {expected}")
+            raise StateError(f"stored state is of {found}, not of {expected}")
     return tensors
 
 
@@ -202,7 +206,7 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: 
     tensor = tensors.get(name)
     if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
         found = "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
-        raise EngineError(f"stored state does not fit this model: {name} is {found}, expected {dtype} {list(shape)}")
+        raise StateError(f"stored state does not fit this model: {name} is {found}, expected {dtype} {list(shape)}")
     return tensor
 
 

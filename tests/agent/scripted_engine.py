@@ -1,7 +1,7 @@
 """An engine that says what a test wrote: the API of `engine.Engine`, with a real tokenizer and no model.
 
 A real model cannot be told to write a broken call, to stop in the middle or to fail; this one can. It also keeps what
-it was fed. `python -m tests.agent.scripted_engine ARGS...` runs the real command line on it, in a process of its own.
+it was fed. It has no state that could be stored. `python -m tests.agent.scripted_engine ARGS...` runs the real command line on it, in a process of its own.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 import agent.app
 from agent.cli import main
 from agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
-from engine import ContextFull, EngineError, SamplingParams, Tokenizer, train_tokenizer
+from engine import Chain, ContextFull, EngineError, SamplingParams, Tokenizer, train_tokenizer
 
 HANG, FAIL = -1, -2  # in a reply: wait until cancelled; raise EngineError
 Reply = list[tuple[str, bool] | int]
@@ -54,6 +54,8 @@ def make_model(directory: Path, replies: Sequence[Reply] = (), max_context: int 
 class ScriptedSequence:
     token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
+    stored: None = None
+    is_released: bool = False
 
 
 class ScriptedEngine:
@@ -65,6 +67,7 @@ class ScriptedEngine:
         self.max_context: int = script["max_context"]
         self.tokenizer = Tokenizer.from_dir(directory)
         self.identity = "scripted"
+        self.on_pressure: Any = None
         self.fed: list[list[int]] = []
 
     @classmethod
@@ -72,11 +75,20 @@ class ScriptedEngine:
     async def open(cls, directory: Path, config: object = None) -> AsyncIterator["ScriptedEngine"]:
         yield cls(directory)
 
-    async def start(self) -> ScriptedSequence:
+    def chain(self, rolls: Any = ()) -> Chain:
+        return Chain(b"scripted", 256)
+
+    async def start(self, stored: None = None) -> ScriptedSequence:
         return ScriptedSequence()
 
     async def release(self, seq: ScriptedSequence) -> None:
-        seq.token_ids = []
+        seq.token_ids, seq.is_released = [], True
+
+    async def load(self, seq: ScriptedSequence) -> None:
+        assert not seq.is_released
+
+    async def snapshot(self, seq: ScriptedSequence, is_followed: bool = False) -> None:
+        return None
 
     async def extend(
         self, seq: ScriptedSequence, ids: list[int], params: SamplingParams, on_prefill: Any = None

@@ -28,7 +28,8 @@ from agent.messages import (
     TurnDone,
     Usage,
 )
-from agent.terminal import Printer, exact, neutral, one_line, usage_line
+from agent.terminal import Printer, usage_line
+from agent.text import exact, neutral, one_line
 from tests.agent.scripted_engine import HANG, Reply, calls, make_model, says
 
 READY = "\x1b[?2004h"  # a prompt is open: it asks for pasted text in brackets

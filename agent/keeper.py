@@ -1,0 +1,91 @@
+"""Keeps the state of sequences on disk and finds it again: the one place that knows both snapshots and their store.
+
+The engine says what the bytes mean, memory where they lie, the session when. State is a cache of the token log: what
+cannot be found or read costs prefill, never history.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from engine import Engine, PageKey, Roll, Snapshot, StateError, Stored
+from engine import Sequence as LiveSequence
+from memory import DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
+
+UNREADABLE = (DamagedBlob, StateError)
+
+
+class Keeper:
+    """One per engine. Saves run on a thread of their own, one at a time, beside the engine."""
+
+    def __init__(self, engine: Engine, snapshots: SnapshotStore):
+        self.engine, self.snapshots = engine, snapshots
+        self._writer = ThreadPoolExecutor(1, "holdfast-save")
+
+    async def find(self, ids: Sequence[int], rolls: Iterable[Roll]) -> Stored | None:
+        """The stored state that covers most of these tokens, whoever wrote it."""
+        return await asyncio.to_thread(self._find, ids, list(rolls))
+
+    async def save(self, seq: LiveSequence, branch: int, is_followed: bool = False) -> Stored | None:
+        """Make the state of an idle sequence durable; None when it holds none in memory. See `Engine.snapshot`.
+
+        Raises StoreError when it cannot be written: nothing is lost but the time that reading it would have saved.
+        """
+        snapshot = await self.engine.snapshot(seq, is_followed)
+        if snapshot is None:
+            return None
+        chain, ids = seq.chain, seq.token_ids[: snapshot.position]
+        loop = asyncio.get_running_loop()
+        with snapshot:
+            tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch)
+        return self._stored(tail, ids, chain.rolls)
+
+    async def forget(self, error: Exception) -> None:
+        """Drop what turned out to be damaged, so that it is not found again."""
+        if isinstance(error, DamagedBlob):
+            await asyncio.to_thread(self.snapshots.forget_damaged, error.kind, error.id)
+
+    def close(self) -> None:
+        self._writer.shutdown()
+
+    def _write(self, snapshot: Snapshot, branch: int) -> StoredTail:
+        def page(key: PageKey) -> PageData:
+            return PageData(key.id, key.parent, key.number, snapshot.page_data(key))
+
+        keys = [*snapshot.head, *snapshot.pages]
+        missing = self.snapshots.missing_pages([key.id for key in keys])
+        last = snapshot.pages[-1] if snapshot.pages else None
+        row = TailRow(
+            id=snapshot.tail_id,
+            last_page=last.id if last else None,
+            first_number=snapshot.pages[0].number if snapshot.pages else 0,
+            head=b"".join(key.id for key in snapshot.head),
+            position=snapshot.position,
+        )
+        self.snapshots.add(row, snapshot.tail_data(), (page(key) for key in keys if key.id in missing), branch)
+        tail = self.snapshots.find([snapshot.tail_id])
+        if tail is None:
+            raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")
+        return tail
+
+    def _find(self, ids: Sequence[int], rolls: list[Roll]) -> Stored | None:
+        chain = self.engine.chain(rolls)
+        tails: dict[bytes, tuple[int, bool]] = {}  # id -> position, and whether rolls at just that position are in it
+        for position in self.snapshots.positions(len(ids)):
+            for is_rolled in (True, False):
+                tails.setdefault(chain.tail_id(ids, position, is_rolled), (position, is_rolled))
+        tail = self.snapshots.find(list(tails))
+        if tail is None:
+            return None
+        position, is_rolled = tails[tail.id]
+        applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
+        return self._stored(tail, list(ids[:position]), applied)
+
+    def _stored(self, tail: StoredTail, ids: list[int], rolls: list[Roll]) -> Stored:
+        return Stored(
+            self.engine.chain(rolls),
+            ids,
+            tail.page_ids,
+            lambda: self.snapshots.read_tail(tail),
+            lambda numbers: self.snapshots.read_pages(tail, numbers),
+        )

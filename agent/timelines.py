@@ -1,0 +1,231 @@
+"""The commands on sessions: `holdfast sessions list|show|fork|rewind|rm|verify|gc`. None of them needs the model.
+
+Each gives a value for `--json` and lines for a person. Owns how a timeline is shown; what may be done to one is memory's.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agent.config import UsageError, data_home, printable
+from agent.text import one_line
+from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
+
+PROMPT_CHARS = 70
+Result = tuple[Any, list[str]]  # for --json, for a person
+
+
+@dataclass
+class Stores:
+    sessions: SessionStore
+    snapshots: SnapshotStore
+
+    def session(self, name: str) -> SessionInfo:
+        found = self.sessions.find(name)
+        if found is None:
+            known = ", ".join(s.name for s in self.sessions.all()[:5])
+            raise UsageError(
+                f"there is no session {printable(name)}: " + (f"known are {known}" if known else "there is none yet")
+            )
+        return found
+
+
+@contextmanager
+def _open_stores() -> Iterator[Stores]:
+    home = data_home()
+    try:
+        database = Database(home)
+    except OSError as e:
+        raise UsageError(f"data directory {home} cannot be used: {e.strerror}; set HOLDFAST_HOME") from None
+    with closing(database):
+        yield Stores(SessionStore(database), SnapshotStore(database, BlobStore(home)))
+
+
+def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+    """The parsers below `holdfast sessions`; `run` is what the command line calls with the arguments."""
+
+    def command(
+        name: str, action: Callable[[Stores, argparse.Namespace], Result], about: str
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+        parser.set_defaults(command=run, action=action)
+        parser.add_argument("--json", action="store_true", help="print one JSON value")
+        return parser
+
+    command("list", _list, "all sessions, the one used last first")
+    show = command("show", _show, "the turns of a session, branch by branch, and what is stored of them")
+    fork = command("fork", _fork, "a new session that shares the history of another up to a turn")
+    rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch of its own")
+    remove = command("rm", _remove, "delete a session; what forks of it need stays")
+    verify = command("verify", _verify, "re-read everything stored and check it")
+    command("gc", _collect, "delete stored state that no session needs")
+    for parser in (show, fork, rewind, remove):
+        parser.add_argument("name", metavar="NAME")
+    for parser in (fork, rewind):
+        point = parser.add_mutually_exclusive_group(required=parser is rewind)
+        point.add_argument("--turn", type=int, metavar="N", help="the end of this turn (0: before the first)")
+        point.add_argument("--token", type=int, metavar="P", help="this position of the token log")
+    point.add_argument("--branch", type=int, metavar="B", help="go back to a branch that was left")
+    fork.add_argument("--as", dest="new_name", metavar="NEW", help="name of the new session")
+    verify.add_argument(
+        "--repair", action="store_true", help="forget what is damaged: it is computed again when needed"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """One command; 1 when `verify` found damage."""
+    with _open_stores() as stores:
+        value, lines = args.action(stores, args)
+    print(json.dumps(value) if args.json else "\n".join(lines))
+    return 1 if args.action is _verify and value["damaged"] and not args.repair else 0
+
+
+def _list(stores: Stores, args: argparse.Namespace) -> Result:
+    values = []
+    for session in stores.sessions.all():
+        branches = stores.sessions.branches(session)
+        current = next(b for b in branches if b.is_current)
+        stored = sum(size for _, size, _ in stores.snapshots.tails_of([b.id for b in branches]))
+        values.append(
+            {
+                "name": session.name, "workspace": session.workspace, "turns": current.last_turn,
+                "tokens": current.num_tokens, "branches": len(branches), "tail_bytes": stored,
+                "used_at": session.used_at,
+            }
+        )  # fmt: skip
+    if not values:
+        return values, ["there is no session yet"]
+    rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]
+    for v in values:
+        counts = [f"{v[key]:,}" for key in ("turns", "tokens", "branches")]
+        rows.append([v["name"], *counts, _when(v["used_at"]), printable(v["workspace"])])
+    return values, _table(rows)
+
+
+def _show(stores: Stores, args: argparse.Namespace) -> Result:
+    session = stores.session(args.name)
+    branches = []
+    for branch in stores.sessions.branches(session):
+        prompts = _prompts(stores, session, branch.id)
+        first = 1 if branch.parent_turn is None else branch.parent_turn + 1
+        turns = [
+            {
+                "number": t.number, "state": t.state, "start": t.start_position, "end": t.end_position,
+                "started_at": t.started_at, "prompt": prompts.get(t.number, ""),
+            }
+            for t in stores.sessions.turn_list(session, branch.id)
+            if t.number >= first
+        ]  # fmt: skip
+        tails = sorted(position for position, _, _ in stores.snapshots.tails_of([branch.id]))
+        branches.append(
+            {
+                "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn,
+                "parent_position": branch.parent_position, "is_current": branch.is_current,
+                "tokens": branch.num_tokens, "stored_at": tails, "turns": turns,
+            }
+        )  # fmt: skip
+    value = {"name": session.name, "workspace": session.workspace, "model": session.model, "branches": branches}
+    lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
+    for b in branches:
+        lines += _branch_lines(b)
+    return value, lines
+
+
+def _branch_lines(branch: dict[str, Any]) -> list[str]:
+    origin = f" from turn {branch['parent_turn']} of branch {branch['parent']}" if branch["parent"] else ""
+    stored = f", stored up to token {branch['stored_at'][-1]:,}" if branch["stored_at"] else ", nothing stored"
+    mark = "* " if branch["is_current"] else "  "
+    lines = [f"{mark}branch {branch['id']}{origin}: {branch['tokens']:,} tokens{stored}"]
+    for t in branch["turns"]:
+        state = "" if t["state"] == "done" else f" ({t['state']})"
+        prompt = one_line(t["prompt"], PROMPT_CHARS)
+        lines.append(
+            f"    {t['number']:>4}  {_when(t['started_at'])}  {t['start']:>9,} - {t['end']:>9,}  {prompt}{state}"
+        )
+    return lines
+
+
+def _prompts(stores: Stores, session: SessionInfo, branch: int) -> dict[int, str]:
+    events = stores.sessions.events(session, branch)
+    return {event.turn: event.payload["text"] for event in reversed(events) if event.type == "user"}
+
+
+def _fork(stores: Stores, args: argparse.Namespace) -> Result:
+    new = stores.sessions.fork(stores.session(args.name), args.turn, args.token, args.new_name)
+    branch = next(b for b in stores.sessions.branches(new) if b.is_current)
+    value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
+    return value, [
+        f"{new.name}: {branch.last_turn} turns, {branch.num_tokens:,} tokens; open it with --session {new.name}"
+    ]
+
+
+def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
+    log = stores.sessions.open(stores.session(args.name))
+    try:
+        if log.open_turn is not None:
+            raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
+        if args.branch is not None:
+            log.switch(args.branch)
+        else:
+            log.rewind(args.turn, args.token)
+        value = {
+            "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids)
+        }  # fmt: skip
+    finally:
+        log.close()
+    return value, [
+        f"{args.name} goes on after turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
+    ]
+
+
+def _remove(stores: Stores, args: argparse.Namespace) -> Result:
+    session = stores.session(args.name)
+    branches = [b.id for b in stores.sessions.branches(session)]
+    stores.sessions.remove(session)
+    stores.snapshots.drop_uses(branches)
+    freed = stores.snapshots.gc()
+    return {"name": args.name, "freed_bytes": freed.bytes}, [f"{args.name} is deleted, {_size(freed.bytes)} freed"]
+
+
+def _verify(stores: Stores, args: argparse.Namespace) -> Result:
+    report = stores.snapshots.verify(repair=args.repair)
+    damaged = list(report.damaged)
+    for session in stores.sessions.all():
+        try:
+            for branch in stores.sessions.branches(session):
+                stores.sessions.events(session, branch.id)
+        except StoreError as e:
+            damaged.append(str(e))
+    value = {"pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes, "damaged": damaged}
+    checked = f"{report.num_pages:,} pages and {report.num_tails:,} tails, {_size(report.num_bytes)}"
+    if not damaged:
+        return value, [f"{checked}: all is well"]
+    end = "forgotten; it is computed again when needed" if args.repair else "forget it with --repair"
+    return value, [*damaged, f"{checked}: {len(damaged)} damaged, {end}"]
+
+
+def _collect(stores: Stores, args: argparse.Namespace) -> Result:
+    freed, usage = stores.snapshots.gc(), stores.snapshots.usage()
+    value = {"freed_bytes": freed.bytes, "bytes": usage.bytes, "budget": usage.budget}
+    return value, [f"{_size(freed.bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _when(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
