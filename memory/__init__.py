@@ -1,6 +1,19 @@
 """What outlives a process: one SQLite file per data directory. Imports none of our other packages."""
 
+from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
-from .sessions import LoggedEvent, SessionInfo, SessionLog, SessionStore
+from .log import SessionInfo, SessionLog
+from .search import Found
+from .sessions import BranchInfo, SessionStore
 
-__all__ = ["Database", "LoggedEvent", "SessionInfo", "SessionLog", "SessionStore", "StoreError"]
+__all__ = [
+    "BranchInfo",
+    "Database",
+    "Found",
+    "LoggedEvent",
+    "SessionInfo",
+    "SessionLog",
+    "SessionStore",
+    "StoreError",
+    "TurnInfo",
+]

@@ -1,4 +1,4 @@
-"""The SQLite file of a data directory: opening it, its schema and its migrations.
+"""The SQLite file of a data directory: opening it and bringing it to this build's schema.
 
 Owns `holdfast.db`, the one way to change it (`transaction`) and the words for what can go wrong with it. Must not know
 what the rows mean. Plain sqlite3: `user_version` is all the bookkeeping that ordered migrations need.
@@ -6,10 +6,13 @@ what the rows mean. Plain sqlite3: `user_version` is all the bookkeeping that or
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .schema import MIGRATIONS
 
 BUSY_TIMEOUT_S = 30.0
 
@@ -18,43 +21,20 @@ class StoreError(Exception):
     """The data directory does not allow what was asked; one line naming the thing, the value and the way out."""
 
 
-def _sessions(connection: sqlite3.Connection) -> None:
-    """Sessions, their turns, their events and their tokens. `position` is how many tokens were logged by then."""
-    connection.execute(
-        "CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, workspace TEXT NOT NULL,"
-        " model TEXT NOT NULL, created_at REAL NOT NULL, used_at REAL NOT NULL) STRICT"
-    )
-    connection.execute("CREATE INDEX sessions_by_workspace ON sessions (workspace, used_at)")
-    connection.execute(
-        "CREATE TABLE turns (session_id INTEGER NOT NULL REFERENCES sessions, number INTEGER NOT NULL,"
-        " state TEXT NOT NULL CHECK (state IN ('open', 'done', 'failed', 'interrupted')), started_at REAL NOT NULL,"
-        " ended_at REAL, PRIMARY KEY (session_id, number)) STRICT"
-    )
-    connection.execute(
-        "CREATE TABLE events (session_id INTEGER NOT NULL, seq INTEGER NOT NULL, turn INTEGER NOT NULL,"
-        " position INTEGER NOT NULL, type TEXT NOT NULL, payload TEXT NOT NULL, PRIMARY KEY (session_id, seq),"
-        " FOREIGN KEY (session_id, turn) REFERENCES turns (session_id, number)) STRICT"
-    )
-    connection.execute(
-        "CREATE TABLE tokens (session_id INTEGER NOT NULL REFERENCES sessions, start INTEGER NOT NULL,"
-        " ids BLOB NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (session_id, start)) STRICT"
-    )
-
-
-MIGRATIONS = (_sessions,)  # in order, never edited: migration n takes schema n to n + 1
-
-
 class Database:
-    """One connection to `home/holdfast.db`, made private to its owner when it is created."""
+    """One connection to `home/holdfast.db`, made private to its owner when it is created. Threads take turns at it."""
 
     def __init__(self, home: Path):
         """Raises OSError when `home` cannot hold the file, StoreError when the file is damaged or newer than this build."""
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home = home
         self.path = home / "holdfast.db"
+        self._lock = threading.RLock()
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         with self._errors_explained():
-            self._connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+            self._connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
         try:
             with self._errors_explained():
                 self._configure()
@@ -85,7 +65,7 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; durable when the block ends. Takes the write lock first, so that it cannot fail half way."""
-        with self._errors_explained():
+        with self._lock, self._errors_explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -95,13 +75,28 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Queries of the block see one moment of the file, whatever other connections commit meanwhile."""
+        with self._lock, self._errors_explained():
+            if self._connection.in_transaction:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a query."""
-        with self._errors_explained():
+        with self._lock, self._errors_explained():
             return self._connection.execute(sql, values).fetchall()
 
     def close(self) -> None:
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:

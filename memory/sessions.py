@@ -1,54 +1,40 @@
-"""The durable timelines: which sessions there are, and one session's event log and token log.
+"""Which sessions there are: making, finding, opening, forking and removing them, and reading one that is open elsewhere.
 
-Owns the rule that a log only grows and that `append` returns when its rows are on disk; nothing of it is ever rewritten.
-Must not know what an event means or what a token id stands for.
+Owns names and leases. A lease is a lock on a file, which the system frees when its process ends, and a number that every
+opening raises and every write checks. Must not know what an event means or what a token id stands for.
 """
 
 import fcntl
-import hashlib
-import json
 import os
 import re
 import sqlite3
-import sys
 import time
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from .branches import History, LoggedEvent, Point, TurnInfo, damaged
 from .db import Database, StoreError
+from .log import SessionInfo, SessionLog, insert_branch, own_branches
+from .search import unindex_branches
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-TOKEN_BYTES = 4  # int32 little endian, on disk and in `SessionLog.ids`
-CHECKSUM_BYTES = 8
-
-Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
 
 
 @dataclass(frozen=True)
-class SessionInfo:
-    """A session as listed; `model` is the identity of the engine that wrote its tokens."""
+class BranchInfo:
+    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
+    to another session; `num_turns` are its own, `last_turn` and `num_tokens` count the parent's too."""
 
     id: int
-    name: str
-    workspace: str
-    model: str
+    parent_id: int | None
+    parent_turn: int
+    parent_position: int
+    num_turns: int
+    last_turn: int
+    num_tokens: int
     created_at: float
-    used_at: float
-
-
-@dataclass(frozen=True)
-class LoggedEvent:
-    """`seq` counts from 1 without gaps; `position` is the length of the token log when the event was appended."""
-
-    seq: int
-    turn: int
-    position: int
-    type: str
-    payload: dict[str, Any]
+    is_current: bool
 
 
 class SessionStore:
@@ -59,176 +45,202 @@ class SessionStore:
 
     def create(self, workspace: str, model: str, name: str | None = None) -> SessionInfo:
         """A new, empty session. Without a name it takes the workspace's last component and a number."""
-        if name is not None and not re.fullmatch(NAME_PATTERN, name):
-            raise StoreError(f"session name {name!a} cannot be used: take 1-64 letters, digits, '.', '_' or '-'")
-        now = time.time()
         with self._database.transaction() as connection:
-            name = name or _free_name(connection, workspace)
-            if connection.execute("SELECT 1 FROM sessions WHERE name = ?", (name,)).fetchone():
-                raise StoreError(f"session {name} exists already: open it without --new, or choose another name")
-            connection.execute(
-                "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
-                (name, workspace, model, now, now),
-            )
-        created = self.find(name)
-        assert created is not None, name
-        return created
+            return self._insert(connection, workspace, model, name, None, Point(0, 0, 0, False))
+
+    def fork(
+        self,
+        session: SessionInfo,
+        turn: int | None = None,
+        position: int | None = None,
+        name: str | None = None,
+        branch: int | None = None,
+    ) -> SessionInfo:
+        """A new session that goes on from a point of another one, which may be open in any process meanwhile.
+
+        The point is the end of a turn (0: before the first), or a token position (a turn that it cuts is interrupted in
+        the fork), or the end of the last closed turn; on the session's current branch or on a given one.
+        """
+        with self._database.transaction() as connection:
+            history = self._history(session, branch)
+            point = history.point(turn, position)
+            return self._insert(connection, session.workspace, session.model, name, history.owner(point), point)
 
     def find(self, name: str) -> SessionInfo | None:
         """The session of that name."""
-        return next(iter(self._select("WHERE name = ?", (name,))), None)
+        sessions = self._read()
+        for session, is_sound in sessions:
+            if session.name == name and is_sound:
+                return session
+        self._only_sound(sessions)  # a damaged one may be the one that is looked for
+        return None
 
     def latest(self, workspace: str, model: str | None = None) -> SessionInfo | None:
         """The session of this workspace, and of this model if one is named, that was used last."""
-        where = "WHERE workspace = ?1 AND model = COALESCE(?2, model) ORDER BY used_at DESC, id DESC LIMIT 1"
-        return next(iter(self._select(where, (workspace, model))), None)
+        sessions = [s for s in self.all() if s.workspace == workspace and model in (None, s.model)]
+        return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
         """All sessions, the one used last first."""
-        return self._select("ORDER BY used_at DESC, id DESC", ())
+        return sorted(self._only_sound(self._read()), key=lambda s: (s.used_at, s.id), reverse=True)
 
-    def open(self, session: SessionInfo) -> "SessionLog":
+    def open(self, session: SessionInfo) -> SessionLog:
         """The session's log, locked for this process; StoreError names the process that has it open."""
         lock_fd = _lock(self._database.home / "locks", session)
         try:
-            return SessionLog(self._database, session, lock_fd)
+            with self._database.transaction() as connection:
+                connection.execute("UPDATE sessions SET fence = fence + 1 WHERE id = ?", (session.id,))
+                session = self._current(session)
+                fence = connection.execute("SELECT fence FROM sessions WHERE id = ?", (session.id,)).fetchone()[0]
+            return SessionLog(self._database, session, lock_fd, fence)
         except BaseException:
             os.close(lock_fd)
             raise
 
-    def _select(self, where: str, values: Sequence[Any]) -> list[SessionInfo]:
-        columns = "id, name, workspace, model, created_at, used_at"
-        return [SessionInfo(*row) for row in self._database.rows(f"SELECT {columns} FROM sessions {where}", values)]
+    def remove(self, session: SessionInfo) -> None:
+        """Forget a session that is open nowhere. What a fork of it still needs stays, listed by no session."""
+        lock_fd = _lock(self._database.home / "locks", session)
+        try:
+            with self._database.transaction() as connection:
+                own = [
+                    row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))
+                ]
+                self._current(session)
+                connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in own])
+                connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+                _remove_branches(connection, self._unneeded_branches())
+        finally:
+            os.close(lock_fd)
 
+    def branches(self, session: SessionInfo) -> list[BranchInfo]:
+        """All branches of a session, oldest first."""
+        with self._database.reading():
+            session = self._current(session)
+            histories = [History(self._database, session.name, id_) for id_ in own_branches(self._database, session)]
+        return [_branch_info(history, session.branch) for history in histories]
 
-class SessionLog:
-    """One locked session: `ids` is its token log, `events()` its event log, `open_turn` the turn under way (or None).
+    def turn_list(self, session: SessionInfo, branch: int | None = None) -> list[TurnInfo]:
+        """Every turn of the current or the given branch."""
+        with self._database.reading():
+            return self._history(session, branch).turns
 
-    What is in memory changes only after the same change is on disk.
-    """
+    def events(self, session: SessionInfo, branch: int | None = None, turn: int | None = None) -> list[LoggedEvent]:
+        """The event log of the current or the given branch, or one turn of it."""
+        with self._database.reading():
+            history = self._history(session, branch)
+            if turn is None:
+                return history.events(1, history.end.seq)
+            if not 1 <= turn <= len(history.turns):
+                last = len(history.turns)
+                raise StoreError(
+                    f"session {session.name} has no turn {turn}: "
+                    + (f"take one from 1 to {last}" if last else "it is empty")
+                )
+            before = history.turns[turn - 2].end_seq if turn > 1 else 0
+            return history.events(before + 1, history.turns[turn - 1].end_seq)
 
-    def __init__(self, database: Database, session: SessionInfo, lock_fd: int):
-        """Made by `SessionStore.open`. Raises StoreError when the token log fails its checksums."""
-        self.session = session
-        self._database = database
-        self._lock_fd = lock_fd
-        self.ids = self._read_ids()
-        counted = "SELECT COALESCE(MAX(seq), 0), COALESCE(MAX(turn), 0), COALESCE(MAX(position), 0) FROM events"
-        row = database.rows(f"{counted} WHERE session_id = ?", (session.id,))[0]
-        self._num_events, self.num_turns, position = row
-        if position > len(self.ids):
-            raise self._damaged(f"token {len(self.ids)} of its token log")
-        last = "SELECT number FROM turns WHERE session_id = ? AND state = 'open'"
-        self.open_turn: int | None = next((row[0] for row in database.rows(last, (session.id,))), None)
-
-    def start_turn(self, entries: Iterable[Entry], ids: Sequence[int]) -> int:
-        """Open the next turn with its first events and tokens; returns its number."""
-        assert self.open_turn is None, self.open_turn
-        turn, now = self.num_turns + 1, time.time()
-        with self._appending(turn, entries, ids) as connection:
-            connection.execute("INSERT INTO turns VALUES (?, ?, 'open', ?, NULL)", (self.session.id, turn, now))
-            connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, self.session.id))
-        self.num_turns = self.open_turn = turn
-        return turn
-
-    def append(self, entries: Iterable[Entry], ids: Sequence[int] = ()) -> None:
-        """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return."""
-        assert self.open_turn is not None
-        with self._appending(self.open_turn, entries, ids):
-            pass
-
-    def end_turn(self, state: str, entries: Iterable[Entry] = ()) -> None:
-        """Close the open turn as `done`, `failed` or `interrupted`."""
-        assert self.open_turn is not None
-        with self._appending(self.open_turn, entries, ()) as connection:
-            change = "UPDATE turns SET state = ?, ended_at = ? WHERE session_id = ? AND number = ?"
-            connection.execute(change, (state, time.time(), self.session.id, self.open_turn))
-        self.open_turn = None
-
-    def events(self, min_position: int = 0) -> list[LoggedEvent]:
-        """The event log in order, or its end: events at or after a position of the token log."""
-        rows = self._database.rows(
-            "SELECT seq, turn, position, type, payload FROM events WHERE session_id = ? AND position >= ? ORDER BY seq",
-            (self.session.id, min_position),
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        workspace: str,
+        model: str,
+        name: str | None,
+        parent_id: int | None,
+        start: Point,
+    ) -> SessionInfo:
+        if name is not None and not re.fullmatch(NAME_PATTERN, name):
+            raise StoreError(f"session name {name!a} cannot be used: take 1-64 letters, digits, '.', '_' or '-'")
+        names = {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
+        name = name or _free_name(names, workspace)
+        if name in names:
+            raise StoreError(f"session {name} exists already: open it without --new, or choose another name")
+        now = time.time()
+        cursor = connection.execute(
+            "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
+            (name, workspace, model, now, now),
         )
-        first = self._num_events - len(rows) + 1 if min_position else 1
-        for seq, row in enumerate(rows, start=first):
-            if row["seq"] != seq:
-                raise self._damaged(f"event {seq} of its event log")
-        return [LoggedEvent(r["seq"], r["turn"], r["position"], r["type"], json.loads(r["payload"])) for r in rows]
-
-    def turns(self) -> list[tuple[int, str]]:
-        """(number, state) of every turn."""
-        rows = self._database.rows(
-            "SELECT number, state FROM turns WHERE session_id = ? ORDER BY number", (self.session.id,)
+        assert cursor.lastrowid is not None
+        branch_id = insert_branch(connection, cursor.lastrowid, parent_id, start)
+        session = SessionInfo(cursor.lastrowid, name, workspace, model, now, now, branch_id)
+        connection.execute(
+            "UPDATE sessions SET branch_id = ?, checksum = ? WHERE id = ?", (branch_id, session.checksum(), session.id)
         )
-        return [(row["number"], row["state"]) for row in rows]
+        return session
 
-    def close(self) -> None:
-        """Let another process open the session."""
-        os.close(self._lock_fd)
+    def _read(self) -> list[tuple[SessionInfo, bool]]:
+        """Every session and whether its row is sound. The whole table is read, not what an index points at, and must
+        agree with the index of names: a damaged bit is in one of the two."""
+        with self._database.reading():
+            columns = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
+            rows = self._database.rows(f"SELECT {columns} FROM sessions NOT INDEXED ORDER BY id")
+            by_name = self._database.rows("SELECT id, name FROM sessions INDEXED BY sqlite_autoindex_sessions_1")
+        sessions = [(SessionInfo(*values), checksum) for *values, checksum in rows]
+        if sorted((s.id, s.name) for s, _ in sessions) != sorted(map(tuple, by_name)):
+            raise StoreError(
+                f"the list of sessions in {self._database.path} is damaged: restore it from a backup,"
+                " or set HOLDFAST_HOME to another directory"
+            )
+        return [(session, checksum == session.checksum()) for session, checksum in sessions]
 
-    @contextmanager
-    def _appending(self, turn: int, entries: Iterable[Entry], ids: Sequence[int]) -> Iterator[sqlite3.Connection]:
-        """One transaction that ends with the tokens and events; the block may add more statements before them."""
-        start, new_ids = len(self.ids), array("i", ids)
-        rows = [
-            (self.session.id, seq, turn, start + len(new_ids), type_, json.dumps(payload, ensure_ascii=False))
-            for seq, (type_, payload) in enumerate(entries, start=self._num_events + 1)
-        ]
-        with self._database.transaction() as connection:
-            yield connection
-            if new_ids:
-                blob = _to_blob(new_ids)
-                values = (self.session.id, start, blob, _checksum(self.session.id, start, blob))
-                connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
-            connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", rows)
-        self.ids.extend(new_ids)
-        self._num_events += len(rows)
+    def _only_sound(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> list[SessionInfo]:
+        for session, is_sound in sessions:
+            if not is_sound:
+                raise damaged(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
+        return [session for session, _ in sessions]
 
-    def _read_ids(self) -> "array[int]":
-        ids = array("i")
-        rows = self._database.rows(
-            "SELECT start, ids, checksum FROM tokens WHERE session_id = ? ORDER BY start", (self.session.id,)
-        )
-        for start, blob, checksum in rows:
-            if start != len(ids) or len(blob) % TOKEN_BYTES or checksum != _checksum(self.session.id, start, blob):
-                raise self._damaged(f"token {len(ids)} of its token log")
-            ids.extend(_from_blob(blob))
-        return ids
+    def _current(self, session: SessionInfo) -> SessionInfo:
+        """The session as it is now; another process may have used it since it was listed."""
+        found = next((s for s in self.all() if s.id == session.id), None)
+        if found is None:
+            raise StoreError(f"session {session.name} was removed: start a fresh session with --new")
+        return found
 
-    def _damaged(self, where: str) -> StoreError:
-        return StoreError(
-            f"session {self.session.name} is damaged at {where}: restore {self._database.path} from a backup,"
-            " or start a fresh session with --new"
-        )
+    def _history(self, session: SessionInfo, branch: int | None) -> History:
+        session = self._current(session)
+        own = own_branches(self._database, session)
+        if branch is not None and branch not in own:
+            listed = ", ".join(map(str, own))
+            raise StoreError(f"session {session.name} has no branch {branch}: take one of {listed}")
+        return History(self._database, session.name, session.branch if branch is None else branch)
 
-
-def _to_blob(ids: "array[int]") -> bytes:
-    return (ids if sys.byteorder == "little" else _swapped(ids)).tobytes()
-
-
-def _from_blob(blob: bytes) -> "array[int]":
-    ids = array("i", blob)
-    return ids if sys.byteorder == "little" else _swapped(ids)
-
-
-def _swapped(ids: "array[int]") -> "array[int]":
-    swapped = ids[:]
-    swapped.byteswap()
-    return swapped
+    def _unneeded_branches(self) -> list[int]:
+        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. Reading the
+        list of sessions fails when it is damaged, so that nothing of a session that only seems gone is removed."""
+        session_ids = {session.id for session in self.all()}
+        branches = self._database.rows("SELECT id, session_id, parent_id FROM branches ORDER BY id DESC")
+        needed: set[int | None] = set()
+        for id_, session_id, parent_id in branches:  # a parent is older than its children
+            if session_id in session_ids or id_ in needed:
+                needed |= {id_, parent_id}
+        return [row[0] for row in branches if row[0] not in needed]
 
 
-def _checksum(session_id: int, start: int, blob: bytes) -> bytes:
-    """Of the ids and of where they belong: a chunk moved elsewhere does not pass."""
-    return hashlib.blake2b(b"%d %d " % (session_id, start) + blob, digest_size=CHECKSUM_BYTES).digest()
+def _branch_info(history: History, current_id: int) -> BranchInfo:
+    branch, end = history.branch, history.end
+    return BranchInfo(
+        id=branch.id,
+        parent_id=branch.parent_id,
+        parent_turn=branch.start.turn,
+        parent_position=branch.start.position,
+        num_turns=end.turn - branch.start.turn,
+        last_turn=end.turn,
+        num_tokens=end.position,
+        created_at=branch.created_at,
+        is_current=branch.id == current_id,
+    )
 
 
-def _free_name(connection: sqlite3.Connection, workspace: str) -> str:
+def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> None:
+    unindex_branches(connection, branch_ids)
+    for table, column in (("events", "branch_id"), ("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
+        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in branch_ids])
+
+
+def _free_name(taken: set[str], workspace: str) -> str:
     """`project-1`, `project-2`, ... for a workspace /home/me/project."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workspace).name).strip("-._")[:50] or "session"
     number = 1
-    while connection.execute("SELECT 1 FROM sessions WHERE name = ?", (f"{stem}-{number}",)).fetchone():
+    while f"{stem}-{number}" in taken:
         number += 1
     return f"{stem}-{number}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memory import Database, SessionStore, StoreError
-from memory.db import MIGRATIONS
+from memory.schema import MIGRATIONS
 
 
 def test_a_new_home_is_private_to_its_owner(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     database = Database(tmp_path)
     with pytest.raises(ZeroDivisionError), database.transaction() as connection:
-        connection.execute("INSERT INTO sessions VALUES (1, 'a', '/w', 'm', 0, 0)")
+        connection.execute("INSERT INTO sessions VALUES (1, 'a', '/w', 'm', 0, 0, 1, 0, x'')")
         raise ZeroDivisionError
     assert SessionStore(database).all() == []
 

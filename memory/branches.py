@@ -1,0 +1,266 @@
+"""Reading a branch: its own rows after those of its ancestors, each row checked against its checksum and its place.
+
+Owns how a branch's log is put together and what counts as damage. A log only grows, and a fork or a rewind is a new
+branch that goes on from a point of an older one. Must not write anything, nor know which session is open where.
+"""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .db import Database, StoreError
+from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
+
+BRANCH_COLUMNS = (
+    "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"
+)
+
+
+@dataclass(frozen=True)
+class LoggedEvent:
+    """`seq` counts from 1 without gaps; `position` is the length of the token log when the event was appended."""
+
+    seq: int
+    turn: int
+    position: int
+    type: str
+    payload: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TurnInfo:
+    """A turn as a branch sees it: its tokens are start_position up to end_position, its last event is `end_seq`.
+
+    `is_cut`: a fork or rewind inside the turn ended it here, as interrupted; the branch it came from holds more of it.
+    """
+
+    number: int
+    state: str
+    started_at: float
+    ended_at: float | None
+    start_position: int
+    end_position: int
+    end_seq: int
+    is_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a log: after so many turns, events and tokens. `is_cut`: inside its last turn."""
+
+    turn: int
+    seq: int
+    position: int
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A row of `branches`; its log goes on from `start` of its parent's log."""
+
+    id: int
+    session_id: int
+    parent_id: int | None
+    start: Point
+    last_turn: int
+    created_at: float
+
+    def values(self) -> tuple[Any, ...]:
+        """The row, its checksum included."""
+        start = self.start
+        point = (start.turn, start.seq, start.position, int(start.is_cut))
+        values = (self.id, self.session_id, self.parent_id, *point, self.last_turn, self.created_at)
+        return (*values, row_checksum("branches", *values))
+
+
+class History:
+    """The log of one branch. `turns` is in memory; events and tokens are read when asked for.
+
+    A `SessionLog` that appends replaces `turns` itself; whoever reads without the session's lock makes a new History.
+    """
+
+    def __init__(self, database: Database, name: str, branch_id: int):
+        """`name` is the session's, for messages. Raises StoreError where a branch or turn is damaged or missing."""
+        self._database = database
+        self._name = name
+        with database.reading():
+            self._lineage = [self._read_branch(branch_id)]  # youngest first
+            while (parent_id := self._lineage[-1].parent_id) is not None:
+                parent = self._read_branch(parent_id)
+                if not _within(parent.start, self._lineage[-1].start) or parent.id >= self._lineage[-1].id:
+                    raise self.damaged(f"branch {self._lineage[-1].id}")
+                self._lineage.append(parent)
+            self.turns: list[TurnInfo] = []
+            for branch, younger in self._segments():
+                self._read_turns(branch, younger)
+
+    @property
+    def branch(self) -> Branch:
+        return self._lineage[0]
+
+    @property
+    def end(self) -> Point:
+        """Where the log ends now."""
+        return self.end_of(self.turns[-1]) if self.turns else Point(0, 0, 0, False)
+
+    def end_of(self, turn: TurnInfo) -> Point:
+        return Point(turn.number, turn.end_seq, turn.end_position, turn.is_cut)
+
+    def grow(self, turn: TurnInfo) -> None:
+        """Take note that the last turn is now this one, or that it is a new one."""
+        self.turns[turn.number - 1 :] = [turn]
+        self._lineage[0] = replace(self.branch, last_turn=turn.number)
+
+    def branches(self) -> dict[int, int]:
+        """This branch and its ancestors, each with the last seq of it that belongs to this log."""
+        return {b.id: younger.start.seq if younger else self.end.seq for b, younger in self._segments()}
+
+    def point(self, turn: int | None, position: int | None) -> Point:
+        """The end of a turn, or a place among the tokens, or the end of the last closed turn. Raises StoreError."""
+        assert turn is None or position is None, (turn, position)
+        if position is not None:
+            return self._point_at(position)
+        closed = [0, *(t.number for t in self.turns if t.state != "open")]
+        turn = closed[-1] if turn is None else turn
+        if turn not in closed:
+            raise StoreError(
+                f"turn {turn} of session {self._name} is no point to go on from: take one from 0 to {closed[-1]}"
+            )
+        return self.end_of(self.turns[turn - 1]) if turn else Point(0, 0, 0, False)
+
+    def owner(self, point: Point) -> int:
+        """The id of the oldest branch that holds everything before a point: where a new branch is to hang."""
+        for younger in self._lineage[:-1]:
+            if not _within(point, younger.start):
+                return younger.id
+        return self._lineage[-1].id
+
+    def events(self, first_seq: int, last_seq: int) -> list[LoggedEvent]:
+        """Events first_seq to last_seq, both included."""
+        found: list[LoggedEvent] = []
+        for branch, younger in self._segments():
+            first = max(first_seq, branch.start.seq + 1)
+            last = min(last_seq, younger.start.seq) if younger else last_seq
+            if first <= last:
+                rows = self._database.rows(
+                    "SELECT branch_id, seq, turn, position, type, payload, checksum FROM events"
+                    " WHERE branch_id = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+                    (branch.id, first, last),
+                )
+                found += self._checked_events(branch.id, first, last, rows)
+        return found
+
+    def read_ids(self) -> "array[int]":
+        """The token log."""
+        ids = array("i")
+        for branch, younger in self._segments():
+            end = younger.start.position if younger else self.end.position
+            rows = self._database.rows(
+                "SELECT start, ids, checksum FROM tokens WHERE branch_id = ? AND start < ? ORDER BY start",
+                (branch.id, end),
+            )
+            for start, blob, checksum in rows:
+                if start != len(ids) or len(blob) % TOKEN_BYTES or checksum != token_checksum(branch.id, start, blob):
+                    raise self.damaged(f"token {len(ids)} of its token log")
+                ids.extend(from_blob(blob))
+            if len(ids) < end:
+                raise self.damaged(f"token {len(ids)} of its token log")
+            del ids[end:]
+        return ids
+
+    def damaged(self, where: str) -> StoreError:
+        return damaged(self._database, self._name, where)
+
+    def _segments(self) -> list[tuple[Branch, Branch | None]]:
+        """Each branch of the lineage, oldest first, with the next one, which leaves it at its `start`."""
+        oldest_first = self._lineage[::-1]
+        return list(zip(oldest_first, [*oldest_first[1:], None], strict=True))
+
+    def _read_branch(self, branch_id: int) -> Branch:
+        rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
+        branch = checked_branch(rows[0]) if rows else None
+        if branch is None or branch.id != branch_id:
+            raise self.damaged(f"branch {branch_id}")
+        return branch
+
+    def _read_turns(self, branch: Branch, younger: Branch | None) -> None:
+        until = younger.start if younger else None
+        last = min(until.turn, branch.last_turn) if until else branch.last_turn
+        rows = self._database.rows(
+            "SELECT branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
+            " FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
+            (branch.id, last),
+        )
+        for number, (*values, checksum) in enumerate(rows, start=branch.start.turn + 1):
+            if values[:2] != [branch.id, number] or checksum != row_checksum("turns", *values):
+                raise self.damaged(f"turn {number}")
+            turn = TurnInfo(*values[1:])
+            if turn.start_position != self.end.position:
+                raise self.damaged(f"turn {number}")
+            self.turns.append(turn)
+        if len(self.turns) != max(last, branch.start.turn) or (until and len(self.turns) != until.turn):
+            raise self.damaged(f"turn {len(self.turns) + 1}")
+        if younger and younger.start.is_cut:
+            cut = replace(self.turns[-1], state="interrupted", ended_at=younger.created_at, is_cut=True)
+            self.turns[-1] = replace(cut, end_position=younger.start.position, end_seq=younger.start.seq)
+        if younger and self.end != younger.start:
+            raise self.damaged(f"branch {younger.id}")
+
+    def _point_at(self, position: int) -> Point:
+        if not 0 <= position <= self.end.position:
+            raise StoreError(
+                f"session {self._name} has no token position {position}: take one from 0 to {self.end.position}"
+            )
+        turn = next((t for t in reversed(self.turns) if t.start_position < position), None)
+        if turn is None:
+            return Point(0, 0, 0, False)
+        if position == turn.end_position:
+            return Point(turn.number, turn.end_seq, position, turn.is_cut or turn.state == "open")
+        first_seq = self.turns[turn.number - 2].end_seq + 1 if turn.number > 1 else 1
+        before = [e.seq for e in self.events(first_seq, turn.end_seq) if e.position <= position]
+        return Point(turn.number, before[-1] if before else first_seq - 1, position, True)
+
+    def _checked_events(self, branch_id: int, first: int, last: int, rows: list[sqlite3.Row]) -> Iterator[LoggedEvent]:
+        for seq, row in enumerate(rows, start=first):
+            event = checked_event(row)
+            if event is None or (row["branch_id"], event.seq) != (branch_id, seq):
+                raise self.damaged(f"event {seq} of its event log")
+            yield event
+        if len(rows) != last - first + 1:
+            raise self.damaged(f"event {first + len(rows)} of its event log")
+
+
+def checked_branch(row: Sequence[Any]) -> Branch | None:
+    """A row of BRANCH_COLUMNS; None when it is damaged."""
+    *values, checksum = row
+    if checksum != row_checksum("branches", *values):
+        return None
+    id_, session_id, parent_id, turn, seq, position, is_cut, last_turn, created_at = values
+    return Branch(id_, session_id, parent_id, Point(turn, seq, position, bool(is_cut)), last_turn, created_at)
+
+
+def checked_event(row: Sequence[Any]) -> LoggedEvent | None:
+    """A row of `events` from branch_id to checksum; None when it is damaged."""
+    *values, checksum = row
+    if checksum != row_checksum("events", *values):
+        return None
+    _, seq, turn, position, type_, payload = values
+    try:
+        return LoggedEvent(seq, turn, position, type_, json.loads(payload))
+    except ValueError:  # damaged before rows had checksums
+        return None
+
+
+def damaged(database: Database, name: str, where: str) -> StoreError:
+    """The one line about a session whose rows are not what was written."""
+    return StoreError(
+        f"session {name} is damaged at {where}: restore {database.path} from a backup,"
+        " or start a fresh session with --new"
+    )
+
+
+def _within(point: Point, other: Point) -> bool:
+    return point.turn <= other.turn and point.seq <= other.seq and point.position <= other.position

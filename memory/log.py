@@ -1,0 +1,231 @@
+"""One session while it is open: its current branch as a log that is appended to, and the way to another branch.
+
+Owns the rule that `append` returns when its rows are on disk, and that a process whose lease is over writes nothing.
+Must not know what an event means or what a token id stands for.
+"""
+
+import json
+import os
+import sqlite3
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .branches import History, LoggedEvent, Point, TurnInfo, damaged
+from .db import Database, StoreError
+from .rows import row_checksum, text_of, to_blob, token_checksum
+from .search import Found, index_events, search_events
+
+Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session as listed; `model` is the identity of the engine that wrote its tokens, `branch` its current branch."""
+
+    id: int
+    name: str
+    workspace: str
+    model: str
+    created_at: float
+    used_at: float
+    branch: int
+
+    def checksum(self) -> bytes:
+        """Of its row."""
+        columns = (self.id, self.name, self.workspace, self.model, self.created_at, self.used_at, self.branch)
+        return row_checksum("sessions", *columns)
+
+
+class SessionLog:
+    """One locked session: `ids` is its token log, `events()` its event log, `open_turn` the turn under way (or None).
+
+    What is in memory changes only after the same change is on disk.
+    """
+
+    def __init__(self, database: Database, session: SessionInfo, lock_fd: int, fence: int):
+        """Made by `SessionStore.open`. Raises StoreError when the log fails its checksums."""
+        self._database = database
+        self._lock_fd = lock_fd
+        self._fence = fence
+        self.session = session
+        self._history, self.ids = self._read(session)
+
+    def start_turn(self, entries: Iterable[Entry], ids: Sequence[int]) -> int:
+        """Open the next turn with its first events and tokens; returns its number."""
+        assert self.open_turn is None, self.open_turn
+        now, end = time.time(), self._history.end
+        turn = TurnInfo(end.turn + 1, "open", now, None, end.position, end.position, end.seq)
+        session = replace(self.session, used_at=now)
+        with self._appending(turn, entries, ids) as connection:
+            connection.execute(
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _turn_values(self.session.branch, turn)
+            )
+            *_, last_turn, _, checksum = replace(self._history.branch, last_turn=turn.number).values()
+            connection.execute(
+                "UPDATE branches SET last_turn = ?, checksum = ? WHERE id = ?",
+                (last_turn, checksum, self.session.branch),
+            )
+            _update_session(connection, session)
+        self.session = session
+        return turn.number
+
+    def append(self, entries: Iterable[Entry], ids: Sequence[int] = ()) -> None:
+        """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return."""
+        assert self.open_turn is not None
+        with self._appending(self._history.turns[-1], entries, ids):
+            pass
+
+    def end_turn(self, state: str, entries: Iterable[Entry] = ()) -> None:
+        """Close the open turn as `done`, `failed` or `interrupted`."""
+        assert self.open_turn is not None
+        with self._appending(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, ()):
+            pass
+
+    def events(self, min_position: int = 0) -> list[LoggedEvent]:
+        """The event log in order, or its end: events at or after a position of the token log."""
+        before = [turn.end_seq for turn in self._history.turns if turn.end_position < min_position]
+        with self._database.reading():
+            events = self._history.events((before[-1] if before else 0) + 1, self._history.end.seq)
+        return [event for event in events if event.position >= min_position]
+
+    def turns(self) -> list[tuple[int, str]]:
+        """(number, state) of every turn."""
+        return [(turn.number, turn.state) for turn in self._history.turns]
+
+    @property
+    def num_turns(self) -> int:
+        return len(self._history.turns)
+
+    @property
+    def open_turn(self) -> int | None:
+        end = self._history.turns[-1:]
+        return end[0].number if end and end[0].state == "open" else None
+
+    def search(self, query: str, limit: int = 10, max_position: int | None = None) -> list[Found]:
+        """Events of this branch whose texts hold words of the query, best first; up to a position of the token log."""
+        return search_events(self._database, self._history, query, limit, max_position)
+
+    def rewind(self, turn: int | None = None, position: int | None = None) -> None:
+        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays.
+
+        A turn that the position cuts is interrupted on the new branch. No turn may be open.
+        """
+        assert self.open_turn is None, self.open_turn
+        point = self._history.point(turn, position)
+        with self._writing() as connection:
+            branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
+            session = replace(self.session, branch=branch_id)
+            _update_session(connection, session)
+            history, ids = self._read(session)
+        self.session, self._history, self.ids = session, history, ids
+
+    def switch(self, branch_id: int) -> None:
+        """Go on where another branch of this session ended. No turn may be open on the current one."""
+        assert self.open_turn is None, self.open_turn
+        with self._writing() as connection:
+            own = own_branches(self._database, self.session)
+            if branch_id not in own:
+                listed = ", ".join(map(str, own))
+                raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
+            session = replace(self.session, branch=branch_id)
+            history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
+            _update_session(connection, session)
+        self.session, self._history, self.ids = session, history, ids
+
+    def close(self) -> None:
+        """Let another process open the session."""
+        os.close(self._lock_fd)
+
+    def _read(self, session: SessionInfo) -> tuple[History, "array[int]"]:
+        with self._database.reading():
+            history = History(self._database, session.name, session.branch)
+            return history, history.read_ids()
+
+    @contextmanager
+    def _appending(self, turn: TurnInfo, entries: Iterable[Entry], ids: Sequence[int]) -> Iterator[sqlite3.Connection]:
+        """One transaction that ends with the tokens and events; the block may add statements before them. `turn` is
+        the last turn as it is to be, but for its ends."""
+        branch_id, start, new_ids = self.session.branch, len(self.ids), array("i", ids)
+        position = start + len(new_ids)
+        entries = list(entries)
+        rows = [
+            (branch_id, seq, turn.number, position, type_, json.dumps(payload, ensure_ascii=False))
+            for seq, (type_, payload) in enumerate(entries, start=turn.end_seq + 1)
+        ]
+        turn = replace(turn, end_position=position, end_seq=turn.end_seq + len(rows))
+        with self._writing() as connection:
+            yield connection
+            if new_ids:
+                blob = to_blob(new_ids)
+                values = (branch_id, start, blob, token_checksum(branch_id, start, blob))
+                connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
+            _, _, state, _, ended_at, _, end_position, end_seq, checksum = _turn_values(branch_id, turn)
+            connection.execute(
+                "UPDATE turns SET state = ?, ended_at = ?, end_position = ?, end_seq = ?, checksum = ?"
+                " WHERE branch_id = ? AND number = ?",
+                (state, ended_at, end_position, end_seq, checksum, branch_id, turn.number),
+            )
+            connection.executemany(
+                "INSERT INTO events (branch_id, seq, turn, position, type, payload, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(*row, row_checksum("events", *row)) for row in rows],
+            )
+            texts = [(row[1], text_of(payload)) for row, (_, payload) in zip(rows, entries, strict=True)]
+            index_events(connection, branch_id, texts)
+        self.ids.extend(new_ids)
+        self._history.grow(turn)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that this process may still make: nobody has opened the session since."""
+        with self._database.transaction() as connection:
+            row = connection.execute("SELECT fence FROM sessions WHERE id = ?", (self.session.id,)).fetchone()
+            if row is None or row[0] != self._fence:
+                raise StoreError(
+                    f"session {self.session.name} was opened or removed by another process since this one opened it:"
+                    " nothing more is written here; go on there, or open it again"
+                )
+            yield connection
+
+
+def insert_branch(connection: sqlite3.Connection, session_id: int, parent_id: int | None, start: Point) -> int:
+    """A new branch of a session that goes on from a point of the parent's log; returns its id."""
+    point = (start.turn, start.seq, start.position, int(start.is_cut))
+    values = (session_id, parent_id, *point, start.turn, time.time())
+    cursor = connection.execute(
+        "INSERT INTO branches (session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn,"
+        " created_at, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, x'')",
+        values,
+    )
+    assert cursor.lastrowid is not None
+    checksum = row_checksum("branches", cursor.lastrowid, *values)
+    connection.execute("UPDATE branches SET checksum = ? WHERE id = ?", (checksum, cursor.lastrowid))
+    return cursor.lastrowid
+
+
+def own_branches(database: Database, session: SessionInfo) -> list[int]:
+    """Ids of a session's branches, oldest first. The index and the table must agree: one damaged bit is in one of them."""
+    with database.reading():
+        by_index = database.rows("SELECT id FROM branches WHERE session_id = ? ORDER BY id", (session.id,))
+        in_table = database.rows("SELECT id FROM branches NOT INDEXED WHERE session_id = ? ORDER BY id", (session.id,))
+    ids = [row[0] for row in by_index]
+    if ids != [row[0] for row in in_table] or session.branch not in ids:
+        raise damaged(database, session.name, "its list of branches")
+    return ids
+
+
+def _update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
+    connection.execute(
+        "UPDATE sessions SET used_at = ?, branch_id = ?, checksum = ? WHERE id = ?",
+        (session.used_at, session.branch, session.checksum(), session.id),
+    )
+
+
+def _turn_values(branch_id: int, turn: TurnInfo) -> tuple[Any, ...]:
+    """The row of a turn, its checksum included."""
+    ends = (turn.start_position, turn.end_position, turn.end_seq)
+    values = (branch_id, turn.number, turn.state, turn.started_at, turn.ended_at, *ends)
+    return (*values, row_checksum("turns", *values))
