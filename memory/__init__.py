@@ -1,19 +1,36 @@
-"""What outlives a process: one SQLite file per data directory. Imports none of our other packages."""
+"""What outlives a process: sessions in one SQLite file per data directory, and files of stored attention state beside it.
 
+Imports none of our other packages.
+"""
+
+from .blobs import BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
 from .search import Found
 from .sessions import BranchInfo, SessionStore
+from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
+from .snapshots import SnapshotStore
 
 __all__ = [
+    "BlobStore",
     "BranchInfo",
+    "DamagedBlob",
     "Database",
     "Found",
+    "Freed",
     "LoggedEvent",
+    "PageData",
+    "PageRow",
+    "Report",
+    "Saved",
     "SessionInfo",
     "SessionLog",
     "SessionStore",
+    "SnapshotStore",
     "StoreError",
+    "StoredTail",
+    "TailRow",
     "TurnInfo",
+    "Usage",
 ]

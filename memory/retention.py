@@ -1,0 +1,107 @@
+"""What stays when the stored state outgrows its budget, and which pages are needed by what stays.
+
+Owns the order in which tails go. Tails in no use go first, then those of branches left behind, then all but the newest of
+each session, and at last the newest of the sessions used longest ago. Must not delete anything.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .db import Database
+from .snapshot_rows import PAGE_COLUMNS, TAIL_COLUMNS, PageRow, StoredTail, TailRow, checked_page, checked_tail
+
+UNUSED, LEFT_BEHIND, OLDER, NEWEST, PROTECTED = range(5)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A tail with its place in the order: the lowest `kind` goes first, of one kind the one used longest ago."""
+
+    tail: StoredTail
+    kind: int
+    used_at: float
+
+
+def sound_pages(database: Database) -> dict[bytes, PageRow]:
+    """All pages but those whose row is damaged: a length that is wrong must not push everything else out."""
+    checked = map(checked_page, database.rows(f"SELECT {PAGE_COLUMNS} FROM pages"))
+    return {page.id: page for page in checked if page}
+
+
+def in_order(database: Database, keep_branches: Iterable[int]) -> list[Ranked]:
+    """All tails but those whose row is damaged, the one to go first at the front."""
+    kept = set(keep_branches)
+    session_used_at: dict[int, float] = dict(map(tuple, database.rows("SELECT branch_id, used_at FROM sessions")))
+    tails: dict[bytes, tuple[StoredTail, float]] = {}
+    for *row, used_at in database.rows(f"SELECT {TAIL_COLUMNS}, used_at FROM tails"):
+        if tail := checked_tail(row):
+            tails[tail.id] = (tail, used_at)
+    branches_of: dict[bytes, list[int]] = defaultdict(list)
+    newest: dict[int, StoredTail] = {}
+    for tail_id, branch_id in database.rows("SELECT tail_id, branch_id FROM tail_uses"):
+        if tail_id not in tails:
+            continue
+        tail, _ = tails[tail_id]
+        branches_of[tail_id].append(branch_id)
+        if branch_id not in newest or _age(tail) > _age(newest[branch_id]):
+            newest[branch_id] = tail
+
+    def ranked(tail: StoredTail, used_at: float) -> Ranked:
+        branches = branches_of[tail.id]
+        newest_of = {branch_id for branch_id in branches if newest[branch_id].id == tail.id}
+        if newest_of & kept:
+            return Ranked(tail, PROTECTED, used_at)
+        if current := newest_of & session_used_at.keys():
+            return Ranked(tail, NEWEST, max(session_used_at[branch_id] for branch_id in current))
+        if session_used_at.keys() & branches:
+            return Ranked(tail, OLDER, used_at)
+        return Ranked(tail, LEFT_BEHIND if branches else UNUSED, used_at)
+
+    order = [ranked(tail, used_at) for tail, used_at in tails.values()]
+    return sorted(order, key=lambda ranked: (ranked.kind, ranked.used_at, ranked.tail.position))
+
+
+def that_fit(order: Sequence[Ranked], pages: Mapping[bytes, PageRow], budget_bytes: float) -> list[StoredTail]:
+    """The longest end of the order that fits with its pages, and what is protected."""
+    reached, num_bytes = Reached(pages), 0
+    for place in range(len(order) - 1, -1, -1):
+        tail = order[place].tail
+        num_bytes += tail.num_bytes + reached.add(tail.row)
+        if num_bytes > budget_bytes and order[place].kind != PROTECTED:
+            return [ranked.tail for ranked in order[place + 1 :]]
+    return [ranked.tail for ranked in order]
+
+
+class Reached:
+    """The pages that some tails need."""
+
+    def __init__(self, pages: Mapping[bytes, PageRow], tails: Iterable[StoredTail] = ()):
+        self._pages = pages
+        self._passed: dict[bytes, int] = {}  # page -> the lowest `first_number` it was passed with, on the way down
+        for tail in tails:
+            self.add(tail.row)
+
+    def __contains__(self, page_id: bytes) -> bool:
+        return page_id in self._passed
+
+    def add(self, tail: TailRow) -> int:
+        """Add the pages of a tail; how many bytes no tail before it needed."""
+        num_bytes = 0
+        for page_id in tail.head_ids:
+            page = self._pages.get(page_id)
+            if page and page_id not in self._passed:
+                self._passed[page_id] = page.number
+                num_bytes += page.num_bytes
+        page = self._pages.get(tail.last_page) if tail.last_page else None
+        while page and page.number >= tail.first_number:
+            if self._passed.get(page.id, page.number + 1) <= tail.first_number:
+                break  # somebody went on from here, as far down at least
+            num_bytes += 0 if page.id in self._passed else page.num_bytes
+            self._passed[page.id] = tail.first_number
+            page = self._pages.get(page.parent) if page.parent else None
+        return num_bytes
+
+
+def _age(tail: StoredTail) -> tuple[int, float]:
+    return tail.position, tail.created_at

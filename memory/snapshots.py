@@ -1,0 +1,324 @@
+"""Snapshots of attention state: pages and tails in files, and the rows that name them. A cache of the token log.
+
+Owns what is named when: files are on disk before their rows are, and rows are gone before their files are. Files get and
+lose their names only inside a write transaction that has looked at the rows, so processes that share a data directory
+cannot take each other's. Must not know what the bytes mean, nor hash tokens.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeVar
+
+from . import blobs as blob_files
+from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
+from .db import Database, StoreError
+from .retention import Reached, in_order, sound_pages, that_fit
+from .snapshot_rows import (
+    PAGE_COLUMNS,
+    TAIL_COLUMNS,
+    Freed,
+    PageData,
+    PageRow,
+    Report,
+    Saved,
+    StoredTail,
+    TailRow,
+    Usage,
+    checked_page,
+    checked_tail,
+    read_by_id,
+    read_pages_of,
+)
+
+READERS = 4  # threads that read and check files
+READ_AHEAD = 8  # pages in memory before they are asked for
+NAMES_PER_TRANSACTION = 1000  # files looked at while other processes wait to write
+LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class SnapshotStore:
+    """All snapshots of a data directory. Any thread may use it. `notes` says what damage was met, for the caller to
+    show and clear."""
+
+    def __init__(self, database: Database, blobs: BlobStore, budget_bytes: int = 20 * 2**30):
+        """Opens a connection of its own to the database's file, so a save never waits for a turn, nor a turn for it."""
+        self._database = Database(database.home)
+        self._blobs = blobs
+        self._budget_bytes = budget_bytes
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="snapshots")
+        self.notes: list[str] = []
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        self._database.close()
+
+    def missing_pages(self, ids: Sequence[bytes]) -> set[bytes]:
+        """Which of these pages are not stored."""
+        return set(ids).difference(row[0] for row in read_by_id(self._database, "id", "pages", ids))
+
+    def add(self, tail: TailRow, tail_data: bytes | memoryview, pages: Iterable[PageData], branch_id: int) -> Saved:
+        """Store a tail and those of its pages that are not stored yet, for a branch; then keep to the budget.
+
+        `pages` is asked for one at a time. All or nothing; durable on return. Raises StoreError when the disk does not
+        take it, or when a page that was stored is not any more: the next save will find it missing.
+        """
+        if self.use(tail.id, branch_id):
+            return Saved(0, 0)
+        files: dict[bytes, tuple[Written, PageRow]] = {}
+        unplaced: list[Written] = []
+        try:
+            for page in pages:
+                if page.id not in files and self.missing_pages([page.id]):
+                    file = self._blobs.write(PAGES, page.id, page.data)
+                    unplaced.append(file)
+                    row = PageRow(page.id, page.parent, page.number, file.num_bytes, file.checksum)
+                    files[page.id] = (file, row)
+            tail_file = self._blobs.write(TAILS, tail.id, tail_data)
+            unplaced.append(tail_file)
+            saved = self._name(tail, tail_file, files, branch_id)
+        except DamagedBlob as e:  # a page that is not to be written, as it is stored already
+            self._forget(e)
+            raise
+        finally:
+            self._blobs.discard(unplaced)  # those that another process stored meanwhile; the others have their names
+        self.enforce_budget([branch_id])
+        return saved
+
+    def find(self, candidates: Iterable[bytes]) -> StoredTail | None:
+        """The first of these tails that is stored with all its pages. One that is damaged is noted and forgotten."""
+        candidates = list(candidates)
+        rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
+        for id_ in candidates:
+            if id_ not in rows:
+                continue
+            try:
+                tail = self._resolve(id_, rows[id_])
+            except DamagedBlob as e:
+                self._forget(e)
+                self.forget_damaged(TAILS, id_)
+                continue
+            with self._database.transaction() as connection:
+                connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), id_))
+            return tail
+        return None
+
+    def read_pages(self, tail: StoredTail) -> Iterator[bytes]:
+        """The pages of a tail in order, read ahead by threads. Raises DamagedBlob for the first that is damaged."""
+        return self._ahead(self._read_page, tail.pages)
+
+    def read_tail(self, tail: StoredTail) -> bytes:
+        """The bytes of a tail. Raises DamagedBlob."""
+        return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
+
+    def forget_damaged(self, kind: str, id: bytes) -> int:
+        """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
+        with self._database.transaction() as connection:
+            tails = [id] if kind == TAILS else self._tails_on(id)
+            num_tails = connection.executemany(
+                "DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]
+            ).rowcount
+            if kind == PAGES:
+                connection.execute("DELETE FROM pages WHERE id = ?", (id,))
+        self._remove_unnamed(TAILS, tails)
+        self._remove_unnamed(kind, [id])
+        return max(num_tails, 0)
+
+    def use(self, tail_id: bytes, branch_id: int) -> bool:
+        """Note that a branch can go on from a stored tail; False when there is no such tail."""
+        if not self._database.rows("SELECT 1 FROM tails WHERE id = ?", (tail_id,)):
+            return False
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), tail_id))
+            connection.execute(
+                "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?", (branch_id, tail_id)
+            )
+            return bool(connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail_id,)).fetchall())
+
+    def drop_uses(self, branch_ids: Iterable[int]) -> None:
+        """Note that branches go on from no tail any more."""
+        with self._database.transaction() as connection:
+            connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in branch_ids])
+
+    def tails_of(self, branch_ids: Iterable[int]) -> list[tuple[int, int, float]]:
+        """(position, bytes, created_at) of the tails that these branches use, by position."""
+        ids = list(branch_ids)
+        rows = self._database.rows(
+            "SELECT DISTINCT position, bytes, created_at, id FROM tails JOIN tail_uses ON tail_id = id"
+            f" WHERE branch_id IN ({', '.join('?' * len(ids))}) ORDER BY position, created_at",
+            ids,
+        )
+        return [(position, num_bytes, created_at) for position, num_bytes, created_at, _ in rows]
+
+    def usage(self) -> Usage:
+        """How much is stored."""
+        with self._database.reading():
+            pages, page_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM pages")[0]
+            tails, tail_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM tails")[0]
+        return Usage(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
+
+    def enforce_budget(self, keep_branches: Iterable[int] = ()) -> Freed:
+        """Remove tails, and the pages that none of the others needs, when they exceed the budget; never the newest tail
+        of the branches to keep."""
+        if self.usage().bytes <= self._budget_bytes:
+            return Freed(0, 0, 0)
+        with self._database.transaction():
+            pages = sound_pages(self._database)
+            kept = that_fit(in_order(self._database, keep_branches), pages, LOW_WATER * self._budget_bytes)
+            unnamed, freed = self._keep_only(kept, pages)
+        self._remove_files(unnamed)
+        return freed
+
+    def gc(self) -> Freed:
+        """Remove tails that no branch uses, pages that no tail needs, and files that ended processes left unnamed."""
+        with self._database.transaction():
+            pages = sound_pages(self._database)
+            used = {row[0] for row in self._database.rows("SELECT tail_id FROM tail_uses")}
+            kept = [ranked.tail for ranked in in_order(self._database, ()) if ranked.tail.id in used]
+            unnamed, freed = self._keep_only(kept, pages)
+        self._remove_files(unnamed)
+        num_leftovers = sum(self._remove_unnamed(kind, self._blobs.ids(kind)) for kind in KINDS)
+        return replace(freed, num_leftovers=num_leftovers + self._blobs.remove_stale())
+
+    def verify(self, repair: bool = False) -> Report:
+        """Read everything and check it; with `repair`, forget what is damaged. What another process removes meanwhile
+        is not damaged."""
+        page_rows = self._database.rows(f"SELECT {PAGE_COLUMNS} FROM pages")
+        tail_rows = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails")
+        num_bytes, damaged = 0, []
+        for size, fault in [*self._ahead(self._check_page, page_rows), *self._ahead(self._check_tail, tail_rows)]:
+            num_bytes += size
+            if fault and self._is_named(fault):
+                damaged.append(str(fault))
+                if repair:
+                    self.forget_damaged(fault.kind, fault.id)
+        return Report(len(page_rows), len(tail_rows), num_bytes, damaged)
+
+    def _name(
+        self, tail: TailRow, tail_file: Written, files: dict[bytes, tuple[Written, PageRow]], branch_id: int
+    ) -> Saved:
+        """Give files their names and insert their rows, but for what is stored by now."""
+        placed: list[Written] = []
+        with self._database.transaction() as connection:
+            if connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail.id,)).fetchone():
+                connection.execute("INSERT OR IGNORE INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
+                return Saved(0, 0)
+            missing = self.missing_pages(list(files))
+            new = [files[page_id] for page_id in files if page_id in missing]
+            try:
+                for file in [*(file for file, _ in new), tail_file]:
+                    placed.append(file)
+                    self._blobs.place(file)
+                self._blobs.sync(KINDS)
+                now = time.time()
+                stored = StoredTail(tail, tail_file.num_bytes, tail_file.checksum, now)
+                connection.executemany("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", [row.values() for _, row in new])
+                connection.execute("INSERT INTO tails VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*stored.values(), now))
+                connection.execute("INSERT INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
+                read_pages_of(self._database, tail)
+                blob_files.crash_point("before commit")
+            except BaseException:
+                for file in placed:
+                    with suppress(StoreError):  # what stays is nameless, and removed another time
+                        self._blobs.remove(file.kind, file.id)
+                raise
+        blob_files.crash_point("after commit")
+        return Saved(sum(file.num_bytes for file in placed), len(new))
+
+    def _resolve(self, id: bytes, row: Sequence[Any]) -> StoredTail:
+        tail = checked_tail(row)
+        if tail is None or tail.id != id:
+            raise DamagedBlob(TAILS, id, "its row is damaged")
+        return replace(tail, pages=read_pages_of(self._database, tail.row))
+
+    def _forget(self, damage: DamagedBlob) -> None:
+        self.notes.append(str(damage))
+        self.forget_damaged(damage.kind, damage.id)
+
+    def _tails_on(self, page_id: bytes) -> list[bytes]:
+        """Tails that need a page; where its row is damaged and its number not known, all tails of chains through it."""
+        page = next(map(checked_page, read_by_id(self._database, PAGE_COLUMNS, "pages", [page_id])), None)
+        above = self._database.rows(
+            "WITH RECURSIVE above (id) AS (VALUES (?1) UNION SELECT p.id FROM above a JOIN pages p ON p.parent = a.id)"
+            " SELECT t.id FROM above a JOIN tails t ON t.last_page = a.id WHERE t.first_number <= COALESCE(?2, t.first_number)",
+            (page_id, page.number if page else None),
+        )
+        heads = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails WHERE length(head) > 0")
+        in_head = [row[0] for row in heads if page_id in TailRow(*row[:5]).head_ids]
+        return [*(row[0] for row in above), *in_head]
+
+    def _keep_only(self, tails: list[StoredTail], pages: dict[bytes, PageRow]) -> tuple[list[tuple[str, bytes]], Freed]:
+        """Delete the rows of all other tails and of the pages these do not need, in the caller's transaction; returns
+        whose files are to be removed after it."""
+        reached, kept_ids = Reached(pages, tails), {tail.id for tail in tails}
+        gone_tails = [row for row in self._database.rows("SELECT id, bytes FROM tails") if row[0] not in kept_ids]
+        gone_pages = [row for row in self._database.rows("SELECT id, bytes FROM pages") if row[0] not in reached]
+        for table, rows in ((TAILS, gone_tails), (PAGES, gone_pages)):
+            for row in rows:
+                self._database.rows(f"DELETE FROM {table} WHERE id = ?", (row[0],))
+        files = [(TAILS, row[0]) for row in gone_tails] + [(PAGES, row[0]) for row in gone_pages]
+        return files, Freed(len(gone_tails), len(gone_pages), sum(row[1] for row in [*gone_tails, *gone_pages]))
+
+    def _remove_files(self, files: list[tuple[str, bytes]]) -> None:
+        for kind in KINDS:
+            self._remove_unnamed(kind, [id_ for of_kind, id_ in files if of_kind == kind])
+
+    def _remove_unnamed(self, kind: str, ids: Iterable[bytes]) -> int:
+        """Remove those of these files that no row names; how many that were. In transactions: nobody else can be
+        between giving such a file its name and inserting its row."""
+        remaining, num_removed = iter(list(ids)), 0
+        while some := set(islice(remaining, NAMES_PER_TRANSACTION)):
+            if not some.difference(row[0] for row in read_by_id(self._database, "id", kind, some)):
+                continue
+            with self._database.transaction():
+                unnamed = some.difference(row[0] for row in read_by_id(self._database, "id", kind, some))
+                for id_ in unnamed:
+                    self._blobs.remove(kind, id_)
+            num_removed += len(unnamed)
+        return num_removed
+
+    def _is_named(self, damage: DamagedBlob) -> bool:
+        return any(read_by_id(self._database, "id", damage.kind, [damage.id]))
+
+    def _read_page(self, page: PageRow) -> bytes:
+        return self._blobs.read(PAGES, page.id, page.num_bytes, page.checksum)
+
+    def _check_page(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
+        page = checked_page(row)
+        if page is None:
+            return 0, DamagedBlob(PAGES, row[0], "its row is damaged")
+        try:
+            return len(self._read_page(page)), None
+        except DamagedBlob as e:
+            return 0, e
+
+    def _check_tail(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
+        try:
+            tail = self._resolve(row[0], row)
+            return len(self.read_tail(tail)), None
+        except DamagedBlob as e:
+            why = e.why if e.kind == TAILS else f"its page {e.id.hex()}: {e.why}"
+            return 0, DamagedBlob(TAILS, row[0], why)
+
+    def _ahead(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The function's results in order, worked out by threads a few items ahead."""
+        remaining = iter(items)
+        waiting: deque[Future[Result]] = deque(
+            self._readers.submit(function, item) for item in islice(remaining, READ_AHEAD)
+        )
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(self._readers.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
