@@ -36,14 +36,12 @@ class App:
         """Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
         texts = ProtocolTexts.from_dir(settings.model_dir)
         try:
-            # saving must not make the log wait: a connection for each
-            database, of_snapshots = Database(settings.home), Database(settings.home)
+            database = Database(settings.home)
         except OSError as e:
             raise UsageError(
                 f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
             ) from None
-        with closing(database), closing(of_snapshots):
-            snapshots = SnapshotStore(of_snapshots, BlobStore(settings.home))
+        with closing(database), closing(SnapshotStore(database, BlobStore(settings.home))) as snapshots:
             async with Engine.open(settings.model_dir, EngineConfig()) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
                     yield cls(settings, engine, SessionStore(database), keeper, texts)

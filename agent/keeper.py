@@ -22,9 +22,9 @@ class Keeper:
         self.engine, self.snapshots = engine, snapshots
         self._writer = ThreadPoolExecutor(1, "holdfast-save")
 
-    async def find(self, ids: Sequence[int], rolls: Iterable[Roll]) -> Stored | None:
-        """The stored state that covers most of these tokens, whoever wrote it."""
-        return await asyncio.to_thread(self._find, ids, list(rolls))
+    async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
+        """The stored state that covers most of these tokens, whoever wrote it; `branch` goes on from it."""
+        return await asyncio.to_thread(self._find, ids, list(rolls), branch)
 
     async def save(self, seq: LiveSequence, branch: int, is_followed: bool = False) -> Stored | None:
         """Make the state of an idle sequence durable; None when it holds none in memory. See `Engine.snapshot`.
@@ -68,7 +68,7 @@ class Keeper:
             raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")
         return tail
 
-    def _find(self, ids: Sequence[int], rolls: list[Roll]) -> Stored | None:
+    def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int) -> Stored | None:
         chain = self.engine.chain(rolls)
         tails: dict[bytes, tuple[int, bool]] = {}  # id -> position, and whether rolls at just that position are in it
         for position in self.snapshots.positions(len(ids)):
@@ -77,6 +77,7 @@ class Keeper:
         tail = self.snapshots.find(list(tails))
         if tail is None:
             return None
+        self.snapshots.use(tail.id, branch)
         position, is_rolled = tails[tail.id]
         applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
         return self._stored(tail, list(ids[:position]), applied)

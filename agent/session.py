@@ -158,7 +158,7 @@ class Session:
         """A new sequence on the longest stored state of the log."""
         live = self.live
         await live.engine.release(live.seq)
-        live.seq = await live.engine.start(await self.keeper.find(live.log.ids, ()))
+        live.seq = await live.engine.start(await self.keeper.find(live.log.ids, (), live.log.session.branch))
 
     def _count(self, usage: Usage, is_loaded: bool) -> None:
         """The input of a turn that begins now, by where its state comes from."""
@@ -166,7 +166,8 @@ class Session:
         lacking = held - computed
         if lacking > 1:  # 1: the last sampled token, whose state the next step computes as always
             usage.prefilled_again = lacking
-            usage.why = "it was not stored" if is_loaded else "the last turn was cut off while it was read"
+            stored = f"state is stored up to token {computed}" if computed else "no stored state"
+            usage.why = stored if is_loaded else "the last turn was cut off while it was read"
         present = computed if lacking > 1 else held
         usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
 

@@ -41,8 +41,8 @@ def _open_stores() -> Iterator[Stores]:
         database = Database(home)
     except OSError as e:
         raise UsageError(f"data directory {home} cannot be used: {e.strerror}; set HOLDFAST_HOME") from None
-    with closing(database):
-        yield Stores(SessionStore(database), SnapshotStore(database, BlobStore(home)))
+    with closing(database), closing(SnapshotStore(database, BlobStore(home))) as snapshots:
+        yield Stores(SessionStore(database), snapshots)
 
 
 def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(stores: Stores, args: argparse.Namespace) -> Result:
-    values = []
+    values: list[dict[str, Any]] = []
     for session in stores.sessions.all():
         branches = stores.sessions.branches(session)
         current = next(b for b in branches if b.is_current)
@@ -155,8 +155,10 @@ def _prompts(stores: Stores, session: SessionInfo, branch: int) -> dict[int, str
 
 
 def _fork(stores: Stores, args: argparse.Namespace) -> Result:
-    new = stores.sessions.fork(stores.session(args.name), args.turn, args.token, args.new_name)
+    source = stores.session(args.name)
+    new = stores.sessions.fork(source, turn=args.turn, position=args.token, name=args.new_name)
     branch = next(b for b in stores.sessions.branches(new) if b.is_current)
+    stores.snapshots.inherit(branch.id, _ancestors(stores, source, source.branch, branch.num_tokens))
     value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
     return value, [
         f"{new.name}: {branch.last_turn} turns, {branch.num_tokens:,} tokens; open it with --session {new.name}"
@@ -164,7 +166,8 @@ def _fork(stores: Stores, args: argparse.Namespace) -> Result:
 
 
 def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
-    log = stores.sessions.open(stores.session(args.name))
+    session = stores.session(args.name)
+    log = stores.sessions.open(session)
     try:
         if log.open_turn is not None:
             raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
@@ -172,6 +175,8 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
             log.switch(args.branch)
         else:
             log.rewind(args.turn, args.token)
+            ancestors = _ancestors(stores, session, session.branch, len(log.ids))
+            stores.snapshots.inherit(log.session.branch, ancestors)
         value = {
             "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids)
         }  # fmt: skip
@@ -182,13 +187,25 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
     ]
 
 
+def _ancestors(stores: Stores, session: SessionInfo, branch: int | None, position: int) -> list[tuple[int, int]]:
+    """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
+    by_id, found = {b.id: b for b in stores.sessions.branches(session)}, []
+    while branch in by_id:
+        found.append((branch, position))
+        position = min(position, by_id[branch].parent_position or 0)
+        branch = by_id[branch].parent_id
+    return found
+
+
 def _remove(stores: Stores, args: argparse.Namespace) -> Result:
     session = stores.session(args.name)
     branches = [b.id for b in stores.sessions.branches(session)]
     stores.sessions.remove(session)
     stores.snapshots.drop_uses(branches)
     freed = stores.snapshots.gc()
-    return {"name": args.name, "freed_bytes": freed.bytes}, [f"{args.name} is deleted, {_size(freed.bytes)} freed"]
+    return {"name": args.name, "freed_bytes": freed.num_bytes}, [
+        f"{args.name} is deleted, {_size(freed.num_bytes)} freed"
+    ]
 
 
 def _verify(stores: Stores, args: argparse.Namespace) -> Result:
@@ -210,8 +227,8 @@ def _verify(stores: Stores, args: argparse.Namespace) -> Result:
 
 def _collect(stores: Stores, args: argparse.Namespace) -> Result:
     freed, usage = stores.snapshots.gc(), stores.snapshots.usage()
-    value = {"freed_bytes": freed.bytes, "bytes": usage.bytes, "budget": usage.budget}
-    return value, [f"{_size(freed.bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
+    value = {"freed_bytes": freed.num_bytes, "bytes": usage.bytes, "budget": usage.budget}
+    return value, [f"{_size(freed.num_bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -111,9 +111,18 @@ class SnapshotStore:
             return tail
         return None
 
-    def read_pages(self, tail: StoredTail) -> Iterator[bytes]:
-        """The pages of a tail in order, read ahead by threads. Raises DamagedBlob for the first that is damaged."""
-        return self._ahead(self._read_page, tail.pages)
+    def positions(self, most: int) -> list[int]:
+        """The positions, up to one, at which tails are stored, the highest first."""
+        rows = self._database.rows("SELECT DISTINCT position FROM tails WHERE position <= ? ORDER BY 1 DESC", (most,))
+        return [row[0] for row in rows]
+
+    def read_pages(self, tail: StoredTail, numbers: Iterable[int] | None = None) -> Iterator[bytes]:
+        """Pages of a tail (`numbers` into its pages, or all) in order, read ahead by threads.
+
+        Raises DamagedBlob for the first that is damaged.
+        """
+        pages = tail.pages if numbers is None else [tail.pages[number] for number in numbers]
+        return self._ahead(self._read_page, pages)
 
     def read_tail(self, tail: StoredTail) -> bytes:
         """The bytes of a tail. Raises DamagedBlob."""
@@ -142,6 +151,20 @@ class SnapshotStore:
                 "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?", (branch_id, tail_id)
             )
             return bool(connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail_id,)).fetchall())
+
+    def inherit(self, branch_id: int, ancestors: Iterable[tuple[int, int]]) -> None:
+        """Note that a new branch can go on from the newest tail of its ancestors, each used up to a position."""
+        with self._database.transaction() as connection:
+            newest: tuple[int, bytes] | None = None
+            for ancestor, most in ancestors:
+                rows = connection.execute(
+                    "SELECT position, id FROM tails JOIN tail_uses ON tail_id = id"
+                    " WHERE branch_id = ? AND position <= ? ORDER BY position DESC LIMIT 1",
+                    (ancestor, most),
+                ).fetchall()
+                newest = max([tuple(row) for row in rows] + ([newest] if newest else []), default=None)
+            if newest is not None:
+                connection.execute("INSERT OR IGNORE INTO tail_uses VALUES (?, ?)", (newest[1], branch_id))
 
     def drop_uses(self, branch_ids: Iterable[int]) -> None:
         """Note that branches go on from no tail any more."""

@@ -65,7 +65,7 @@ def test_a_fact_told_in_one_process_is_known_in_the_next(workspace: Path) -> Non
     events = run(workspace, "what is the staging port?")
     assert answer(events) == "The staging port is 4711."
     usage = next(e["usage"] for e in events if e["type"] == "turn_done")
-    assert usage["prefilled_again"] > 0 and usage["why"] == "no stored state"
+    assert usage["from_disk"] > 0 and usage["prefilled_again"] == 0
 
 
 def test_a_rename_changes_the_file_only_when_it_is_allowed(workspace: Path) -> None:
