@@ -1,6 +1,7 @@
 """The whole model: embedding, blocks of attention and experts around residual streams, head, MTP (V4 spec 2)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,83 +13,75 @@ from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.moe import MoE
 from engine.numerics import Numerics
-from kernels.gemm import linear
-from kernels.hyper import hc_head, hc_post, hc_pre
+from kernels.dispatch import Ops
+from kernels.hyper import HeadWeights, HyperWeights
 from kernels.norm import rms_norm
 
 
-class HyperConnection:
-    """What one sublayer reads from the streams and how it writes back (spec 2.3)."""
-
-    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig):
-        m = config.hc_mult
-        self.config = config
-        scale = checkpoint.weight(prefix + "scale").repeat_interleave(torch.tensor([m, m, m * m]))
-        self.fn, self.base = checkpoint.weight(prefix + "fn") * scale.unsqueeze(1), checkpoint.weight(prefix + "base")
-
-    def pre(self, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        c = self.config
-        return hc_pre(streams, self.fn, self.base, c.hc_sinkhorn_iters, c.hc_eps, c.rms_norm_eps)
+def hyper_weights(checkpoint: Checkpoint, prefix: str, norm: Tensor, config: ModelConfig) -> HyperWeights:
+    """What one sublayer reads from the streams and how it writes back (spec 2.3), and its norm."""
+    m = config.hc_mult
+    scale = checkpoint.weight(prefix + "scale").repeat_interleave(torch.tensor([m, m, m * m]))
+    fn, base = checkpoint.weight(prefix + "fn") * scale.unsqueeze(1), checkpoint.weight(prefix + "base")
+    return HyperWeights(fn.t(), base, norm, config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
 
 
 class Block:
     """Attention, then experts, each inside its own hyper-connection; there is no other residual path."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, layer: int, numerics: Numerics):
-        self.numerics, self.eps = numerics, config.rms_norm_eps
-        self.attn_norm = checkpoint.weight(prefix + "attn_norm.weight")
-        self.ffn_norm = checkpoint.weight(prefix + "ffn_norm.weight")
-        self.hc_attn = HyperConnection(checkpoint, prefix + "hc_attn_", config)
-        self.hc_ffn = HyperConnection(checkpoint, prefix + "hc_ffn_", config)
-        self.attn = Attention(checkpoint, prefix + "attn.", config, config.ratio(layer), numerics)
-        self.ffn = MoE(checkpoint, prefix + "ffn.", config, config.is_hash_layer(layer), numerics)
+    def __init__(
+        self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, layer: int, numerics: Numerics, ops: Ops
+    ):
+        self.ops = ops
+        norms = [checkpoint.weight(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
+        self.hc_attn = ops.weights(hyper_weights(checkpoint, prefix + "hc_attn_", norms[0], config))
+        self.hc_ffn = ops.weights(hyper_weights(checkpoint, prefix + "hc_ffn_", norms[1], config))
+        self.attn = Attention(checkpoint, prefix + "attn.", config, config.ratio(layer), numerics, ops)
+        self.ffn = MoE(checkpoint, prefix + "ffn.", config, config.is_hash_layer(layer), ops)
 
-    def __call__(self, streams: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
+    def __call__(self, streams: Any, batch: Batch, cache: LayerCache) -> Any:
         """streams [N, M, D] -> [N, M, D]."""
-        num = self.numerics
-        y, post, comb = self.hc_attn.pre(streams)
-        out = self.attn(num.bf16(rms_norm(num.bf16(y), self.attn_norm, self.eps)), batch, cache)
-        streams = num.bf16(hc_post(out, streams, post, comb))
-        y, post, comb = self.hc_ffn.pre(streams)
-        out = self.ffn(num.bf16(rms_norm(num.bf16(y), self.ffn_norm, self.eps)), batch)
-        return num.bf16(hc_post(out, streams, post, comb))
+        ops = self.ops
+        x, post, comb = ops.hc_pre(streams, self.hc_attn)
+        streams = ops.hc_post(self.attn(x, batch, cache), streams, post, comb)
+        x, post, comb = ops.hc_pre(streams, self.hc_ffn)
+        return ops.hc_post(self.ffn(x, batch), streams, post, comb)
 
 
 class Head:
     """Streams to logits: reduction, norm, vocabulary (spec 2.10)."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, head: Tensor, numerics: Numerics):
-        self.config, self.numerics, self.head = config, numerics, head
-        self.fn = checkpoint.weight(prefix + "hc_head_fn") * checkpoint.weight(prefix + "hc_head_scale")
-        self.base = checkpoint.weight(prefix + "hc_head_base")
-        self.norm = checkpoint.weight(prefix + "norm.weight")
+    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, head: Tensor, ops: Ops):
+        self.ops = ops
+        fn = checkpoint.weight(prefix + "hc_head_fn") * checkpoint.weight(prefix + "hc_head_scale")
+        base, norm = checkpoint.weight(prefix + "hc_head_base"), checkpoint.weight(prefix + "norm.weight")
+        self.weights = ops.weights(HeadWeights(fn.t(), base, norm, head, config.hc_eps, config.rms_norm_eps))
 
     def __call__(self, streams: Tensor) -> Tensor:
         """streams [N, M, D] -> logits [N, V]."""
-        c, num = self.config, self.numerics
-        y = num.bf16(hc_head(streams, self.fn, self.base, c.hc_eps, c.rms_norm_eps))
-        return linear(num.bf16(rms_norm(y, self.norm, c.rms_norm_eps)), self.head)
+        return self.ops.tensor(self.ops.head(self.ops.array(streams), self.weights))
 
 
 class MTP:
     """Predicts the token after next from a position's streams and the token that follows it (spec 2.11)."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, embed: Tensor, head: Tensor, numerics: Numerics):
-        self.numerics, self.eps, self.embed = numerics, config.rms_norm_eps, embed
-        self.e_proj, self.h_proj = checkpoint.weight("mtp.0.e_proj.weight"), checkpoint.weight("mtp.0.h_proj.weight")
+    def __init__(
+        self, checkpoint: Checkpoint, config: ModelConfig, embed: Tensor, head: Tensor, numerics: Numerics, ops: Ops
+    ):
+        self.ops, self.num, self.eps, self.embed = ops, numerics.rounding, config.rms_norm_eps, embed
+        self.e_proj = checkpoint.weight("mtp.0.e_proj.weight").t()
+        self.h_proj = checkpoint.weight("mtp.0.h_proj.weight").t()
         self.enorm, self.hnorm = checkpoint.weight("mtp.0.enorm.weight"), checkpoint.weight("mtp.0.hnorm.weight")
-        self.block = Block(checkpoint, "mtp.0.", config, config.num_hidden_layers, numerics)
-        self.head = Head(checkpoint, "mtp.0.", config, head, numerics)
+        self.block = Block(checkpoint, "mtp.0.", config, config.num_hidden_layers, numerics, ops)
+        self.head = Head(checkpoint, "mtp.0.", config, head, ops)
 
     def __call__(self, streams: Tensor, next_ids: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
         """streams [N, M, D] out of the last block, next_ids [N] -> logits [N, V]."""
-        num = self.numerics
+        num, ops = self.num, self.ops
         e = num.bf16(rms_norm(self.embed[next_ids], self.enorm, self.eps))
         h = num.bf16(rms_norm(streams, self.hnorm, self.eps))
-        m = streams.shape[1]
-        projected = num.bf16(linear(num.act(h.flatten(0, 1)), self.h_proj)).unflatten(0, (-1, m))
-        mixed = num.bf16(projected + num.bf16(linear(num.act(e), self.e_proj)).unsqueeze(1))
-        return self.head(self.block(mixed, batch, cache))
+        mixed = num.bf16(num.bf16(num.act(h) @ self.h_proj) + num.bf16(num.act(e) @ self.e_proj).unsqueeze(1))
+        return self.head(ops.tensor(self.block(ops.array(mixed), batch, cache)))
 
 
 class Model:
@@ -97,17 +90,19 @@ class Model:
     def __init__(self, directory: Path, config: ModelConfig, numerics: Numerics):
         checkpoint = Checkpoint.open(directory, config)
         config = checkpoint.config  # what the files really hold: the MTP block may be missing
-        self.config, self.numerics = config, numerics
-        self.embed = checkpoint.weight("embed.weight")
-        head = checkpoint.weight("head.weight")
-        self.layers = [Block(checkpoint, f"layers.{i}.", config, i, numerics) for i in range(config.num_hidden_layers)]
-        self.head = Head(checkpoint, "", config, head, numerics)
-        self.mtp = MTP(checkpoint, config, self.embed, head, numerics) if config.has_mtp else None
+        self.config, self.numerics, self.ops = config, numerics, Ops(numerics.rounding)
+        embed, head = checkpoint.weight("embed.weight"), checkpoint.weight("head.weight").t().contiguous()
+        self.embed = self.ops.array(embed)
+        self.layers = [
+            Block(checkpoint, f"layers.{i}.", config, i, numerics, self.ops) for i in range(config.num_hidden_layers)
+        ]
+        self.head = Head(checkpoint, "", config, head, self.ops)
+        self.mtp = MTP(checkpoint, config, embed, head, numerics, self.ops) if config.has_mtp else None
         self.identity = checkpoint.identity()
 
     def streams(self, batch: Batch, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""
-        x = self.embed[batch.ids].unsqueeze(1).expand(-1, self.config.hc_mult, -1).contiguous()
+        x = self.ops.embed(batch.rows.ids, self.embed, self.config.hc_mult)
         for block, layer_cache in zip(self.layers, cache.layers):
             x = block(x, batch, layer_cache)
-        return x
+        return self.ops.tensor(x)

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from engine.errors import EngineError
-from kernels.norm import rms_norm
-from kernels.quant import fake_fp8
+from kernels.rounding import Rounding
 
 NAMES = ("plain", "compact", "official")
 
@@ -26,20 +23,5 @@ class Numerics:
         return self.name != "plain"
 
     @property
-    def rounds_activations(self) -> bool:
-        return self.name == "official"
-
-    def bf16(self, x: Tensor) -> Tensor:
-        """A value that the reference holds in bf16."""
-        return x.bfloat16().float() if self.rounds_activations else x
-
-    def head_norm(self, q: Tensor, eps: float) -> Tensor:
-        """RMS norm of each query head; the reference does this one in bf16 throughout (spec 5.3)."""
-        if not self.rounds_activations:
-            return rms_norm(q, None, eps)
-        mean = self.bf16(self.bf16(q.square()).mean(-1, keepdim=True))
-        return self.bf16(q * self.bf16(self.bf16(mean + eps).rsqrt()))
-
-    def act(self, x: Tensor) -> Tensor:
-        """The input of a linear with FP8 or FP4 weights."""
-        return fake_fp8(x, 128) if self.rounds_activations else x
+    def rounding(self) -> Rounding:
+        return Rounding(self.name == "official")

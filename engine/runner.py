@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.batch import Batch, Segment
@@ -13,7 +12,6 @@ from engine.model import Model
 from engine.numerics import Numerics
 from engine.sampling import sample
 from engine.sequence import Request
-from kernels.gemm import pad_rows
 
 
 class Runner:
@@ -45,9 +43,8 @@ class Runner:
         return [by_request.get(id(r), []) for r, _ in plan]
 
     def logits(self, streams: Tensor, rows: Tensor) -> Tensor:
-        """Logits [len(rows), V] of some rows of the streams, computed in whole row tiles."""
-        padded = F.pad(rows, (0, pad_rows(len(rows)) - len(rows)))
-        return self.model.head(streams[padded])[: len(rows)]
+        """Logits [len(rows), V] of some rows of the streams."""
+        return self.model.head(streams[rows])
 
 
 def _sample(rows: Tensor, request: Request) -> list[int]:

@@ -1,66 +1,79 @@
-"""Attention of queries over window rows and selected compressed entries, one softmax with a sink (V4 spec 2.5).
+"""Attention of queries over window rows and compressed entries, one softmax with a sink (V4 spec 2.5).
 
-Keys are values: one row serves both. Entries are reduced in fixed tiles whose partial sums are added pairwise, and a
-masked key adds an exact zero, so a query's bits do not depend on how many keys others see.
+Keys are values: one row serves both.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gemm import pair_sum, tiled_bmm
+from kernels.rounding import Rounding
+from kernels.rows import Rows
 
-ENTRY_TILE = 64
+
+class AttendWeights(NamedTuple):
+    sink: Tensor  # [H], counts in the denominator only
+    scale: float
+    window: int  # positions that a query sees, its own among them
+    ratio: int  # tokens per entry; 0: no entries
 
 
-def sparse_attn(
+def attend(
     q: Tensor,
-    window: Tensor,
-    window_mask: Tensor,
-    entries: Tensor | None,
-    entry_mask: Tensor | None,
-    sink: Tensor,
-    scale: float,
-    round_p: bool = False,
+    kv: Tensor,
+    rows: Rows,
+    ring: Tensor,
+    pool: Tensor,
+    chosen: Tensor | None,
+    w: AttendWeights,
+    *,
+    num: Rounding,
 ) -> Tensor:
-    """q [n, H, d] -> o [n, H, d].
+    """q [N, H, d], new window rows kv [N, d] -> o [N, H, d].
 
-    window [A, W, d]: row images, each shared by n / A consecutive queries; window_mask [n, W], 0 or -inf.
-    entries [B, K, d] shared by n / B consecutive queries, K a multiple of ENTRY_TILE; entry_mask [n, K]; or None.
-    sink [H] counts in the denominator only. round_p rounds probabilities to bf16 before the product with values.
+    Earlier window rows come from ring [slots, length, d], which does not hold these yet. Entries are rows of the pool:
+    those of chosen [N, k], -1 for none, or without `chosen` all that a row may see.
     """
-    n, heads, d = q.shape
-    q = q * scale
-    near = _scores(q, window) + window_mask.unsqueeze(1)  # [n, H, W]
-    top = torch.maximum(near.amax(-1, keepdim=True), sink.view(heads, 1))
-    far = None
-    if entries is not None:
-        assert entry_mask is not None
-        far = _scores(q, entries) + entry_mask.unsqueeze(1)  # [n, H, K]
-        top = torch.maximum(top, far.amax(-1, keepdim=True))
-    near = torch.exp_(near.sub_(top))
-    total = near.sum(-1, keepdim=True) + torch.exp(sink.view(heads, 1) - top)
-    o = tiled_bmm(_p(near, round_p).view(len(window), -1, near.shape[-1]), window).reshape(n, heads, d)
-    if entries is not None and far is not None:
-        far = torch.exp_(far.sub_(top)).unflatten(-1, (-1, ENTRY_TILE))  # [n, H, tiles, ENTRY_TILE]
-        total = total + pair_sum(far.sum(-1), -1).unsqueeze(-1)
-        o = o + _weighted_entries(_p(far, round_p), entries)
-    return o.div_(total)
+    return torch.cat([_attend_segment(q, kv, rows, s, ring, pool, chosen, w, num) for s in range(len(rows.slots))])
 
 
-def _scores(q: Tensor, keys: Tensor) -> Tensor:
-    groups, num_keys, d = keys.shape
-    n, heads, _ = q.shape
-    return tiled_bmm(q.reshape(groups, -1, d), keys.transpose(1, 2)).reshape(n, heads, num_keys)
+def _attend_segment(q, kv, rows, segment, ring, pool, chosen, w, num) -> Tensor:
+    start, end = rows.starts[segment : segment + 2].tolist()
+    t = torch.from_numpy(rows.positions[start:end]).unsqueeze(1)  # [n, 1]
+    own = int(t[0])
+    first = max(0, own - w.window + 1)
+    old = ring[int(rows.slots[segment]), torch.arange(first, own) % ring.shape[1]]
+    window = torch.cat((old, kv[start:end])).unsqueeze(0)
+    position = torch.arange(first, own + end - start)
+    masks = [(position <= t) & (t - position < w.window)]
+    keys = [window]
+    if w.ratio and chosen is not None:
+        keys.append(pool[chosen[start:end].clamp(min=0)])  # [n, k, d]
+        masks.append(chosen[start:end] >= 0)
+    elif w.ratio:
+        visible = (t + 1) // w.ratio - int(rows.dropped[segment]) // w.ratio
+        entry, per_page = np.arange(int(visible.max())), rows.page_tokens // w.ratio
+        keys.append(pool[rows.pages[segment, entry // per_page] * per_page + entry % per_page].unsqueeze(0))
+        masks.append(torch.from_numpy(entry) < visible)
+    return softmax_attend(q[start:end], keys, masks, w.sink, w.scale, num)
 
 
-def _weighted_entries(p: Tensor, entries: Tensor) -> Tensor:
-    """p [n, H, tiles, T], entries [B, tiles * T, d] -> [n, H, d], tile by tile."""
-    n, heads, tiles, width = p.shape
-    groups, d = len(entries), entries.shape[2]
-    per_tile = p.reshape(groups, -1, tiles, width).transpose(1, 2).reshape(groups * tiles, -1, width)
-    parts = tiled_bmm(per_tile, entries.reshape(groups * tiles, width, d))
-    return pair_sum(parts.reshape(groups, tiles, -1, d), 1).view(n, heads, d)
+def softmax_attend(
+    q: Tensor, keys: list[Tensor], masks: list[Tensor], sink: Tensor, scale: float, num: Rounding
+) -> Tensor:
+    """q [n, H, d], keys [n or 1, K, d], masks bool [n, K] -> [n, H, d], one softmax over all keys.
 
-
-def _p(p: Tensor, rounded: bool) -> Tensor:
-    return p.bfloat16().float() if rounded else p
+    Probabilities are rounded to bf16 in official numerics, before the product with the values.
+    """
+    scores = [
+        (q * scale @ k.transpose(1, 2)).masked_fill(~mask.unsqueeze(1), float("-inf")) for k, mask in zip(keys, masks)
+    ]
+    sink = sink.view(1, -1, 1)
+    top = torch.cat([sink.expand(len(q), -1, 1), *scores], 2).amax(2, keepdim=True)
+    weights = [torch.exp(s - top) for s in scores]
+    total = torch.exp(sink - top) + torch.cat(weights, 2).sum(2, keepdim=True)
+    seen = [mask if len(k) > 1 else mask.any(0, keepdim=True) for k, mask in zip(keys, masks)]
+    values = [k.masked_fill(~mask.unsqueeze(2), 0.0) for k, mask in zip(keys, seen)]  # what nobody sees may be anything
+    return torch.stack([num.bf16(p) @ v for p, v in zip(weights, values)]).sum(0) / total

@@ -1,61 +1,69 @@
-"""Manifold-constrained hyper-connections: what a sublayer reads from the streams and writes back (V4 spec 2.3)."""
+"""Manifold-constrained hyper-connections: what a sublayer reads from the streams and writes back (V4 spec 2.3).
 
-import functools
+Also where the streams begin (`embed`) and end (`head`, spec 2.10).
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.gemm import linear
-from kernels.norm import inverse_rms
+from kernels.norm import inverse_rms, rms_norm
+from kernels.rounding import Rounding
+from kernels.rows import Indices
 
 
-@functools.cache
-def _block_sums(m: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrices [m*m, m*m] that replace every entry of a flattened [m, m] by its row's or its column's sum, and eps."""
-    eye, ones = torch.eye(m), torch.ones(m, m)
-    return torch.kron(eye, ones), torch.kron(ones, eye), torch.full((m * m,), eps)
+class HyperWeights(NamedTuple):
+    fn: Tensor  # [M * D, (2 + M) * M], its columns carry their scale
+    base: Tensor  # [(2 + M) * M]
+    norm: Tensor  # [D], of the sublayer's input
+    iters: int  # Sinkhorn rounds
+    hc_eps: float
+    norm_eps: float
+
+
+class HeadWeights(NamedTuple):
+    fn: Tensor  # [M * D, M], its columns carry their scale
+    base: Tensor  # [M]
+    norm: Tensor  # [D]
+    head: Tensor  # [D, V]
+    hc_eps: float
+    norm_eps: float
+
+
+def embed(ids: Indices, table: Tensor, copies: int, *, num: Rounding) -> Tensor:
+    """ids [N], table [V, D] -> streams [N, copies, D]."""
+    return table[torch.from_numpy(ids)].unsqueeze(1).repeat(1, copies, 1)
+
+
+def hc_pre(streams: Tensor, w: HyperWeights, *, num: Rounding) -> tuple[Tensor, Tensor, Tensor]:
+    """streams [N, M, D] -> normalised input of the sublayer [N, D], post [N, M], comb [N, M, M]."""
+    flat = streams.flatten(1)
+    mix = (flat @ w.fn) * inverse_rms(flat, w.norm_eps)
+    pre, post, comb = hc_split(mix, w.base, streams.shape[1], w.iters, w.hc_eps)
+    y = num.bf16((pre.unsqueeze(2) * streams).sum(1))
+    return num.bf16(rms_norm(y, w.norm, w.norm_eps)), post, comb
 
 
 def hc_split(mix: Tensor, base: Tensor, m: int, iters: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """mix + base [N, (2+M)*M] -> pre [N, M], post [N, M], comb [N, M, M]; mix is scaled already.
-
-    A Sinkhorn half step is one product with a constant matrix and one division: sums and their `eps` in one operation.
-    """
+    """mix + base [N, (2+M)*M] -> pre [N, M], post [N, M], comb [N, M, M]; mix is scaled already."""
     raw = mix + base
-    gates = (
-        torch.exp_(-raw[:, : 2 * m]) + 1
-    ).reciprocal_()  # exp, unlike sigmoid, does not depend on how rows are split
-    comb = torch.softmax(raw[:, 2 * m :].unflatten(1, (m, m)), -1).flatten(1).add_(eps)
-    rows, columns, offset = _block_sums(m, eps)
-    comb.div_(torch.addmm(offset, comb, columns))
+    comb = torch.softmax(raw[:, 2 * m :].unflatten(1, (m, m)), -1) + eps
+    comb = comb / (comb.sum(1, keepdim=True) + eps)
     for _ in range(iters - 1):
-        comb.div_(torch.addmm(offset, comb, rows))
-        comb.div_(torch.addmm(offset, comb, columns))
-    return gates[:, :m] + eps, gates[:, m:] * 2, comb.unflatten(1, (m, m))
+        comb = comb / (comb.sum(2, keepdim=True) + eps)
+        comb = comb / (comb.sum(1, keepdim=True) + eps)
+    return torch.sigmoid(raw[:, :m]) + eps, torch.sigmoid(raw[:, m : 2 * m]) * 2, comb
 
 
-def hc_pre(
-    streams: Tensor, fn: Tensor, base: Tensor, iters: int, hc_eps: float, norm_eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """streams [N, M, D] -> sublayer input [N, D], post [N, M], comb [N, M, M]; fn's rows carry their scale."""
-    flat = streams.flatten(1)
-    mix = linear(flat, fn).mul_(inverse_rms(flat, norm_eps))
-    pre, post, comb = hc_split(mix, base, streams.shape[1], iters, hc_eps)
-    return _weighted(streams, pre), post, comb
-
-
-def hc_post(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+def hc_post(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor, *, num: Rounding) -> Tensor:
     """X'_k = post_k * out + sum_j comb[j, k] * X_j: the sum runs over the first index. [N, M, D]."""
-    return torch.baddbmm(post.unsqueeze(2) * out.unsqueeze(1), comb.transpose(1, 2), streams)
+    return num.bf16(torch.baddbmm(post.unsqueeze(2) * out.unsqueeze(1), comb.transpose(1, 2), streams))
 
 
-def hc_head(streams: Tensor, fn: Tensor, base: Tensor, hc_eps: float, norm_eps: float) -> Tensor:
-    """Weighted sum of the streams before the output norm: [N, M, D] -> [N, D]; fn's rows carry their scale."""
+def head(streams: Tensor, w: HeadWeights, *, num: Rounding) -> Tensor:
+    """Weighted sum of the streams, output norm, vocabulary: [N, M, D] -> logits [N, V]."""
     flat = streams.flatten(1)
-    mix = linear(flat, fn).mul_(inverse_rms(flat, norm_eps)).add_(base)
-    return _weighted(streams, (torch.exp_(-mix) + 1).reciprocal_() + hc_eps)
-
-
-def _weighted(streams: Tensor, weight: Tensor) -> Tensor:
-    """Sum over the streams of weight * stream: [N, M, D], [N, M] -> [N, D]."""
-    return torch.bmm(weight.unsqueeze(1), streams).squeeze(1)
+    mix = (flat @ w.fn) * inverse_rms(flat, w.norm_eps) + w.base
+    y = num.bf16(((torch.sigmoid(mix) + w.hc_eps).unsqueeze(2) * streams).sum(1))
+    return num.bf16(rms_norm(y, w.norm, w.norm_eps)) @ w.head

@@ -1,70 +1,57 @@
 """Routing and experts of a mixture-of-experts layer (V4 spec 2.9)."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.gemm import linear, pad_rows, row_tile
-
-Rounding = Callable[[Tensor], Tensor]
-
-
-def route_scores(x: Tensor, gate: Tensor) -> Tensor:
-    """x [N, D], gate [E, D] -> sqrt(softplus(x . gate)) [N, E]."""
-    y = linear(x, gate)
-    return torch.where(y > 20, y, torch.log1p(torch.exp(y))).sqrt_()
+from kernels.rounding import Rounding
+from kernels.rows import Indices
 
 
-def route(scores: Tensor, bias: Tensor | None, chosen: Tensor | None, k: int, factor: float) -> tuple[Tensor, Tensor]:
+class MoEWeights(NamedTuple):
+    gate: Tensor  # [D, E]
+    bias: Tensor  # [E], or [0] in a hash layer
+    tid2eid: Tensor  # int64 [V, k]: experts by token id, in a hash layer; else [0, k]
+    w13: Tensor  # [E, D, 2 * inner]: gate, then up
+    w2: Tensor  # [E, inner, D]
+    shared_w13: Tensor  # [D, 2 * inner]
+    shared_w2: Tensor  # [inner, D]
+    k: int
+    factor: float
+    limit: float
+
+
+def moe(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> Tensor:
+    """Chosen experts and the shared one: x [N, D], token ids [N] -> [N, D]."""
+    y = x @ w.gate
+    scores = torch.where(y > 20, y, torch.log1p(torch.exp(y))).sqrt()
+    table = w.tid2eid[torch.from_numpy(ids)] if len(w.tid2eid) else None
+    chosen, weights = route(scores, w.bias, table, w.k, w.factor)
+    dense = torch.zeros_like(scores).scatter_(1, chosen, weights)
+    quantised, out = num.act(x), torch.zeros_like(x)
+    for expert in sorted(set(chosen.flatten().tolist())):
+        rows = (chosen == expert).any(1).nonzero().flatten()
+        hidden = swiglu(num.bf16(quantised[rows] @ w.w13[expert]), w.limit) * dense[rows, expert].unsqueeze(1)
+        out.index_add_(0, rows, num.bf16(num.act(num.bf16(hidden)) @ w.w2[expert]))
+    hidden = num.bf16(swiglu(num.bf16(quantised @ w.shared_w13), w.limit))
+    return num.bf16(out + num.bf16(num.act(hidden) @ w.shared_w2))
+
+
+def route(scores: Tensor, bias: Tensor, chosen: Tensor | None, k: int, factor: float) -> tuple[Tensor, Tensor]:
     """Expert ids [N, k] and their weights [N, k].
 
     `chosen` [N, k] comes from the token table of a hash layer; otherwise the k best of scores + bias are taken, ties to
     the lower expert. Weights are the raw scores of the chosen, normalised, times `factor`.
     """
     if chosen is None:
-        assert bias is not None
         chosen = torch.sort(scores + bias, dim=1, descending=True, stable=True).indices[:, :k]
     weights = scores.gather(1, chosen)
-    return chosen, weights.mul_(factor / weights.sum(1, keepdim=True))
+    return chosen, weights * (factor / weights.sum(1, keepdim=True))
 
 
 def swiglu(gate_up: Tensor, limit: float) -> Tensor:
     """[n, 2I] -> silu(min(gate, limit)) * clamp(up, -limit, limit), [n, I]."""
     gate, up = gate_up.chunk(2, 1)
-    return F.silu(gate.clamp(max=limit)).mul_(up.clamp(-limit, limit))
-
-
-def experts(
-    x: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
-    w13: Tensor,
-    w2: Tensor,
-    limit: float,
-    real_rows: Tensor,
-    to_bf16: Rounding,
-    quantise: Rounding,
-) -> Tensor:
-    """Sum over the chosen experts of w2 . (weight * swiglu(w13 . x)), in ascending order of expert, [N, D].
-
-    x [N, D] of which `real_rows` are no padding; w13 [E, 2I, D], w2 [E, D, I]. Each expert runs once, on its own rows;
-    a single row tile it takes whole, with weight zero for rows that did not choose it, which adds exact zeros.
-    """
-    out = torch.zeros_like(x)
-    dense = torch.zeros(len(x), len(w13)).scatter_(1, chosen, weights)
-    if len(x) == row_tile():
-        for expert in sorted(set(chosen[: len(real_rows)].flatten().tolist())):
-            hidden = swiglu(to_bf16(linear(x, w13[expert])), limit).mul_(dense[:, expert : expert + 1])
-            out += to_bf16(linear(quantise(to_bf16(hidden)), w2[expert]))
-        return out
-    is_chosen = torch.zeros(len(x), len(w13), dtype=torch.bool).scatter_(1, chosen, True)
-    for expert in range(len(w13)):
-        rows = real_rows[is_chosen[real_rows, expert]]
-        if len(rows) == 0:
-            continue
-        padded = F.pad(rows, (0, pad_rows(len(rows)) - len(rows)))
-        hidden = swiglu(to_bf16(linear(x[padded], w13[expert])), limit).mul_(dense[padded, expert].unsqueeze(1))
-        out.index_add_(0, rows, to_bf16(linear(quantise(to_bf16(hidden)), w2[expert]))[: len(rows)])
-    return out
+    return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)

@@ -40,7 +40,9 @@ HOMES = {
     "aiohttp": ("agent",),
     "rich": ("agent",),
     "prompt_toolkit": ("agent",),
-    "platformdirs": ("agent",),
+    "numba": ("kernels.cpu",),
+    "llvmlite": ("kernels.cpu",),
+    "platformdirs": ("agent", "kernels.cpu"),
 }
 
 # Modules with imports inside functions, and why.

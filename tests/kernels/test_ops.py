@@ -3,31 +3,29 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kernels.attention import ENTRY_TILE, sparse_attn
+from kernels.attention import softmax_attend
 from kernels.cache import RowFormat
-from kernels.compress import overlapping, pool_blocks
-from kernels.gemm import EXACT_K, grouped_linear, linear, pad_rows, pair_sum, row_tile
+from kernels.compress import CompressWeights, pool_block
 from kernels.hyper import hc_split
 from kernels.indexer import index_scores, select_top
-from kernels.moe import experts, route
+from kernels.moe import MoEWeights, moe, route
 from kernels.quant import dequant_fp4_weight, dequant_fp8_weight, fake_fp8
 from kernels.rope import rope_frequencies, rope_table, rotate_
+from kernels.rounding import Rounding
 
 VECTORS = load_file(Path(__file__).parents[1] / "fixtures" / "op-vectors.safetensors")
 INF = float("inf")
+EXACT = Rounding(official=False)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def padded(rows: Tensor) -> Tensor:
-    return torch.cat((rows, rows.new_zeros(pad_rows(len(rows)) - len(rows), *rows.shape[1:])))
 
 
 # Linear layers in official numerics: the vector is the float64 result rounded to bf16.
@@ -44,91 +42,27 @@ def test_linear_fp4_gives_the_recorded_bf16_values() -> None:
 
 
 def quantised_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return linear(padded(fake_fp8(x.float(), 128)), weight)[: len(x)].bfloat16()
-
-
-@pytest.mark.parametrize("inner", [96, 128, 192, 256, 384, 512, 640, 704, 1536])
-def test_a_row_of_a_product_does_not_depend_on_the_number_of_rows(inner: int) -> None:
-    x, weight = randn(256, inner), randn(200, inner, seed=1)
-    expected = linear(x, weight)
-    torch.testing.assert_close(expected.double(), x.double() @ weight.double().t(), atol=1e-3, rtol=0)
-    for rows in (row_tile(), 2 * row_tile(), 3 * row_tile(), 48, 80, 112, 208):
-        assert torch.equal(linear(x[:rows], weight), expected[:rows]), rows
-        assert torch.equal(linear(x[32 : 32 + rows], weight), expected[32 : 32 + rows]), rows
-
-
-def test_wide_products_are_those_that_need_tiles() -> None:
-    """704 and 1536 above lie past the width up to which whole products are exact."""
-    assert EXACT_K == 640 and row_tile() in (4, 8, 16)
-    assert [pad_rows(n) for n in (0, 1, row_tile(), row_tile() + 1)] == [0, row_tile(), row_tile(), 2 * row_tile()]
-
-
-@pytest.mark.parametrize("inner", [96, 192, 256, 384])
-def test_a_row_of_a_grouped_product_does_not_depend_on_the_number_of_rows(inner: int) -> None:
-    x, weight = randn(128, 2, inner), randn(2, 64, inner, seed=1)
-    expected = grouped_linear(x, weight)
-    plain = torch.cat([x[:, g].double() @ weight[g].double().t() for g in range(2)], 1)
-    torch.testing.assert_close(expected.double(), plain, atol=1e-4, rtol=0)
-    for rows in (row_tile(), 3 * row_tile(), 48, 112):
-        assert torch.equal(grouped_linear(x[:rows], weight), expected[:rows]), rows
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 64, 65])
-def test_pair_sum_ignores_trailing_zeros(count: int) -> None:
-    x = randn(6, count, 5) * 1e3
-    expected = pair_sum(x, 1)
-    torch.testing.assert_close(expected.double(), x.double().sum(1), atol=1e-2, rtol=1e-6)
-    for extra in (1, 2, 3, 60, 100):
-        assert torch.equal(pair_sum(torch.cat((x, x.new_zeros(6, extra, 5)), 1), 1), expected), extra
+    return (fake_fp8(x.float(), 128) @ weight.t()).bfloat16()
 
 
 # Attention.
 
 
-def attend(entries: Tensor, mask: Tensor, q: Tensor, window: Tensor, near: Tensor, round_p: bool) -> Tensor:
-    sink, scale = VECTORS["sparse_attn.sink"], 128**-0.5
-    return sparse_attn(q, window, near, entries, mask, sink, scale, round_p)
-
-
 @pytest.mark.parametrize("in_window", [0, 40, 128])
 def test_sparse_attention_gives_the_recorded_values(in_window: int) -> None:
-    """The recorded keys as entries; some first given as window rows, which is the same softmax."""
+    """The recorded keys as entries; some given as window rows, which is the same softmax. A masked key must not be seen."""
     q, kv, idx = (VECTORS[f"sparse_attn.{name}"] for name in ("q", "kv", "idx"))
-    q, kv = q.float(), kv.float()
-    assert (idx < 0).any()
+    q, kv, mask = q.float(), kv.float(), idx >= 0
+    assert not mask.all()
     rows = kv[idx.clamp(min=0).long()]  # [5, 170, 128]
-    rows[idx < 0] = 1e4  # a masked key must not be seen
-    mask = torch.where(idx < 0, -INF, 0.0)
-    width = -(-(170 - in_window) // ENTRY_TILE) * ENTRY_TILE
-    entries, far = torch.zeros(5, width, 128), torch.full((5, width), -INF)
-    entries[:, : 170 - in_window], far[:, : 170 - in_window] = rows[:, in_window:], mask[:, in_window:]
-    window, near = rows[:, : max(in_window, 1)], mask[:, : max(in_window, 1)].clone()
-    near[:, in_window:] = -INF
-    exact = attend(entries, far, q, window, near, round_p=False)
+    rows[~mask] = math.nan
+    keys, masks = rows.split([in_window, 170 - in_window], 1), mask.split([in_window, 170 - in_window], 1)
+    sink, scale = VECTORS["sparse_attn.sink"], 128**-0.5
+    exact = softmax_attend(q, list(keys), list(masks), sink, scale, EXACT)
     torch.testing.assert_close(exact, VECTORS["sparse_attn.o_fp32"], atol=1e-5, rtol=1e-5)
-    rounded = attend(entries, far, q, window, near, round_p=True)
+    rounded = softmax_attend(q, list(keys), list(masks), sink, scale, Rounding(official=True))
     torch.testing.assert_close(rounded, VECTORS["sparse_attn.o"].float(), atol=4e-3, rtol=0)
     assert not torch.equal(rounded, exact)
-
-
-@pytest.mark.parametrize("more", [1, 2, 5])
-def test_masked_entries_change_no_bit(more: int) -> None:
-    """Others in the batch may see more entries, so masked tiles come behind."""
-    q, window, entries = randn(4, 8, 96), randn(4, 144, 96, seed=1), randn(4, ENTRY_TILE, 96, seed=2)
-    near, far = torch.zeros(4, 144), torch.zeros(4, ENTRY_TILE)
-    near[:, 100:], far[:, 50:] = -INF, -INF
-    expected = attend(entries, far, q, window, near, round_p=False)
-    extra = randn(4, more * ENTRY_TILE, 96, seed=3)
-    mask = torch.full((4, more * ENTRY_TILE), -INF)
-    got = attend(torch.cat((entries, extra), 1), torch.cat((far, mask), 1), q, window, near, round_p=False)
-    assert torch.equal(got, expected)
-
-
-def test_entries_that_are_all_masked_change_no_bit() -> None:
-    q, window, entries = randn(4, 8, 96), randn(4, 144, 96, seed=1), randn(4, ENTRY_TILE, 96, seed=2)
-    near, mask = torch.zeros(4, 144), torch.full((4, ENTRY_TILE), -INF)
-    alone = sparse_attn(q, window, near, None, None, VECTORS["sparse_attn.sink"], 128**-0.5)
-    assert torch.equal(attend(entries, mask, q, window, near, round_p=False), alone)
 
 
 # Hyper-connections and rotary embedding.
@@ -172,11 +106,11 @@ def best_entries(scores: list[float], visible: int, k: int) -> list[int]:
 
 
 def assert_selects(scores: Tensor, visible: list[int], k: int) -> None:
-    index, valid = select_top(scores.clone(), torch.tensor(visible), k)
-    assert index.shape == valid.shape == (len(scores), k)
-    for row, (entries, counts) in enumerate(zip(index, valid)):
-        assert entries[counts].tolist() == best_entries(scores[row].tolist(), visible[row], k), row
-        assert (entries >= 0).all() and (entries < max(scores.shape[1], 1)).all()  # what does not count is still read
+    chosen = select_top(scores, torch.tensor(visible), k)
+    assert chosen.shape == (len(scores), k)
+    for row, entries in enumerate(chosen.tolist()):
+        best = best_entries(scores[row].tolist(), visible[row], k)
+        assert entries == best + [-1] * (k - len(best)), row
 
 
 @pytest.mark.parametrize("k", [1, 8, 64])
@@ -205,8 +139,7 @@ def test_negative_and_extreme_scores_are_ordered() -> None:
 
 def test_fewer_entries_than_wanted_and_none_visible() -> None:
     assert_selects(randn(4, 6), [0, 1, 5, 6], 16)
-    _, valid = select_top(randn(3, 32), torch.tensor([0, 0, 0]), 8)
-    assert not valid.any()
+    assert (select_top(randn(3, 32), torch.tensor([0, 0, 0]), 8) == -1).all()
 
 
 @pytest.mark.parametrize("num_queries", [1, 3, 16])
@@ -254,81 +187,65 @@ def test_float32_rows_are_stored_as_they_are() -> None:
 # Compression.
 
 
-@pytest.mark.parametrize("slots", [8, 128])
-@pytest.mark.parametrize("blocks", [1, 5])
-def test_pooling_against_float64(slots: int, blocks: int) -> None:
-    values, gates = randn(blocks, slots, 96), 3 * randn(blocks, slots, 96, seed=1)
-    gates[:, : slots // 2, :40] = -INF  # the previous block of a sequence's first
-    expected = (torch.softmax(gates.double(), 1) * values.double()).sum(1)
-    assert expected.isfinite().all()
-    torch.testing.assert_close(pool_blocks(values, gates).double(), expected, atol=1e-5, rtol=0)
+def compress_weights(ratio: int, width: int, overlaps: bool) -> CompressWeights:
+    empty = torch.zeros(0)
+    return CompressWeights(
+        empty, torch.zeros(ratio, width), empty, empty, empty, empty, ratio, overlaps, 1.0, False, 1e-6
+    )
 
 
-def test_a_pooled_block_does_not_depend_on_the_others() -> None:
-    values, gates = randn(7, 8, 96), randn(7, 8, 96, seed=1)
-    whole = pool_blocks(values, gates)
-    for block in range(7):
-        assert torch.equal(pool_blocks(values[block : block + 1], gates[block : block + 1])[0], whole[block])
+@pytest.mark.parametrize("ratio", [4, 128])
+def test_pooling_against_float64(ratio: int) -> None:
+    sources = 3 * randn(ratio, 2 * 96)
+    values, gates = sources.double().chunk(2, 1)
+    expected = (torch.softmax(gates, 0) * values).sum(0, keepdim=True)
+    pooled = pool_block(sources, True, compress_weights(ratio, 96, overlaps=False))
+    torch.testing.assert_close(pooled.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_overlapping_blocks_take_the_halves_meant_for_them() -> None:
-    rows = torch.arange(2 * 8 * 6).view(2, 8, 6)
-    for block, got in zip(rows, overlapping(rows)):
-        expected = [[row[c] for c in range(3)] for row in block[:4]] + [
-            [row[3 + c] for c in range(3)] for row in block[4:]
-        ]
-        assert got.tolist() == [[int(v) for v in row] for row in expected]
+    """Gates that leave one slot in: the previous block's slots give their first half, the block's own their second."""
+    weights = compress_weights(4, 6, overlaps=True)
+    values = torch.arange(8 * 6).view(8, 6).float()
+    for slot in range(8):
+        gates = torch.full((8, 6), -INF)
+        gates[slot] = 0.0
+        pooled = pool_block(torch.cat((values, gates), 1), True, weights)
+        assert pooled[0].tolist() == values[slot, :3].tolist() if slot < 4 else values[slot, 3:].tolist()
+    first = pool_block(torch.cat((values[4:], torch.zeros(4, 6)), 1), False, weights)
+    torch.testing.assert_close(first, values[4:, 3:].mean(0, keepdim=True))
 
 
 # Experts.
 
 
-def identity(x: Tensor) -> Tensor:
-    return x
-
-
-def dense_experts(x: Tensor, chosen: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, limit: float) -> Tensor:
+def dense_experts(x: Tensor, w: MoEWeights) -> Tensor:
     """One row and one expert at a time, in float64."""
     out = torch.zeros_like(x, dtype=torch.float64)
-    for row in range(len(x)):
-        for expert, weight in zip(chosen[row].tolist(), weights[row].double()):
-            gate, up = (w13[expert].double() @ x[row].double()).chunk(2)
-            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
-            out[row] += w2[expert].double() @ (weight * gate * torch.sigmoid(gate) * up)
+    scores = torch.nn.functional.softplus(x.double() @ w.gate.double()).sqrt()
+    experts = [(w.shared_w13, w.shared_w2), *zip(w.w13, w.w2)]
+    for row, score in enumerate(scores):
+        chosen = (score + w.bias.double()).topk(w.k).indices.tolist()
+        total = sum(score[e] for e in chosen)
+        for expert, weight in [(0, 1.0), *((e + 1, w.factor * score[e] / total) for e in chosen)]:
+            w13, w2 = experts[expert]
+            gate, up = (x[row].double() @ w13.double()).chunk(2)
+            gate, up = gate.clamp(max=w.limit), up.clamp(-w.limit, w.limit)
+            out[row] += (weight * gate * torch.sigmoid(gate) * up) @ w2.double()
     return out
 
 
-REAL_ROWS = {
-    "one": [0],
-    "part of a tile": [0, 1, 2],
-    "a tile": list(range(row_tile())),
-    "one past a tile": list(range(row_tile() + 1)),
-    "padding between": [*range(7), *range(16, 40)],
-}
-
-
-@pytest.mark.parametrize("real", REAL_ROWS)
+@pytest.mark.parametrize("count", [1, 3, 33])
 @pytest.mark.parametrize("limit", [10.0, 0.5])
-def test_experts_against_a_dense_float64_statement(real: str, limit: float) -> None:
-    real_rows = torch.tensor(REAL_ROWS[real])
-    num_rows = pad_rows(int(real_rows[-1]) + 1)
-    x, w13, w2 = randn(num_rows, 64), randn(6, 96, 64, seed=1) / 4, randn(6, 64, 48, seed=2) / 7
-    chosen = torch.rand(num_rows, 6, generator=torch.Generator().manual_seed(3)).topk(2).indices
-    weights = torch.rand(num_rows, 2, generator=torch.Generator().manual_seed(4))
-    got = experts(x, chosen, weights, w13, w2, limit, real_rows, identity, identity)[real_rows]
-    expected = dense_experts(x, chosen, weights, w13, w2, limit)[real_rows]
-    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("count", [1, 4, 33])
-def test_experts_give_a_row_the_same_bits_in_every_batch(count: int) -> None:
-    x, w13, w2 = randn(64, 64), randn(6, 96, 64, seed=1) / 4, randn(6, 64, 48, seed=2) / 7
-    chosen = torch.rand(64, 6, generator=torch.Generator().manual_seed(3)).topk(2).indices
-    weights = torch.rand(64, 2, generator=torch.Generator().manual_seed(4))
-    whole = experts(x, chosen, weights, w13, w2, 10.0, torch.arange(64), identity, identity)
-    rows = pad_rows(count)
-    got = experts(x[:rows], chosen[:rows], weights[:rows], w13, w2, 10.0, torch.arange(count), identity, identity)
-    assert torch.equal(got[:count], whole[:count])
+def test_experts_against_a_dense_float64_statement(count: int, limit: float) -> None:
+    weights = MoEWeights(
+        randn(64, 6, seed=5) / 8, randn(6, seed=6), torch.zeros(0, 2, dtype=torch.int64),
+        randn(6, 64, 96, seed=1) / 4, randn(6, 48, 64, seed=2) / 7, randn(64, 96, seed=3) / 4, randn(48, 64, seed=4) / 7,
+        2, 1.5, limit,
+    )  # fmt: skip
+    x = randn(count, 64)
+    got = moe(x, np.zeros(count, np.int64), weights, num=EXACT)
+    torch.testing.assert_close(got.double(), dense_experts(x, weights), atol=1e-5, rtol=1e-5)
 
 
 def test_routing_takes_the_best_biased_scores_and_weighs_by_raw_ones() -> None:
@@ -340,5 +257,5 @@ def test_routing_takes_the_best_biased_scores_and_weighs_by_raw_ones() -> None:
         by_expert = dict(zip(chosen[row].tolist(), weights[row].tolist()))
         total = sum(scores[row, e].item() for e in by_expert)
         assert all(math.isclose(w, 1.5 * scores[row, e].item() / total, rel_tol=1e-6) for e, w in by_expert.items())
-    fixed, _ = route(scores, None, torch.tensor([[3, 0], [2, 1]]), 2, 1.5)
+    fixed, _ = route(scores, bias, torch.tensor([[3, 0], [2, 1]]), 2, 1.5)
     assert [sorted(row) for row in fixed.tolist()] == [[0, 3], [1, 2]]

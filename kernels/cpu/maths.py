@@ -1,0 +1,119 @@
+"""Scalar functions of the kernels: one exp for all, and the number formats of stored rows.
+
+Written so that LLVM vectorises loops over them; a result does not depend on whether it did.
+"""
+
+import numpy as np
+
+from kernels.cpu.jit import inlined
+from kernels.cpu.vector import as_float, as_int, fma, sum_squares
+
+ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
+INF = np.float32(np.inf)
+# exp(x) = 2^n * exp(r): n the nearest integer to x / ln 2, ln 2 in two parts (Cody and Waite), exp(r) its Taylor polynomial
+LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693145752), np.float32(1.42860677e-6)
+TAYLOR = tuple(np.float32(1 / c) for c in (5040, 720, 120, 24, 6))
+TO_INTEGER = np.float32(1.5 * 2**23)  # added and taken away again, it rounds to an integer, ties to even
+LEAST, MOST = np.float32(-87), np.float32(88)  # below, exp counts as zero
+FP8_INVERSE, FP8_LEAST, FP4_INVERSE, FP4_LEAST = (np.float32(x) for x in (1 / 448, 1e-4, 1 / 6, 6 * 2.0**-126))
+FP8_NORMAL, FP8_TO_STEP = np.float32(2.0**-6), np.float32(1.5 * 2**14)  # the steps of e4m3 subnormals are 2^-9
+FOUR, SIX = np.float32(4), np.float32(6)
+
+
+@inlined
+def exp(x):
+    """float32, to two units in the last place."""
+    clipped = min(max(x, LEAST), MOST)
+    n = fma(clipped, LOG2_E, TO_INTEGER) - TO_INTEGER
+    r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, clipped))
+    p = TAYLOR[0]
+    p = fma(p, r, TAYLOR[1])
+    p = fma(p, r, TAYLOR[2])
+    p = fma(p, r, TAYLOR[3])
+    p = fma(p, r, TAYLOR[4])
+    p = fma(fma(fma(p, r, HALF), r, ONE), r, ONE)
+    value = p * as_float(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return value if x >= LEAST else ZERO
+
+
+@inlined
+def sigmoid(x):
+    return ONE / (ONE + exp(-x))
+
+
+@inlined
+def inverse_rms(x, x_at, count, eps):
+    """1 / sqrt(mean(x^2) + eps) of one row."""
+    return ONE / np.sqrt(fma(sum_squares(x, x_at, count), ONE / np.float32(count), np.float32(eps)))
+
+
+@inlined
+def rms_norm(x, x_at, weight, out, out_at, count, eps):
+    """One row, x * inverse rms * weight."""
+    scale = inverse_rms(x, x_at, count, eps)
+    for i in range(count):
+        out[out_at + i] = x[x_at + i] * scale * weight[i]
+
+
+@inlined
+def rotate(x, x_at, turns, at, pairs, sign):
+    """Turn `pairs` channel pairs from x_at on by turns[at] (cos, sin); sign -1 turns back."""
+    for i in range(pairs):
+        c, s = turns[at, i, 0], sign * turns[at, i, 1]
+        a, b = x[x_at + 2 * i], x[x_at + 2 * i + 1]
+        x[x_at + 2 * i] = a * c - b * s
+        x[x_at + 2 * i + 1] = a * s + b * c
+
+
+@inlined
+def round_bf16(x):
+    bits = as_int(x)
+    kept = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) & np.int32(-0x10000)
+    return as_float(np.int32(kept))
+
+
+@inlined
+def round_e4m3(x):
+    """To the nearest e4m3 value, ties to even; |x| <= 448."""
+    bits = as_int(x)
+    kept = (bits + np.int32(0x7FFFF) + ((bits >> np.int32(20)) & np.int32(1))) & np.int32(-0x100000)
+    small = (x + FP8_TO_STEP) - FP8_TO_STEP
+    return as_float(np.int32(kept)) if abs(x) >= FP8_NORMAL else small
+
+
+@inlined
+def pow2_scale(largest, inverse_limit):
+    """The smallest power of two s with largest * inverse_limit <= s (see kernels.quant)."""
+    return as_float(np.int32((as_int(largest * inverse_limit) + np.int32(0x7FFFFF)) & np.int32(0x7F800000)))
+
+
+@inlined
+def largest(x, at, count):
+    most = ZERO
+    for i in range(at, at + count):
+        most = max(most, abs(x[i]))
+    return most
+
+
+@inlined
+def round_key_row(x, at, dim, rope):
+    """In place, what `kernels.quant.round_kv_rows` gives: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
+    for start in range(at, at + dim - rope, 64):
+        scale = pow2_scale(max(largest(x, start, 64), FP8_LEAST), FP8_INVERSE)
+        inverse = ONE / scale
+        for i in range(start, start + 64):
+            x[i] = round_e4m3(x[i] * inverse) * scale
+    for i in range(at + dim - rope, at + dim):
+        x[i] = round_bf16(x[i])
+
+
+@inlined
+def round_index_row(x, at, dim):
+    """In place, what `kernels.quant.fake_fp4` gives: e2m1 in blocks of 32."""
+    for start in range(at, at + dim, 32):
+        scale = pow2_scale(max(largest(x, start, 32), FP4_LEAST), FP4_INVERSE)
+        for i in range(start, start + 32):
+            a = min(abs(x[i]) / scale, SIX)
+            step = HALF if a < TWO else (ONE if a < FOUR else TWO)
+            rounded = ((a / step + TO_INTEGER) - TO_INTEGER) * step * scale
+            x[i] = -rounded if x[i] < ZERO else rounded
