@@ -95,21 +95,22 @@ class SnapshotStore:
 
     def find(self, candidates: Iterable[bytes]) -> StoredTail | None:
         """The first of these tails that is stored with all its pages. One that is damaged is noted and forgotten."""
-        candidates = list(candidates)
-        rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
-        for id_ in candidates:
-            if id_ not in rows:
-                continue
-            try:
-                tail = self._resolve(id_, rows[id_])
-            except DamagedBlob as e:
-                self._forget(e)
-                self.forget_damaged(TAILS, id_)
-                continue
+        candidates, damaged, tail = list(candidates), [], None
+        with self._database.reading():  # one moment: what another process removes meanwhile is not damaged
+            rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
+            for id_ in (id_ for id_ in candidates if id_ in rows):
+                try:
+                    tail = self._resolve(id_, rows[id_])
+                    break
+                except DamagedBlob as e:
+                    damaged.append((id_, e))
+        for id_, damage in damaged:
+            self._forget(damage)
+            self.forget_damaged(TAILS, id_)
+        if tail is not None:
             with self._database.transaction() as connection:
-                connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), id_))
-            return tail
-        return None
+                connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), tail.id))
+        return tail
 
     def read_pages(self, tail: StoredTail) -> Iterator[bytes]:
         """The pages of a tail in order, read ahead by threads. Raises DamagedBlob for the first that is damaged."""
