@@ -145,7 +145,7 @@ def _searchable(payload: str) -> str:
         return ""
 
 
-def _snapshots(connection: sqlite3.Connection) -> None:
+def create_snapshot_tables(connection: sqlite3.Connection) -> None:
     """What the files of blobs/ are: pages in chains, and tails that each go on at the end of one. `number` is a page's
     place in its chain. Rows without a rowid: a damaged index cannot lead from one id to the row of another."""
     connection.execute(
@@ -168,4 +168,4 @@ def _snapshots(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX tail_uses_by_branch ON tail_uses (branch_id)")
 
 
-MIGRATIONS = (_sessions, _branches, _search, _snapshots)
+MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables)

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from . import blobs as blob_files
 from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
 from .db import Database, StoreError
-from .retention import Reached, in_order, sound_pages, that_fit
+from .retention import Reached, in_order, sound_pages, sound_tails, that_fit
+from .schema import create_snapshot_tables
 from .snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
@@ -31,6 +32,8 @@ from .snapshot_rows import (
     Usage,
     checked_page,
     checked_tail,
+    insert_pages,
+    insert_tail,
     read_by_id,
     read_pages_of,
 )
@@ -198,10 +201,31 @@ class SnapshotStore:
         for size, fault in [*self._ahead(self._check_page, page_rows), *self._ahead(self._check_tail, tail_rows)]:
             num_bytes += size
             if fault and self._is_named(fault):
-                damaged.append(str(fault))
-                if repair:
-                    self.forget_damaged(fault.kind, fault.id)
-        return Report(len(page_rows), len(tail_rows), num_bytes, damaged)
+                damaged.append(fault)
+        if repair and damaged:
+            self._rebuild()
+            for fault in damaged:
+                self.forget_damaged(fault.kind, fault.id)
+        return Report(len(page_rows), len(tail_rows), num_bytes, list(map(str, damaged)))
+
+    def _rebuild(self) -> None:
+        """Make the tables anew from their sound rows: in a damaged tree a row may be where no query for it looks."""
+        with self._database.transaction() as connection:
+            pages = sound_pages(self._database)
+            tails = {tail.id: (tail, used_at) for tail, used_at in sound_tails(self._database)}
+            uses = connection.execute("SELECT tail_id, branch_id FROM tail_uses").fetchall()
+            for table in ("tail_uses", "tails", "pages"):
+                connection.execute(f"DROP TABLE {table}")
+            create_snapshot_tables(connection)
+            insert_pages(connection, pages.values())
+            for tail, used_at in tails.values():
+                with suppress(DamagedBlob):
+                    read_pages_of(self._database, tail.row)
+                    insert_tail(connection, tail, used_at)
+            connection.executemany(
+                "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?",
+                [(branch_id, tail_id) for tail_id, branch_id in uses if isinstance(branch_id, int)],
+            )
 
     def _name(
         self, tail: TailRow, tail_file: Written, files: dict[bytes, tuple[Written, PageRow]], branch_id: int
@@ -221,8 +245,8 @@ class SnapshotStore:
                 self._blobs.sync(KINDS)
                 now = time.time()
                 stored = StoredTail(tail, tail_file.num_bytes, tail_file.checksum, now)
-                connection.executemany("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", [row.values() for _, row in new])
-                connection.execute("INSERT INTO tails VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*stored.values(), now))
+                insert_pages(connection, [row for _, row in new])
+                insert_tail(connection, stored, now)
                 connection.execute("INSERT INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
                 read_pages_of(self._database, tail)
                 blob_files.crash_point("before commit")
@@ -253,15 +277,16 @@ class SnapshotStore:
             (page_id, page.number if page else None),
         )
         heads = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails WHERE length(head) > 0")
-        in_head = [row[0] for row in heads if page_id in TailRow(*row[:5]).head_ids]
-        return [*(row[0] for row in above), *in_head]
+        in_head = [tail.id for tail in map(checked_tail, heads) if tail and page_id in tail.row.head_ids]
+        return [*(row[0] for row in above if isinstance(row[0], bytes)), *in_head]
 
     def _keep_only(self, tails: list[StoredTail], pages: dict[bytes, PageRow]) -> tuple[list[tuple[str, bytes]], Freed]:
         """Delete the rows of all other tails and of the pages these do not need, in the caller's transaction; returns
         whose files are to be removed after it."""
         reached, kept_ids = Reached(pages, tails), {tail.id for tail in tails}
-        gone_tails = [row for row in self._database.rows("SELECT id, bytes FROM tails") if row[0] not in kept_ids]
-        gone_pages = [row for row in self._database.rows("SELECT id, bytes FROM pages") if row[0] not in reached]
+        columns = "SELECT id, COALESCE(CAST(bytes AS INTEGER), 0) FROM"  # one that is damaged may be of any type
+        gone_tails = [row for row in self._database.rows(f"{columns} tails") if row[0] not in kept_ids]
+        gone_pages = [row for row in self._database.rows(f"{columns} pages") if row[0] not in reached]
         for table, rows in ((TAILS, gone_tails), (PAGES, gone_pages)):
             for row in rows:
                 self._database.rows(f"DELETE FROM {table} WHERE id = ?", (row[0],))
@@ -270,7 +295,7 @@ class SnapshotStore:
 
     def _remove_files(self, files: list[tuple[str, bytes]]) -> None:
         for kind in KINDS:
-            self._remove_unnamed(kind, [id_ for of_kind, id_ in files if of_kind == kind])
+            self._remove_unnamed(kind, [id_ for of_kind, id_ in files if of_kind == kind and isinstance(id_, bytes)])
 
     def _remove_unnamed(self, kind: str, ids: Iterable[bytes]) -> int:
         """Remove those of these files that no row names; how many that were. In transactions: nobody else can be
@@ -287,7 +312,10 @@ class SnapshotStore:
         return num_removed
 
     def _is_named(self, damage: DamagedBlob) -> bool:
-        return any(read_by_id(self._database, "id", damage.kind, [damage.id]))
+        """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""
+        return bool(
+            self._database.rows(f"SELECT 1 FROM {damage.kind} WHERE +id = ? OR typeof(id) <> 'blob'", (damage.id,))
+        )
 
     def _read_page(self, page: PageRow) -> bytes:
         return self._blobs.read(PAGES, page.id, page.num_bytes, page.checksum)
@@ -295,7 +323,7 @@ class SnapshotStore:
     def _check_page(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
         page = checked_page(row)
         if page is None:
-            return 0, DamagedBlob(PAGES, row[0], "its row is damaged")
+            return 0, DamagedBlob(PAGES, _as_id(row[0]), "its row is damaged")
         try:
             return len(self._read_page(page)), None
         except DamagedBlob as e:
@@ -303,11 +331,11 @@ class SnapshotStore:
 
     def _check_tail(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
         try:
-            tail = self._resolve(row[0], row)
+            tail = self._resolve(_as_id(row[0]), row)
             return len(self.read_tail(tail)), None
         except DamagedBlob as e:
             why = e.why if e.kind == TAILS else f"its page {e.id.hex()}: {e.why}"
-            return 0, DamagedBlob(TAILS, row[0], why)
+            return 0, DamagedBlob(TAILS, _as_id(row[0]), why)
 
     def _ahead(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The function's results in order, worked out by threads a few items ahead."""
@@ -323,3 +351,8 @@ class SnapshotStore:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _as_id(value: object) -> bytes:
+    """The id of a row that may be damaged."""
+    return value if isinstance(value, bytes) else b""
