@@ -17,8 +17,7 @@ from typing import Any, TypeVar
 from . import blobs as blob_files
 from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
 from .db import Database, StoreError
-from .retention import Reached, in_order, sound_pages, sound_tails, that_fit
-from .schema import create_snapshot_tables
+from .retention import in_order, sound_pages, that_fit
 from .snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
@@ -37,10 +36,10 @@ from .snapshot_rows import (
     read_by_id,
     read_pages_of,
 )
+from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
 READERS = 4  # threads that read and check files
 READ_AHEAD = 8  # pages in memory before they are asked for
-NAMES_PER_TRANSACTION = 1000  # files looked at while other processes wait to write
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 
@@ -126,14 +125,14 @@ class SnapshotStore:
     def forget_damaged(self, kind: str, id: bytes) -> int:
         """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
         with self._database.transaction() as connection:
-            tails = [id] if kind == TAILS else self._tails_on(id)
+            tails = [id] if kind == TAILS else tails_on(self._database, id)
             num_tails = connection.executemany(
                 "DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]
             ).rowcount
             if kind == PAGES:
                 connection.execute("DELETE FROM pages WHERE id = ?", (id,))
-        self._remove_unnamed(TAILS, tails)
-        self._remove_unnamed(kind, [id])
+        remove_unnamed(self._database, self._blobs, TAILS, tails)
+        remove_unnamed(self._database, self._blobs, kind, [id])
         return max(num_tails, 0)
 
     def use(self, tail_id: bytes, branch_id: int) -> bool:
@@ -177,8 +176,8 @@ class SnapshotStore:
         with self._database.transaction():
             pages = sound_pages(self._database)
             kept = that_fit(in_order(self._database, keep_branches), pages, LOW_WATER * self._budget_bytes)
-            unnamed, freed = self._keep_only(kept, pages)
-        self._remove_files(unnamed)
+            unnamed, freed = keep_only(self._database, kept, pages)
+        remove_files(self._database, self._blobs, unnamed)
         return freed
 
     def gc(self) -> Freed:
@@ -187,9 +186,9 @@ class SnapshotStore:
             pages = sound_pages(self._database)
             used = {row[0] for row in self._database.rows("SELECT tail_id FROM tail_uses")}
             kept = [ranked.tail for ranked in in_order(self._database, ()) if ranked.tail.id in used]
-            unnamed, freed = self._keep_only(kept, pages)
-        self._remove_files(unnamed)
-        num_leftovers = sum(self._remove_unnamed(kind, self._blobs.ids(kind)) for kind in KINDS)
+            unnamed, freed = keep_only(self._database, kept, pages)
+        remove_files(self._database, self._blobs, unnamed)
+        num_leftovers = sum(remove_unnamed(self._database, self._blobs, kind, self._blobs.ids(kind)) for kind in KINDS)
         return replace(freed, num_leftovers=num_leftovers + self._blobs.remove_stale())
 
     def verify(self, repair: bool = False) -> Report:
@@ -203,29 +202,10 @@ class SnapshotStore:
             if fault and self._is_named(fault):
                 damaged.append(fault)
         if repair and damaged:
-            self._rebuild()
+            rebuild(self._database)
             for fault in damaged:
                 self.forget_damaged(fault.kind, fault.id)
         return Report(len(page_rows), len(tail_rows), num_bytes, list(map(str, damaged)))
-
-    def _rebuild(self) -> None:
-        """Make the tables anew from their sound rows: in a damaged tree a row may be where no query for it looks."""
-        with self._database.transaction() as connection:
-            pages = sound_pages(self._database)
-            tails = {tail.id: (tail, used_at) for tail, used_at in sound_tails(self._database)}
-            uses = connection.execute("SELECT tail_id, branch_id FROM tail_uses").fetchall()
-            for table in ("tail_uses", "tails", "pages"):
-                connection.execute(f"DROP TABLE {table}")
-            create_snapshot_tables(connection)
-            insert_pages(connection, pages.values())
-            for tail, used_at in tails.values():
-                with suppress(DamagedBlob):
-                    read_pages_of(self._database, tail.row)
-                    insert_tail(connection, tail, used_at)
-            connection.executemany(
-                "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?",
-                [(branch_id, tail_id) for tail_id, branch_id in uses if isinstance(branch_id, int)],
-            )
 
     def _name(
         self, tail: TailRow, tail_file: Written, files: dict[bytes, tuple[Written, PageRow]], branch_id: int
@@ -267,49 +247,6 @@ class SnapshotStore:
     def _forget(self, damage: DamagedBlob) -> None:
         self.notes.append(str(damage))
         self.forget_damaged(damage.kind, damage.id)
-
-    def _tails_on(self, page_id: bytes) -> list[bytes]:
-        """Tails that need a page; where its row is damaged and its number not known, all tails of chains through it."""
-        page = next(map(checked_page, read_by_id(self._database, PAGE_COLUMNS, "pages", [page_id])), None)
-        above = self._database.rows(
-            "WITH RECURSIVE above (id) AS (VALUES (?1) UNION SELECT p.id FROM above a JOIN pages p ON p.parent = a.id)"
-            " SELECT t.id FROM above a JOIN tails t ON t.last_page = a.id WHERE t.first_number <= COALESCE(?2, t.first_number)",
-            (page_id, page.number if page else None),
-        )
-        heads = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails WHERE length(head) > 0")
-        in_head = [tail.id for tail in map(checked_tail, heads) if tail and page_id in tail.row.head_ids]
-        return [*(row[0] for row in above if isinstance(row[0], bytes)), *in_head]
-
-    def _keep_only(self, tails: list[StoredTail], pages: dict[bytes, PageRow]) -> tuple[list[tuple[str, bytes]], Freed]:
-        """Delete the rows of all other tails and of the pages these do not need, in the caller's transaction; returns
-        whose files are to be removed after it."""
-        reached, kept_ids = Reached(pages, tails), {tail.id for tail in tails}
-        columns = "SELECT id, COALESCE(CAST(bytes AS INTEGER), 0) FROM"  # one that is damaged may be of any type
-        gone_tails = [row for row in self._database.rows(f"{columns} tails") if row[0] not in kept_ids]
-        gone_pages = [row for row in self._database.rows(f"{columns} pages") if row[0] not in reached]
-        for table, rows in ((TAILS, gone_tails), (PAGES, gone_pages)):
-            for row in rows:
-                self._database.rows(f"DELETE FROM {table} WHERE id = ?", (row[0],))
-        files = [(TAILS, row[0]) for row in gone_tails] + [(PAGES, row[0]) for row in gone_pages]
-        return files, Freed(len(gone_tails), len(gone_pages), sum(row[1] for row in [*gone_tails, *gone_pages]))
-
-    def _remove_files(self, files: list[tuple[str, bytes]]) -> None:
-        for kind in KINDS:
-            self._remove_unnamed(kind, [id_ for of_kind, id_ in files if of_kind == kind and isinstance(id_, bytes)])
-
-    def _remove_unnamed(self, kind: str, ids: Iterable[bytes]) -> int:
-        """Remove those of these files that no row names; how many that were. In transactions: nobody else can be
-        between giving such a file its name and inserting its row."""
-        remaining, num_removed = iter(list(ids)), 0
-        while some := set(islice(remaining, NAMES_PER_TRANSACTION)):
-            if not some.difference(row[0] for row in read_by_id(self._database, "id", kind, some)):
-                continue
-            with self._database.transaction():
-                unnamed = some.difference(row[0] for row in read_by_id(self._database, "id", kind, some))
-                for id_ in unnamed:
-                    self._blobs.remove(kind, id_)
-            num_removed += len(unnamed)
-        return num_removed
 
     def _is_named(self, damage: DamagedBlob) -> bool:
         """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""

@@ -92,6 +92,16 @@ def test_a_disk_that_does_not_take_a_file_gives_one_line(
     assert list(blobs.path(PAGES, ID).parent.iterdir()) == []
 
 
+def test_a_disk_that_became_read_only_gives_the_same_line(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = blobs.write(PAGES, ID, DATA)
+    for function in ("open", "unlink", "rename"):
+        monkeypatch.setattr(os, function, fails_with(errno.EROFS))
+    for attempt in (lambda: blobs.write(PAGES, ID, DATA), lambda: blobs.place(written)):
+        with pytest.raises(StoreError, match="Read-only file system"):
+            attempt()
+    blobs.discard([written])
+
+
 def test_a_directory_that_cannot_be_synced_gives_one_line(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fails_with(errno.EIO))
     with pytest.raises(StoreError, match="blobs/tails cannot be written"):
