@@ -90,6 +90,7 @@ def _parser() -> Parser:
     bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
     bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     bench.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
+    bench.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
     bench.add_argument("--json", action="store_true", help="print one result per line")
     model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
         metavar="ACTION", required=True
@@ -191,6 +192,12 @@ def _bench(args: argparse.Namespace) -> int:
     directory = model_directory(args.model)
     from engine import EngineError, run_bench
 
+    if args.sessions:
+        from agent.bench import line, run_sessions_bench
+
+        for row in run_sessions_bench(directory, args.context or [8192]):
+            print(json.dumps(row) if args.json else line(row), flush=True)
+        return 0
     try:
         for result in run_bench(directory, args.context, args.against == "transformers"):
             print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)

@@ -20,6 +20,7 @@ class Keeper:
 
     def __init__(self, engine: Engine, snapshots: SnapshotStore):
         self.engine, self.snapshots = engine, snapshots
+        self.bytes_written = 0
         self._writer = ThreadPoolExecutor(1, "holdfast-save")
 
     async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
@@ -62,7 +63,8 @@ class Keeper:
             head=b"".join(key.id for key in snapshot.head),
             position=snapshot.position,
         )
-        self.snapshots.add(row, snapshot.tail_data(), (page(key) for key in keys if key.id in missing), branch)
+        pages = (page(key) for key in keys if key.id in missing)
+        self.bytes_written += self.snapshots.add(row, snapshot.tail_data(), pages, branch).bytes_written
         tail = self.snapshots.find([snapshot.tail_id])
         if tail is None:
             raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")

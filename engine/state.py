@@ -21,8 +21,6 @@ from engine.pinned import PinnedHead
 from engine.sequence import Sequence
 from kernels.cache import RowFormat
 
-GROUP = 16  # pages unpacked together
-
 
 @dataclass(frozen=True)
 class PageKey:
@@ -149,23 +147,21 @@ def pack_page(cache: Cache, page: int, head: PinnedHead | None, number: int) -> 
 
 
 def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: PinnedHead) -> None:
-    """Write the bytes of full pages into the pool, a group at a time, and fill `head` from the first of them.
+    """Write the bytes of full pages into the pool, and fill `head` from the first of them.
 
     Raises StateError for bytes of another layout.
     """
-    head_pages = min(head.num_tokens // cache.page_tokens, len(pages))
-    waiting: list[dict[str, Tensor]] = []
-    done = 0
-    for item in data:
-        waiting.append(_read(item, None))
-        if done + len(waiting) <= head_pages:
-            _place_head(cache, done + len(waiting) - 1, cache.page_tokens, waiting[-1], head)
-        if len(waiting) == GROUP or done + len(waiting) == len(pages):
-            _place_group(cache, pages[done : done + len(waiting)], waiting)
-            done += len(waiting)
-            waiting = []
-    if done < len(pages):
-        raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
+    count = -1
+    for count, (page, item) in enumerate(zip(pages, data)):
+        tensors = _read(item, None)
+        for name, layer in _layers(cache):
+            for kind, rows, fmt in _pooled(layer):
+                part = _page(rows, page, cache, layer)
+                fmt.unpack_into(_take(tensors, f"{name}.{kind}", (len(part), fmt.width), fmt.dtype), part)
+        if count < head.num_tokens // cache.page_tokens:
+            _place_head(cache, count, cache.page_tokens, tensors, head)
+    if count + 1 < len(pages):
+        raise StateError(f"stored state is incomplete: {count + 1} of {len(pages)} pages")
 
 
 def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], head: PinnedHead) -> None:
@@ -173,15 +169,6 @@ def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor
         if layer.ratio:
             for kind, rows in head.part(layer, page, num_tokens // layer.ratio, cache.page_tokens).items():
                 rows[:] = _take(item, f"{name}.{kind}", tuple(rows.shape), torch.float32)
-
-
-def _place_group(cache: Cache, pages: list[int], items: list[dict[str, Tensor]]) -> None:
-    for name, layer in _layers(cache):
-        per_page = cache.page_tokens // layer.ratio if layer.ratio else 0
-        for kind, rows, fmt in _pooled(layer):
-            parts = [_take(item, f"{name}.{kind}", (per_page, fmt.width), fmt.dtype) for item in items]
-            unpacked = fmt.unpack(torch.cat(parts)).unflatten(0, (len(parts), per_page))
-            rows.unflatten(0, (-1, per_page))[torch.tensor(pages)] = unpacked
 
 
 def _layers(cache: Cache) -> Iterable[tuple[str, LayerCache]]:

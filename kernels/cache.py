@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from kernels import quant
+from kernels.cpu import cache as cpu_cache
+from kernels.cpu import jit
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,15 @@ class RowFormat:
         if self.kind == "float32":
             return rows
         return quant.pack_index_rows(rows) if self.kind == "index" else quant.pack_kv_rows(rows, self.rope)
+
+    def unpack_into(self, packed: Tensor, out: Tensor) -> None:
+        """[n, width] -> out float32 [n, dim], contiguous; on a CPU in one pass, where kernels are compiled."""
+        if self.kind == "float32" or out.is_cuda or not jit.AVAILABLE:
+            out.copy_(self.unpack(packed))
+        elif self.kind == "index":
+            cpu_cache.unpack_index_keys(packed.numpy(), out.numpy())
+        else:
+            cpu_cache.unpack_keys(packed.numpy(), self.rope, out.numpy())
 
     def unpack(self, packed: Tensor) -> Tensor:
         """[n, width] -> float32 [n, dim]."""

@@ -38,8 +38,8 @@ from .snapshot_rows import (
 )
 from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
-READERS = 4  # threads that read and check files
-READ_AHEAD = 8  # pages in memory before they are asked for
+READERS = 8  # threads that read and check files
+READ_AHEAD = 32  # pages in memory before they are asked for
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 
