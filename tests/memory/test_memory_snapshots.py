@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memory import DamagedBlob, Database, PageData, Saved, SessionStore, SnapshotStore, StoreError, blobs
+from memory import BlobStore, DamagedBlob, Database, PageData, Saved, SessionStore, SnapshotStore, StoreError, blobs
 from memory.blobs import PAGES, TAILS
+from memory.upkeep import remove_unnamed
 from tests.memory.stored_state import (
     PAGE_BYTES,
     TAIL_BYTES,
@@ -312,7 +313,9 @@ def test_a_tail_that_another_process_stored_meanwhile_stays_as_it_was_stored(
 def test_gc_does_not_take_the_files_of_a_save_about_to_commit(
     store: SnapshotStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collecting = threading.Thread(target=open_store(tmp_path).gc)
+    ids = [page_id("a", number) for number in range(3)]
+    clean_up = (Database(tmp_path), BlobStore(tmp_path), PAGES, ids)  # as gc does it, once it has listed the files
+    collecting = threading.Thread(target=remove_unnamed, args=clean_up)
 
     def collect(point: str) -> None:
         if point == "before commit":
