@@ -250,6 +250,19 @@ def test_a_removed_session_is_gone_and_its_fork_is_not(store: SessionStore) -> N
     assert three_turns(store).num_turns == 3  # the name is free again
 
 
+def test_removed_sessions_stay_readable_for_a_fork_of_a_fork(store: SessionStore) -> None:
+    log = three_turns(store)
+    child = store.open(store.fork(log.session, turn=1))
+    child.start_turn([("user", {"text": "of the fork"})], [7, 7])
+    child.end_turn("done")
+    grandchild = store.fork(child.session)
+    for removed in (log, child):
+        removed.close()
+        store.remove(removed.session)
+    assert store.open(grandchild).ids.tolist() == [1] * 4 + [10] * 6 + [7, 7]
+    assert len(store.events(grandchild)) == 4
+
+
 def test_the_last_one_leaves_no_rows(store: SessionStore) -> None:
     log = three_turns(store)
     log.rewind(turn=1)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from memory import BlobStore, Database, SessionStore, SnapshotStore, TailRow
+from memory import BlobStore, Database, PageRow, SessionStore, SnapshotStore, TailRow
+from memory.retention import Reached
 from tests.memory.stored_state import (
     PAGE_BYTES,
     TAIL_BYTES,
@@ -110,6 +111,17 @@ def test_pages_dropped_by_a_roll_are_freed_with_the_last_tail_that_needs_them(tm
     left = {page_id("a", number) for number in (0, 4, 5)}
     assert home.unlimited.missing_pages([page_id("a", number) for number in range(6)]).isdisjoint(left)
     assert home.unlimited.find([rolled.id]) is not None
+
+
+@pytest.mark.parametrize("rolled_first", [True, False])
+def test_a_page_counts_once_and_pages_below_a_rolled_tail_are_not_missed(rolled_first: bool) -> None:
+    ids = [page_id("a", number) for number in range(6)]
+    parents = [None, *ids]
+    pages = {id_: PageRow(id_, parents[number], number, 10, b"") for number, id_ in enumerate(ids)}
+    whole, rolled = TailRow(b"w", ids[5], 0, b"", 1536), TailRow(b"r", ids[5], 4, ids[0], 1536)
+    reached = Reached(pages)
+    sizes = [reached.add(tail) for tail in ((rolled, whole) if rolled_first else (whole, rolled))]
+    assert sizes == ([30, 30] if rolled_first else [60, 0]) and all(id_ in reached for id_ in ids)
 
 
 def test_a_wrong_length_in_a_row_pushes_nothing_out(tmp_path: Path) -> None:

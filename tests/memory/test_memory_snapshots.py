@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memory import DamagedBlob, Database, PageData, Saved, SessionStore, SnapshotStore, StoreError
+from memory import BlobStore, DamagedBlob, Database, PageData, Saved, SessionStore, SnapshotStore, StoreError, blobs
 from memory.blobs import PAGES, TAILS
+from memory.upkeep import remove_unnamed
 from tests.memory.stored_state import (
     PAGE_BYTES,
     TAIL_BYTES,
@@ -275,6 +276,57 @@ def test_threads_save_load_and_collect_at_once(store: SnapshotStore) -> None:
     for thread in threads:
         thread.join()
     assert problems == [] and store.verify().damaged == [] and store.notes == []
+
+
+def test_a_page_that_another_process_stored_meanwhile_stays_as_it_was_stored(
+    store: SnapshotStore, tmp_path: Path
+) -> None:
+    other = open_store(tmp_path)
+
+    def pages():  # type: ignore[no-untyped-def]
+        id_ = page_id("a", 0)
+        yield PageData(id_, None, 0, b"the same tokens, computed in another order")
+        save(other, "a", 2)  # stores pages 0 and 1
+        yield page("a", 2)
+
+    row = tail_row("a", 3)
+    assert store.add(row, content(row.id, TAIL_BYTES), pages(), 1).num_pages == 1
+    loaded = load(store, [row.id])
+    assert loaded is not None and is_as_saved(*loaded) and store.verify().damaged == []
+
+
+def test_a_tail_that_another_process_stored_meanwhile_stays_as_it_was_stored(
+    store: SnapshotStore, tmp_path: Path
+) -> None:
+    other, row = open_store(tmp_path), tail_row("a", 1)
+
+    def pages():  # type: ignore[no-untyped-def]
+        save(other, "a", 1)
+        yield page("a", 0)
+
+    assert store.add(row, b"computed in another order", pages(), 2) == Saved(0, 0)
+    loaded = load(store, [row.id])
+    assert loaded is not None and is_as_saved(*loaded) and len(store.tails_of([2])) == 1
+    assert len(list(files(tmp_path))) == 2
+
+
+def test_gc_does_not_take_the_files_of_a_save_about_to_commit(
+    store: SnapshotStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [page_id("a", number) for number in range(3)]
+    clean_up = (Database(tmp_path), BlobStore(tmp_path), PAGES, ids)  # as gc does it, once it has listed the files
+    collecting = threading.Thread(target=remove_unnamed, args=clean_up)
+
+    def collect(point: str) -> None:
+        if point == "before commit":
+            collecting.start()
+            collecting.join(0.3)
+
+    monkeypatch.setattr(blobs, "crash_point", collect)
+    row = save(store, "a", 3)
+    collecting.join()
+    loaded = load(store, [row.id])
+    assert loaded is not None and is_as_saved(*loaded) and store.notes == []
 
 
 SAVER = """
