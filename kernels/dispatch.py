@@ -22,6 +22,7 @@ from kernels.cpu import indexer as cpu_indexer
 from kernels.cpu import jit
 from kernels.cpu import moe as cpu_moe
 from kernels.cpu import project as cpu_project
+from kernels.cpu.threads import settle
 from kernels.rounding import Rounding
 
 SIBLINGS = (
@@ -51,8 +52,8 @@ class Ops:
     attend: Callable[..., Any]
     moe: Callable[..., Any]
 
-    def __init__(self, num: Rounding):
-        self.compiled = jit.AVAILABLE and not num.official
+    def __init__(self, num: Rounding, compiled: bool = jit.AVAILABLE):
+        self.compiled = compiled and not num.official
         if self.compiled:
             jit.keep_machine_code()
         for twins, siblings, names in SIBLINGS:
@@ -66,6 +67,7 @@ class Ops:
 
     def tensor(self, array: Any) -> Tensor:
         """A result of ops as a tensor."""
+        settle()
         return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
     def weights(self, bundle: Any) -> Any:

@@ -10,7 +10,7 @@ from kernels.attention import AttendWeights
 from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import ONE, exp
-from kernels.cpu.threads import over_rows
+from kernels.cpu.threads import over_rows, settle
 from kernels.cpu.vector import LANES, clear_row, copy_row, max_row, sum_row, transpose_16
 from kernels.rows import Rows
 
@@ -27,6 +27,8 @@ def attend(
     chosen: np.ndarray | None,
     w: AttendWeights,
 ) -> np.ndarray:
+    if w.ratio == 0:
+        settle()  # kv of the other rows; in compressed layers `complete_blocks` has seen to that
     out = np.empty_like(q)
     over_rows(_attend, len(q), q, kv, rows, ring, pool, ALL_ENTRIES if chosen is None else chosen, w, out)
     return out

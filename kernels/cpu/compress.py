@@ -8,7 +8,7 @@ from kernels.compress import CompressWeights
 from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import INF, ONE, ZERO, exp, rms_norm, rotate, round_index_row, round_key_row
-from kernels.cpu.threads import over_rows
+from kernels.cpu.threads import afterwards, over_rows, settle
 from kernels.cpu.vector import copy_row, fma
 from kernels.rows import Rows
 
@@ -26,11 +26,13 @@ def block_rows(x: np.ndarray, rows: Rows, w: CompressWeights) -> tuple[np.ndarra
 def complete_blocks(
     mixed: np.ndarray, rows: Rows, ring: np.ndarray, pool: np.ndarray, index_pool: np.ndarray, w: CompressWeights
 ) -> None:
+    settle()  # a block's other rows
     over_rows(_complete_blocks, len(mixed), mixed, rows, ring, pool, index_pool, w)
+    settle()  # what attends next reads all entries, and the ring gets new rows
 
 
 def store(source: np.ndarray, rows: Rows, ring: np.ndarray) -> None:
-    _store(source, rows, ring)
+    afterwards(_store, source, rows, ring)  # what waits may still read the ring as it was
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Compiled sibling of kernels.indexer: the best entries of each row, held in a small buffer while scores stream by."""
+"""Compiled sibling of kernels.indexer: scores of a tile of rows, then the best entries of each row by bisection."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import INF, ZERO
 from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import LANES, clear_row, fma, transpose_16
+from kernels.cpu.vector import LANES, as_float, as_int, clear_row, count_from, fma, max_row, transpose_16
 from kernels.rows import Rows
 
-TILE = 8  # rows that share the keys
+TILE = 16  # rows that share the keys
 CHUNK = 128  # entries scored at once
 
 
@@ -22,47 +22,59 @@ def select(
 
 
 @inlined
-def _kth_largest(values, count, k):
-    """The k-th largest of values[:count], which are reordered (Hoare's quickselect, pivots from the middle)."""
-    low, high, place = 0, count - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if place <= j:
-            high = j
-        elif place >= i:
-            low = i
-        else:
-            break
-    return values[place]
+def _ordered(x):
+    """Integers in the order of floats."""
+    bits = as_int(x)
+    return np.int64(bits if bits >= 0 else bits ^ np.int32(0x7FFFFFFF))
 
 
 @inlined
-def _keep_best(scores, entries, count, k, scratch):
-    """Keep the k best of `count` > k candidates, in order, ties to the lower entry; the least score that was kept."""
-    scratch[:count] = scores[:count]
-    least = _kth_largest(scratch, count, k)
-    ties = k
-    for i in range(count):
-        if scores[i] > least:
-            ties -= 1
+def _float_of(ordered):
+    bits = np.int32(ordered)
+    return as_float(np.int32(bits if bits >= 0 else bits ^ np.int32(0x7FFFFFFF)))
+
+
+@inlined
+def _least_chosen(scores, k):
+    """A bound that k scores or more reach: exactly k where no ties prevent it, else the k-th largest score itself.
+
+    Bisection over the ordered integers: passes that only count, without a branch that data decides.
+    """
+    low, high = _ordered(-INF), _ordered(max_row(scores, 0, len(scores))) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = count_from(scores, 0, len(scores), _float_of(middle))
+        if reached >= k:
+            low = middle
+        else:
+            high = middle
+        if reached == k:
+            break
+    return _float_of(low)
+
+
+@inlined
+def _choose(scores, pages, per_page, chosen):
+    """The pool rows of the best scores, in order of entry, ties to the lower; -1 where there are fewer than wanted."""
+    k, bound, spare = len(chosen), -INF, 0
+    if len(scores) > k:
+        bound = _least_chosen(scores, k)
+        spare = count_from(scores, 0, len(scores), bound) - k  # the last ones equal to the bound have to go
+    ties = 0
+    if spare > 0:
+        for e in range(len(scores)):
+            ties += scores[e] == bound
     kept = 0
-    for i in range(count):
-        if scores[i] > least or (scores[i] == least and ties > 0):
-            if scores[i] == least:
+    for e in range(len(scores)):
+        if scores[e] >= bound:
+            if spare > 0 and scores[e] == bound:
                 ties -= 1
-            scores[kept], entries[kept] = scores[i], entries[i]
+                if ties < spare:
+                    continue
+            chosen[kept] = pages[e // per_page] * per_page + e % per_page
             kept += 1
-    return least
+    for i in range(kept, k):
+        chosen[i] = -1
 
 
 @inlined
@@ -79,51 +91,39 @@ def _score_chunk(index_q, row, count, index_pool, pages, per_page, first, column
 
 
 @inlined
-def _add_candidates(products, weights, first, columns, line, scores, entries, held, least, scratch, k):
-    """Score the entries of a chunk for one row and keep those better than `least`: (how many are held, the new least)."""
-    clear_row(line, 0, CHUNK)
+def _combine(products, weights, line):
+    """line = the sum over heads of weight * relu(product)."""
+    clear_row(line, 0, len(line))
     for h in range(len(weights)):
         product, weight = products[h], weights[h]
-        for e in range(CHUNK):
+        for e in range(len(line)):
             line[e] = fma(weight, max(product[e], ZERO), line[e])
-    for e in range(columns):
-        if line[e] > least:  # a later entry loses a tie
-            scores[held], entries[held] = line[e], first + e
-            held += 1
-    if held > k + CHUNK:
-        least = _keep_best(scores, entries, held, k, scratch)
-        held = k
-    return held, least
+
+
+@inlined
+def _visible(rows, segment, row, ratio):
+    return (rows.positions[row] + 1) // ratio - rows.dropped[segment] // ratio
 
 
 @kernel
 def _select(start, stop, index_q, head_weights, rows, index_pool, ratio, chosen):
-    heads, dim, k = index_q.shape[1], index_q.shape[2], chosen.shape[1]
-    per_page, room = rows.page_tokens // ratio, k + 2 * CHUNK
-    keys, products = np.zeros(dim * CHUNK, np.float32), np.zeros((TILE * heads, CHUNK), np.float32)
-    line, scratch = np.empty(CHUNK, np.float32), np.empty(room, np.float32)
-    scores, entries = np.empty((TILE, room), np.float32), np.empty((TILE, room), np.int64)
-    held, least = np.empty(TILE, np.int64), np.empty(TILE, np.float32)
+    heads, dim, per_page = index_q.shape[1], index_q.shape[2], rows.page_tokens // ratio
+    keys, products = np.zeros((dim, CHUNK), np.float32), np.zeros((TILE * heads, CHUNK), np.float32)
     for segment in range(len(rows.slots)):
-        pages, dropped = rows.pages[segment], rows.dropped[segment] // ratio
-        end = min(stop, rows.starts[segment + 1])
-        for row in range(max(start, rows.starts[segment]), end, TILE):
+        begin, end = max(start, rows.starts[segment]), min(stop, rows.starts[segment + 1])
+        if begin >= end:
+            continue
+        pages = rows.pages[segment]
+        lines = np.empty((TILE, _visible(rows, segment, end - 1, ratio) + CHUNK), np.float32)
+        for row in range(begin, end, TILE):
             count = min(TILE, end - row)
-            held[:], least[:] = 0, -INF
-            visible = (rows.positions[row + count - 1] + 1) // ratio - dropped
-            for first in range(0, visible, CHUNK):
-                columns = min(CHUNK, visible - first)
+            most = _visible(rows, segment, row + count - 1, ratio)
+            for first in range(0, most, CHUNK):
+                columns = min(CHUNK, most - first)
                 _score_chunk(index_q, row, count, index_pool, pages, per_page, first, columns, keys, products)
                 for i in range(count):
-                    own = min(columns, (rows.positions[row + i] + 1) // ratio - dropped - first)
-                    held[i], least[i] = _add_candidates(
-                        products[i * heads : (i + 1) * heads], head_weights[row + i], first, own, line,
-                        scores[i], entries[i], held[i], least[i], scratch, k,
-                    )  # fmt: skip
+                    _combine(
+                        products[i * heads : (i + 1) * heads], head_weights[row + i], lines[i, first : first + columns]
+                    )
             for i in range(count):
-                if held[i] > k:
-                    _keep_best(scores[i], entries[i], held[i], k, scratch)
-                for place in range(k):
-                    entry = entries[i, place]
-                    known = place < held[i]
-                    chosen[row + i, place] = pages[entry // per_page] * per_page + entry % per_page if known else -1
+                _choose(lines[i, : _visible(rows, segment, row + i, ratio)], pages, per_page, chosen[row + i])

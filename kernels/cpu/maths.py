@@ -90,10 +90,11 @@ def pow2_scale(largest, inverse_limit):
 
 @inlined
 def largest(x):
-    most = ZERO
+    """The largest magnitude: that of the largest bits without the sign, which vectorises."""
+    most = np.int32(0)
     for i in range(len(x)):
-        most = max(most, abs(x[i]))
-    return most
+        most = max(most, as_int(x[i]) & np.int32(0x7FFFFFFF))
+    return as_float(most)
 
 
 @inlined

@@ -11,7 +11,7 @@ from kernels.cpu.threads import over_rows
 from kernels.cpu.vector import clear_row, copy_row
 from kernels.moe import MoEWeights
 
-BLOCK = 64  # rows routed at once
+BLOCK = 128  # rows routed at once
 LINEAR = np.float32(20)  # softplus(y) = y beyond
 
 
@@ -65,10 +65,11 @@ def _add(row, out):
 @kernel
 def _moe(start, stop, x, ids, w, out):
     d, num, inner, limit = x.shape[1], w.gate.shape[1], w.w2.shape[1], np.float32(w.limit)
-    scores, weights = np.empty((BLOCK, num), np.float32), np.empty((BLOCK, num), np.float32)
-    gathered, result = np.empty((BLOCK, d), np.float32), np.empty((BLOCK, d), np.float32)
-    gate_up, hidden = np.empty((BLOCK, 2 * inner), np.float32), np.empty((BLOCK, inner), np.float32)
-    chosen = np.empty(BLOCK, np.int64)
+    most = min(BLOCK, stop - start)
+    scores, weights = np.empty((most, num), np.float32), np.empty((most, num), np.float32)
+    gathered, result = np.empty((most, d), np.float32), np.empty((most, d), np.float32)
+    gate_up, hidden = np.empty((most, 2 * inner), np.float32), np.empty((most, inner), np.float32)
+    chosen = np.empty(most, np.int64)
     for first in range(start, stop, BLOCK):
         block = min(BLOCK, stop - first)
         gemm(x, first * d, d, w.gate, 0, num, scores, 0, num, block, d, num, False)

@@ -199,6 +199,27 @@ def max_row(typing, x, x_at, count):
 
 
 @intrinsic
+def count_from(typing, x, x_at, count, bound):
+    """How many of x[x_at : x_at + count] are `bound` or more."""
+
+    def code(context, b, signature, args):
+        x, x_at, count, bound = args
+        bits = ir.IntType(LANES)
+        total = cgutils.alloca_once_value(b, ir.Constant(I64, 0))
+        popcount = cgutils.get_or_insert_function(b.module, ir.FunctionType(bits, [bits]), f"llvm.ctpop.i{LANES}")
+        rounds = b.sdiv(b.add(count, ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
+        with cgutils.for_range(b, rounds) as loop:
+            at = b.mul(loop.index, ir.Constant(I64, LANES))
+            mask = _first_lanes(b, b.sub(count, at))
+            value = _load(b, _pointer(context, b, signature.args[0], x, x_at, at), mask)
+            found = b.and_(mask, b.fcmp_ordered(">=", value, _splat(b, bound)))
+            b.store(b.add(b.load(total), b.zext(b.call(popcount, [b.bitcast(found, bits)]), I64)), total)
+        return b.load(total)
+
+    return types.intp(x, types.intp, types.intp, types.float32), code
+
+
+@intrinsic
 def transpose_16(typing, x, x_at, x_step, out, out_at, out_step):
     """out[j, i] = x[i, j] for 16 x 16 elements, by four rounds of interleaving rows that are eight apart."""
 
