@@ -11,11 +11,12 @@ from typing import Any
 
 from agent.approvals import Approvals
 from agent.config import Settings, UsageError
-from agent.encoding import ProtocolTexts
+from agent.encoding import ProtocolTexts, encode_messages
 from agent.keeper import Keeper
-from agent.loop import Live
+from agent.loop import Live, opening
+from agent.rolling import rolls_of
 from agent.session import Session
-from engine import Engine, EngineConfig, Sequence
+from engine import Engine, EngineConfig, Sequence, Tokenizer
 from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
 from tools import Workspace, toolset
 
@@ -41,8 +42,12 @@ class App:
             raise UsageError(
                 f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
             ) from None
-        with closing(database), closing(SnapshotStore(database, BlobStore(settings.home))) as snapshots:
-            async with Engine.open(settings.model_dir, EngineConfig()) as engine:
+        with (
+            closing(database),
+            closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
+        ):
+            config = EngineConfig(max_context=settings.max_context, pinned_pages=_pinned_pages(settings, texts))
+            async with Engine.open(settings.model_dir, config) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
                     yield cls(settings, engine, SessionStore(database), keeper, texts)
 
@@ -61,8 +66,9 @@ class App:
         except BaseException:
             log.close()
             raise
-        tools = toolset(Workspace(workspace))
-        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings)
+        tools = toolset(Workspace(workspace), log.search)
+        rolls = rolls_of(log.events())
+        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings, rolls)
         session = Session(live, self.keeper, notices)
         self._open.append(session)
         return session
@@ -96,3 +102,11 @@ class App:
         return [
             f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
         ]
+
+
+def _pinned_pages(settings: Settings, texts: ProtocolTexts) -> int:
+    """Pages that hold the opening of every session: system prompt and tools stay when the rest rolls out."""
+    tools = toolset(Workspace(settings.home), lambda query, limit: ())
+    pieces = encode_messages([opening(tools)], texts=texts, thinking_mode=settings.thinking_mode)
+    num_tokens = len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))
+    return -(-num_tokens // EngineConfig.page_tokens)

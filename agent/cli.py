@@ -18,6 +18,7 @@ from agent.config import (
     Settings,
     UsageError,
     data_home,
+    disk_budget,
     is_text,
     model_directory,
     output_limit,
@@ -28,6 +29,7 @@ from agent.config import (
 from agent.encoding import EncodingError
 from memory import StoreError
 
+MIN_CONTEXT = 2048
 POLICIES = ("ask", "read", "edit", "all")
 
 
@@ -108,6 +110,9 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
     parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     parser.add_argument(
+        "--max-context", type=_tokens, metavar="N", help="tokens in the window (default: what the model supports)"
+    )
+    parser.add_argument(
         "--approve",
         choices=POLICIES,
         default="ask",
@@ -115,12 +120,25 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _tokens(text: str) -> int:
+    """A number of tokens; at least some pages, or nothing could roll."""
+    if not text.isascii() or not text.isdigit() or int(text) < MIN_CONTEXT:
+        raise argparse.ArgumentTypeError(f"{printable(text)} is not a whole number of at least {MIN_CONTEXT}")
+    return int(text)
+
+
 def _settings(args: argparse.Namespace) -> Settings:
     home = data_home()
     if not is_text(str(home)):
         raise UsageError(f"data directory {printable(str(home))} is not valid UTF-8: set HOLDFAST_HOME")
     directory = model_directory(args.model)
-    return Settings(home, directory, max_output_tokens=output_limit(directory))
+    return Settings(
+        home,
+        directory,
+        max_output_tokens=output_limit(directory),
+        max_context=args.max_context,
+        disk_bytes=disk_budget(),
+    )
 
 
 def _talk(args: argparse.Namespace) -> int:

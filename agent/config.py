@@ -24,7 +24,8 @@ class UsageError(Exception):
 class Settings:
     """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls.
 
-    State is saved when a turn ends, and in a long one every `save_every` tokens.
+    `max_context` tokens at most are in the window (None: what the model supports); then the oldest roll out. State is
+    saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most.
     """
 
     home: Path
@@ -34,12 +35,28 @@ class Settings:
     max_steps: int = 24
     max_output_tokens: int = MAX_OUTPUT_TOKENS
     save_every: int = 8192
+    max_context: int | None = None
+    disk_bytes: int = 20 * 2**30
 
 
 def data_home() -> Path:
     """`$HOLDFAST_HOME`, else the platform's data directory."""
     home = os.environ.get("HOLDFAST_HOME", "")
     return Path(home) if home else platformdirs.user_data_path("holdfast", appauthor=False)
+
+
+def disk_budget() -> int:
+    """Bytes that stored state may take: `$HOLDFAST_DISK_GB`, else 20 GiB."""
+    value = os.environ.get("HOLDFAST_DISK_GB", "")
+    if not value:
+        return Settings.disk_bytes
+    try:
+        budget = int(float(value) * 1e9)
+    except (ValueError, OverflowError):
+        budget = 0
+    if budget <= 0:
+        raise UsageError(f"HOLDFAST_DISK_GB={printable(value)} is not a positive number of gigabytes")
+    return budget
 
 
 def model_directory(model: str) -> Path:

@@ -21,6 +21,7 @@ from agent.messages import (
     Event,
     Notice,
     PrefillProgress,
+    Rolled,
     Text,
     Thinking,
     ToolCallMade,
@@ -30,15 +31,23 @@ from agent.messages import (
     entry,
 )
 from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed
-from engine import Engine, SamplingParams, Sequence
+from agent.rolling import droppable, next_roll, rolled_out
+from engine import Engine, Roll, SamplingParams, Sequence
 from memory import SessionLog
 from tools import Tool, ToolCall, ToolResult, run_tool
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
 MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
+ANSWER_SHARE = 8  # of the context: the room for an answer that is made before it, if the model may write that much
 ANSWER_TOKENS = 64  # room that a prompt or a tool result must leave for the model's next words
 
 Message = dict[str, Any]
+
+
+def opening(tools: Mapping[str, Tool]) -> Message:
+    """The first message of every session."""
+    schemas = [{"type": "function", "function": tool.schema()} for tool in tools.values()]
+    return {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
 
 
 @dataclass
@@ -52,15 +61,15 @@ class Live:
     tools: Mapping[str, Tool]
     approvals: Approvals
     settings: Settings
+    rolls: list[Roll]  # that the log went through
     checkpoint: Callable[[], None] = lambda: None  # called between steps, when the sequence is idle
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Tokens that put these messages after the log, up to where the model goes on."""
         tokenizer, mode = self.engine.tokenizer, self.settings.thinking_mode
         if not self.log.ids:
-            schemas = [{"type": "function", "function": tool.schema()} for tool in self.tools.values()]
-            opening = {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
-            return tokenizer.encode_pieces(encode_messages([opening, *messages], texts=self.texts, thinking_mode=mode))
+            opened = [opening(self.tools), *messages]
+            return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode))
         # a message of the model that was cut short must end like any other
         end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
         return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode))
@@ -73,14 +82,20 @@ class Live:
         return frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
 
     @property
+    def context_used(self) -> int:
+        """Tokens of the log that are in the window."""
+        return len(self.log.ids) - self.seq.dropped_tokens
+
+    @property
     def room(self) -> int:
-        """Tokens that may still be added to the context if the model is to answer."""
-        return self.engine.max_context - len(self.log.ids) - ANSWER_TOKENS
+        """Tokens that may still be added to the context if the model is to answer, rolling if need be."""
+        return self.engine.max_context - self.context_used + droppable(self.engine, self.seq) - ANSWER_TOKENS
 
     def context_full(self) -> Error:
-        used, limit = len(self.log.ids), self.engine.max_context
+        limit = self.engine.max_context
         return Error(
-            message=f"the context is full: this session holds {used} of {limit} tokens; start a fresh one with --new"
+            message=f"the context is full: this session holds {self.context_used} of {limit} tokens;"
+            " start a fresh one with --new"
         )
 
 
@@ -120,6 +135,8 @@ async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
     num_refused = 0
     for _ in range(live.settings.max_steps):
         live.checkpoint()
+        for event in await _make_room(live):
+            yield event
         step = Step()
         async with aclosing(_speak(live, usage, step)) as events:
             async for event in events:
@@ -147,6 +164,22 @@ async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
         live.log.append([], ids)
         usage.new += len(ids)
     yield Error(message=f"no answer after {live.settings.max_steps} rounds of tool calls; ask again to let it go on")
+
+
+async def _make_room(live: Live) -> list[Event]:
+    """Roll if what waits and an answer of some length would not fit; what to tell the user."""
+    engine, seq = live.engine, live.seq
+    answer = min(live.settings.max_output_tokens, engine.max_context // ANSWER_SHARE)
+    missing = live.context_used + answer - engine.max_context
+    roll = next_roll(engine, seq, missing) if missing > 0 else None
+    if roll is None:
+        return []
+    await engine.roll(seq, roll)
+    live.rolls.append(roll)
+    live.log.append([entry(Rolled(position=roll.position, first_kept=roll.first_kept, head_tokens=roll.head_tokens))])
+    last = rolled_out(live.log.turn_list(), roll.first_kept)
+    text = f"the context was full: its oldest tokens left the window, {live.context_used:,} stay"
+    return [Notice(message=f"{text}; turns up to {last} are found by recall")] if last else [Notice(message=text)]
 
 
 def tool_message(result: ToolResultGiven) -> Message:
@@ -209,7 +242,7 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
     before = total - (len(live.log.ids) - live.seq.num_tokens)
     params = SamplingParams(
         temperature=live.settings.temperature,
-        max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - len(live.log.ids)),
+        max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - live.context_used),
         stop_ids=live.stop_ids,
     )
     updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
@@ -252,9 +285,9 @@ async def _feed_ahead(live: Live, usage: Usage, total: int) -> AsyncGenerator[Pr
 
 def _ending(live: Live, usage: Usage, step: Step) -> list[Event]:
     """The events after a message without calls: the answer, or why it is none."""
-    if step.is_cut and len(live.log.ids) >= live.engine.max_context:
+    if step.is_cut and live.context_used >= live.engine.max_context:
         return [live.context_full()]
-    usage.context_used = len(live.log.ids)
+    usage.context_used = live.context_used
     assert live.log.open_turn is not None
     done = TurnDone(session=live.log.session.name, turn=live.log.open_turn, text=step.text, usage=usage)
     limit = live.settings.max_output_tokens

@@ -48,6 +48,15 @@ class UserMessage(Wire):
     text: str
 
 
+class Rolled(Wire):
+    """The oldest tokens left the window. In the event log only; see `engine.Roll`."""
+
+    type: Literal["rolled"] = "rolled"
+    position: int
+    first_kept: int
+    head_tokens: int
+
+
 class Text(Wire):
     """A piece of the answer; the event log has it whole."""
 
@@ -126,6 +135,6 @@ Event: TypeAlias = (
 )
 
 
-def entry(event: Event | UserMessage) -> tuple[str, dict[str, Any]]:
+def entry(event: Event | UserMessage | Rolled) -> tuple[str, dict[str, Any]]:
     """An event as the log keeps it: its type and the rest."""
     return event.type, event.model_dump(mode="json", exclude={"type"})

@@ -15,6 +15,7 @@ from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
+from agent.rolling import rolled_out
 from engine import EngineError
 from memory import StoreError
 
@@ -98,7 +99,8 @@ class Session:
             return
         usage = Usage(context_limit=self.live.engine.max_context)
         await self._bring_in(usage)
-        ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": prompt}])
+        text = f"{self._note()}{prompt}"
+        ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": text}])
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return
@@ -149,24 +151,46 @@ class Session:
                 self._notices.append(f"{e}; what it held is read again from the token log")
                 await self.keeper.forget(e)
                 await self._start_again()
+        computed = live.seq.num_tokens
+        await self._roll_again()
         if is_loaded:
             usage.load_s = time.perf_counter() - started
             self._saved_at = live.seq.num_tokens
-        self._count(usage, is_loaded)
+        self._count(usage, is_loaded, computed)
 
     async def _start_again(self) -> None:
         """A new sequence on the longest stored state of the log."""
         live = self.live
         await live.engine.release(live.seq)
-        live.seq = await live.engine.start(await self.keeper.find(live.log.ids, (), live.log.session.branch))
+        stored = await self.keeper.find(live.log.ids, live.rolls, live.log.session.branch)
+        live.seq = await live.engine.start(stored)
 
-    def _count(self, usage: Usage, is_loaded: bool) -> None:
-        """The input of a turn that begins now, by where its state comes from."""
-        held, computed = len(self.live.log.ids), self.live.seq.num_tokens
+    async def _roll_again(self) -> None:
+        """Bring a sequence that is behind the log through the rolls that the log went through."""
+        live = self.live
+        for roll in live.rolls[len(live.seq.chain.rolls) :]:
+            for start in range(len(live.seq.token_ids), roll.position, live.settings.save_every):
+                end = min(roll.position, start + live.settings.save_every)
+                await live.engine.feed(live.seq, live.log.ids[start:end].tolist())
+            await live.engine.roll(live.seq, roll)
+
+    def _note(self) -> str:
+        """What the model is told in the turn after one in which turns left its view."""
+        log, rolls = self.live.log, self.live.rolls
+        turns = log.turn_list()
+        if not rolls or rolls[-1].position < turns[-1].start_position:
+            return ""
+        last = rolled_out(turns, rolls[-1].first_kept)
+        return f"[Turns 1 to {last} have left your view; recall finds what was said in them.]\n\n" if last else ""
+
+    def _count(self, usage: Usage, is_loaded: bool, computed: int) -> None:
+        """The input of a turn that begins now, by where its state comes from: it was there for `computed` tokens."""
+        dropped = self.live.seq.dropped_tokens
+        held, computed = self.live.context_used, max(0, computed - dropped)
         lacking = held - computed
         if lacking > 1:  # 1: the last sampled token, whose state the next step computes as always
             usage.prefilled_again = lacking
-            stored = f"state is stored up to token {computed}" if computed else "no stored state"
+            stored = f"state is stored up to token {computed + dropped}" if computed else "no stored state"
             usage.why = stored if is_loaded else "the last turn was cut off while it was read"
         present = computed if lacking > 1 else held
         usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
@@ -192,7 +216,7 @@ class Session:
         return is_saved
 
     def _too_long(self, num_new: int) -> Error:
-        used, limit = len(self.live.log.ids), self.live.engine.max_context
+        used, limit = self.live.context_used, self.live.engine.max_context
         return Error(
             message=f"the prompt does not fit: it needs {num_new} tokens, and this session holds {used} of {limit}"
             f" ({ANSWER_TOKENS} are kept for the answer); shorten it, or start a fresh session with --new"

@@ -19,7 +19,7 @@ from kernels.compress import CompressWeights
 from kernels.dispatch import Ops
 from kernels.project import OutputWeights, ProjectWeights
 from kernels.quant import hadamard_matrix
-from kernels.rope import rope_frequencies
+from kernels.rope import rope_frequencies, rope_table, rotate_
 
 
 class Attention:
@@ -64,6 +64,11 @@ class Attention:
                     config.rms_norm_eps,
                 )
             )  # fmt: skip
+            self.hadamard, self.frequencies = hadamard, frequencies
+            # neither rotated nor rounded
+            as_they_are = {"freqs": torch.zeros_like(frequencies), "hadamard": torch.eye(len(hadamard))}
+            bundle = {name: ops.array(value) for name, value in as_they_are.items()}
+            self.compress_head = self.compress._replace(**bundle, rounds_rows=False)
 
     def __call__(self, x: Any, batch: Batch, cache: LayerCache) -> Any:
         ops, rows = self.ops, batch.rows
@@ -83,10 +88,21 @@ class Attention:
         index_pool = self.no_index_rows if cache.index_rows is None else ops.array(cache.index_rows)
         mixed, head_weights = ops.block_rows(x, rows, self.compress)
         ops.complete_blocks(mixed, rows, blocks, pool, index_pool, self.compress)
+        for head, head_rows in batch.heads:
+            head_pools = ops.array(head.rows[cache.number]), ops.array(head.index_rows[cache.number])
+            ops.complete_blocks(mixed, head_rows, blocks, *head_pools, self.compress_head)
         ops.store(mixed, rows, blocks)
         if self.ratio != 4 or batch.most_visible(self.ratio) <= self.index_topk:
             return pool, None
         return pool, ops.select(index_q, head_weights, rows, index_pool, self.ratio, self.index_topk)
+
+    def moved(self, rows: Tensor, index_rows: Tensor, first: int, cache: LayerCache) -> tuple[Tensor, Tensor]:
+        """Rows of a pinned head as they are stored when its first token stands at position `first`."""
+        turns = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
+        keys = cache.row_format.round(rotate_(rows.clone(), turns))
+        if cache.index_format is None:
+            return keys, index_rows
+        return keys, cache.index_format.round(rotate_(index_rows.clone(), turns) @ self.hadamard)
 
 
 def _pooled_parts(weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:

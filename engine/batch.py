@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.cache import Cache
+from engine.pinned import PinnedHead
 from engine.sequence import Sequence
 from kernels.dispatch import Ops
 from kernels.rows import Rows
@@ -50,7 +51,17 @@ class Batch:
             np.array([seq.pages + [0] * (most_pages - len(seq.pages)) for seq, _ in segments], np.int64),
             cache.page_tokens,
         )
+        self.heads = self._heads()
         self._turns: dict[bool, Any] = {}
+
+    def _heads(self) -> list[tuple[PinnedHead, Rows]]:
+        """The rows of this step that belong to pinned heads."""
+        heads = []
+        for s in self.segments:
+            if (head := s.seq.head) is not None and s.position < head.num_tokens:
+                stop = s.start + min(s.count, head.num_tokens - s.position)
+                heads.append((head, head.rows_of(self.rows, s.start, stop)))
+        return heads
 
     def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
         """Rotary table of the rows; compressed layers have another than window-only ones."""

@@ -23,6 +23,7 @@ MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer tha
 class LayerCache:
     """State of one layer. Rows are float32 that carry the rounding of their format."""
 
+    number: int
     ratio: int
     ring: Tensor  # [slots, ring_tokens, head_dim]
     row_format: RowFormat
@@ -45,10 +46,11 @@ class Cache:
         key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
         index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")
         num_rings = config.num_hidden_layers + config.has_mtp
-        self.layers = [self._layer(config, config.ratio(i), key, index) for i in range(num_rings)]
+        self.layers = [self._layer(config, i, key, index) for i in range(num_rings)]
 
-    def _layer(self, config: ModelConfig, ratio: int, key: RowFormat, index: RowFormat) -> LayerCache:
-        layer = LayerCache(ratio, _zeros(self.num_slots, self.ring_tokens, config.head_dim), key)
+    def _layer(self, config: ModelConfig, number: int, key: RowFormat, index: RowFormat) -> LayerCache:
+        ratio = config.ratio(number)
+        layer = LayerCache(number, ratio, _zeros(self.num_slots, self.ring_tokens, config.head_dim), key)
         if ratio == 0:
             return layer
         num_rows = self.num_pages * (self.page_tokens // ratio)

@@ -25,6 +25,7 @@ from engine.chain import Chain, Roll, digest
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.numerics import NAMES, Numerics
+from engine.pinned import PinnedHead
 from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
@@ -41,7 +42,7 @@ GREEDY = SamplingParams()
 class EngineConfig:
     """How to run a model. `memory_bytes` bounds the page pool; `max_context` None is what the model and the pool allow.
 
-    `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
+    The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
     """
 
     device: str = "auto"
@@ -49,6 +50,7 @@ class EngineConfig:
     numerics: str = "auto"
     max_context: int | None = None
     page_tokens: int = 256
+    pinned_pages: int = 1
     prefill_chunk: int = 512
     memory_bytes: int = 2**30
     max_sequences: int = 64
@@ -62,6 +64,8 @@ class EngineConfig:
             raise EngineError(f"ranks={self.ranks} is not available in this build: use 1")
         if self.numerics != "auto" and self.numerics not in NAMES:
             raise EngineError(f"numerics {self.numerics!r} is not one of auto, {', '.join(NAMES)}")
+        if self.pinned_pages < 0:
+            raise EngineError(f"pinned_pages={self.pinned_pages} must be at least 0")
         for name in ("page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name}={getattr(self, name)} must be at least 1")
@@ -149,6 +153,20 @@ class Engine:
 
         await self._call(take)
         return taken[0] if taken else None
+
+    async def roll(self, seq: Sequence, roll: Roll) -> None:
+        """Drop what an idle sequence holds before `roll.first_kept`, but for its pinned head, which moves there.
+
+        `roll.position` must be where its state ends. Raises EngineError for a roll that is not possible.
+        """
+
+        def do() -> None:
+            if self._scheduler.is_busy(seq) or seq.slot < 0:
+                raise EngineError(f"sequence {seq.id} cannot roll: it is being extended, or not in memory")
+            with torch.inference_mode():
+                self._scheduler.roll(seq, roll, self._runner.model.move_head)
+
+        await self._call(do)
 
     async def park(self, seq: Sequence, stored: Stored | None) -> bool:
         """Free the memory of an idle sequence, whose state is `stored` now; None gives it up, to be computed again.
@@ -304,11 +322,12 @@ class Engine:
         self.max_context = min(allowed, num_pages * config.page_tokens)
         self._scheduler = Scheduler(
             cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts,
-            self._start_load, self._ask_to_park,
+            self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
         tokenizer = self.directory / "tokenizer.json"
         self.layout = digest(
             b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
+            b"%d" % config.pinned_pages,
             tokenizer.read_bytes() if tokenizer.is_file() else b"",
         )  # fmt: skip
 
@@ -328,10 +347,12 @@ class Engine:
             error = None
             try:
                 with torch.inference_mode():
-                    place_pages(cache, [seq.pages[n] for n in missing], stored.read_pages(missing))
+                    head = PinnedHead.empty(cache, self.config.pinned_pages * cache.page_tokens)
+                    place_pages(cache, [seq.pages[n] for n in missing], stored.read_pages(missing), head)
+                    seq.head = head
                     full = len(stored.page_ids)
                     open_page = seq.pages[full] if full < len(seq.pages) else None
-                    place_tail(cache, seq.slot, open_page, len(stored.ids), stored.read_tail())
+                    place_tail(cache, seq.slot, open_page, len(stored.ids), stored.read_tail(), head)
             except Exception as e:  # whoever needed it gets it; the sequence is stored as before
                 error = e
             self._commands.put(lambda: self._scheduler.loaded(request, error))

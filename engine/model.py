@@ -13,6 +13,7 @@ from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.moe import MoE
 from engine.numerics import Numerics
+from engine.pinned import PinnedHead
 from kernels.dispatch import Ops
 from kernels.hyper import HeadWeights, HyperWeights
 from kernels.norm import rms_norm
@@ -99,6 +100,20 @@ class Model:
         self.head = Head(checkpoint, "", config, head, self.ops)
         self.mtp = MTP(checkpoint, config, embed, head, numerics, self.ops) if config.has_mtp else None
         self.identity = checkpoint.identity()
+
+    def move_head(self, head: PinnedHead, pages: list[int], first: int, cache: Cache) -> None:
+        """Write a pinned head into pages of the pool, its first token at position `first`."""
+        for block, layer in zip(self.layers, cache.layers):
+            if layer.rows is not None:
+                keys, index_keys = block.attn.moved(
+                    head.rows[layer.number], head.index_rows[layer.number], first, layer
+                )
+                for n, page in enumerate(pages):
+                    per_page = cache.page_tokens // layer.ratio
+                    source, target = (slice(p * per_page, (p + 1) * per_page) for p in (n, page))
+                    layer.rows[target] = keys[source]
+                    if layer.index_rows is not None:
+                        layer.index_rows[target] = index_keys[source]
 
     def streams(self, batch: Batch, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""

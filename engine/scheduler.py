@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 from engine.batch import ROWS_AT_ONCE
 from engine.cache import MAX_DRAFTS, Cache
+from engine.chain import Roll
 from engine.errors import ContextFull, EngineError
 from engine.pages import PagePool
+from engine.pinned import PinnedHead
 from engine.sequence import Request, Sequence
 
 MAX_AHEAD = 8  # tokens sampled before the consumer took them: a cancel takes them back
+MoveHead = Callable[[PinnedHead, list[int], int, Cache], None]
 # ... with those of one more step and its guesses, which must all still be within reach of the rings
 assert MAX_AHEAD + ROWS_AT_ONCE + (ROWS_AT_ONCE - 1) <= MAX_DRAFTS
 
@@ -26,11 +29,12 @@ class Scheduler:
 
     def __init__(
         self, cache: Cache, max_context: int, prefill_chunk: int, max_batch: int, num_drafts: int,
-        load: Callable[[Request, list[int]], None], ask_to_park: Callable[[Sequence], bool],
+        load: Callable[[Request, list[int]], None], ask_to_park: Callable[[Sequence], bool], pinned_pages: int,
     ):  # fmt: skip
         self.cache, self.max_context = cache, max_context
         self.prefill_chunk, self.max_batch, self.num_drafts = prefill_chunk, max_batch, num_drafts
         self._load, self._ask_to_park = load, ask_to_park
+        self.pinned_pages = pinned_pages
         self.pool = PagePool(cache.num_pages)
         self.free_slots = list(range(cache.num_slots - 1, -1, -1))
         self.waiting: deque[Request] = deque()
@@ -162,6 +166,30 @@ class Scheduler:
         else:
             seq.num_tokens = seq.least_tokens = seq.num_sealed = 0
 
+    def roll(self, seq: Sequence, roll: Roll, move_head: MoveHead) -> None:
+        """See `Engine.roll`. Kept pages stay as they are; the head gets pages of its own in its new place."""
+        size = self.cache.page_tokens
+        head_pages, first = roll.head_tokens // size, (roll.first_kept - seq.dropped_tokens) // size
+        is_whole = roll.first_kept % size == roll.head_tokens % size == 0
+        held_head = seq.chain.rolls[-1].head_tokens // size if seq.chain.rolls else 0
+        if not is_whole or roll.position != seq.num_tokens or head_pages != self.pinned_pages:
+            raise EngineError(f"{roll} is not possible at token {seq.num_tokens} with {self.pinned_pages} pinned pages")
+        if not held_head < first or not head_pages < first or roll.first_kept > seq.num_tokens:
+            raise EngineError(
+                f"{roll} drops nothing, or what it does not hold: it holds {seq.num_tokens - seq.dropped_tokens}"
+            )
+        self.pool.drop(reversed(seq.pages[:first]))
+        moved = self.pool.take(head_pages)
+        if seq.head is not None:
+            move_head(seq.head, moved, roll.dropped_tokens, self.cache)
+        seq.pages[:first] = moved
+        seq.chain.extend(seq.token_ids, seq.num_tokens)
+        seq.chain.rolls.append(roll)
+        seq.num_sealed = max(seq.num_sealed, roll.first_kept // size)
+        seq.least_tokens = seq.num_tokens
+        for number, page in enumerate(moved):
+            seq.pages[number] = self.pool.seal(page, seq.chain.moved_page_id(number, roll))
+
     def _admit(self) -> None:
         while self.waiting and len(self.running) + len(self.loading) < self.max_batch:
             request = self.waiting[0]
@@ -181,6 +209,7 @@ class Scheduler:
                 seq.slot = self.free_slots.pop()
             if seq.stored is None:
                 seq.pages += self.pool.take(max(0, missing))
+                seq.head = seq.head or PinnedHead.empty(self.cache, self.pinned_pages * self.cache.page_tokens)
                 self._run(request)
             else:
                 self._start_load(request, shared, missing)
@@ -205,7 +234,8 @@ class Scheduler:
         full = len(seq.stored.page_ids)
         seq.pages = [shared[n] if n in shared else next(own) for n in range(full)] + list(own)
         self.loading.append(request)
-        self._load(request, [n for n in range(full) if n not in shared])
+        # pages of the head are read even if they are here: what a roll needs of them is not
+        self._load(request, [n for n in range(full) if n not in shared or n < self.pinned_pages])
 
     def _give_way(self, request: Request) -> bool:
         """Make the sequence idle longest give its memory up; False when that has to be waited for, or none is there."""

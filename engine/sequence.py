@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.chain import Chain
 from engine.drafts import Lookup
+from engine.pinned import PinnedHead
 from engine.sampling import SamplingParams
 
 
@@ -31,7 +32,7 @@ class Sequence:
 
     `token_ids` are all its tokens, sampled ones too; the state covers the first `num_tokens` of them, and lies in the
     cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved head, then
-    those of the window; `dropped_tokens` is the position where the first of them stands.
+    those of the window; `dropped_tokens` is the position where the first of them stands. `head` are the pinned rows.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     num_sealed: int = 0  # pages of the whole history that are sealed
     stored: Stored | None = None
+    head: PinnedHead | None = None
     is_released: bool = False
     is_asked_to_park: bool = False
     request: "Request | None" = None  # the last one on it

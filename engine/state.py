@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.cache import Cache, LayerCache, block_ring
 from engine.errors import StateError
+from engine.pinned import PinnedHead
 from engine.sequence import Sequence
 from kernels.cache import RowFormat
 
@@ -72,9 +73,12 @@ def snapshot(cache: Cache, seq: Sequence, is_followed: bool, drop: Callable[[], 
     numbers = range(first + head_pages, first + full)
     pages = [PageKey(chain.page_ids[n], chain.page_ids[n - 1] if n else None, n) for n in numbers]
     at = {key.id: page for key, page in zip([*head, *pages], seq.pages)}
+    pinned = seq.head
     open_page = seq.pages[full] if full < len(seq.pages) else None
-    tail = cut_tail(cache, seq.slot, open_page, position)
-    return Snapshot(position, tail_id, pages, head, lambda key: pack_page(cache, at[key.id]), tail.pack, drop)
+    tail = cut_tail(cache, seq.slot, open_page, position, seq.head)
+    return Snapshot(
+        position, tail_id, pages, head, lambda key: pack_page(cache, at[key.id], pinned, key.number), tail.pack, drop
+    )
 
 
 @dataclass
@@ -89,8 +93,9 @@ class TailRows:
         return save(packed, {"holdfast": json.dumps({"position": self.position})})
 
 
-def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int) -> TailRows:
+def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, head: PinnedHead | None) -> TailRows:
     """Copy the tail of the sequence in `slot` at `position`, whose unfinished page is `open_page` (None: no row of it)."""
+    page, num_open = divmod(position, cache.page_tokens)
     tail = TailRows(position)
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
@@ -100,16 +105,20 @@ def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int) -> T
                 layer.blocks[slot, _open(position, layer.ratio) % layer.blocks.shape[1]],
                 None,
             )
-            count = position % cache.page_tokens // layer.ratio
+            count = num_open // layer.ratio
             for kind, rows, fmt in _pooled(layer):
                 part = rows[:0] if open_page is None else _page(rows, open_page, cache, layer)[:count].clone()
                 tail.tensors[f"{name}.{kind}"] = part, fmt
+            if head is not None:
+                for kind, rows in head.part(layer, page, count, cache.page_tokens).items():
+                    tail.tensors[f"{name}.{kind}"] = rows.clone(), None
     return tail
 
 
-def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, data: bytes) -> None:
+def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, data: bytes, head: PinnedHead) -> None:
     """The inverse of `cut_tail`. Raises StateError for bytes that are no tail of this layout and position."""
     tensors = _read(data, {"position": position})
+    _place_head(cache, position // cache.page_tokens, position % cache.page_tokens, tensors, head)
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
         layer.ring[slot, window % cache.ring_tokens] = _unpacked(
@@ -127,29 +136,43 @@ def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, da
                     _page(pool, open_page, cache, layer)[:count] = part
 
 
-def pack_page(cache: Cache, page: int) -> bytes:
-    """The bytes of one full page."""
-    return save(
-        {
-            f"{name}.{kind}": fmt.pack(_page(rows, page, cache, layer)).contiguous()
-            for name, layer in _layers(cache)
-            for kind, rows, fmt in _pooled(layer)
-        }
-    )
+def pack_page(cache: Cache, page: int, head: PinnedHead | None, number: int) -> bytes:
+    """The bytes of one full page; of a page of the head also the rows before rotation."""
+    tensors: dict[str, Tensor] = {}
+    for name, layer in _layers(cache):
+        for kind, rows, fmt in _pooled(layer):
+            tensors[f"{name}.{kind}"] = fmt.pack(_page(rows, page, cache, layer)).contiguous()
+        if head is not None and layer.ratio:
+            part = head.part(layer, number, cache.page_tokens // layer.ratio, cache.page_tokens)
+            tensors |= {f"{name}.{kind}": rows.clone() for kind, rows in part.items()}
+    return save(tensors)
 
 
-def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes]) -> None:
-    """Write the bytes of full pages into the pool, a group at a time. Raises StateError for bytes of another layout."""
+def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: PinnedHead) -> None:
+    """Write the bytes of full pages into the pool, a group at a time, and fill `head` from the first of them.
+
+    Raises StateError for bytes of another layout.
+    """
+    head_pages = min(head.num_tokens // cache.page_tokens, len(pages))
     waiting: list[dict[str, Tensor]] = []
     done = 0
     for item in data:
         waiting.append(_read(item, None))
+        if done + len(waiting) <= head_pages:
+            _place_head(cache, done + len(waiting) - 1, cache.page_tokens, waiting[-1], head)
         if len(waiting) == GROUP or done + len(waiting) == len(pages):
             _place_group(cache, pages[done : done + len(waiting)], waiting)
             done += len(waiting)
             waiting = []
     if done < len(pages):
         raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
+
+
+def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], head: PinnedHead) -> None:
+    for name, layer in _layers(cache):
+        if layer.ratio:
+            for kind, rows in head.part(layer, page, num_tokens // layer.ratio, cache.page_tokens).items():
+                rows[:] = _take(item, f"{name}.{kind}", tuple(rows.shape), torch.float32)
 
 
 def _place_group(cache: Cache, pages: list[int], items: list[dict[str, Tensor]]) -> None:

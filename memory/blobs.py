@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,8 @@ class BlobStore:
             with _errors_explained(path):
                 _write_file(path, memoryview(data).cast("B"), kind)
         except BaseException:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # such as on a disk that takes no change at all
+                path.unlink()
             raise
         return Written(kind, id, path, memoryview(data).nbytes, checksum)
 
@@ -86,7 +87,8 @@ class BlobStore:
     def discard(self, written: Iterable[Written]) -> None:
         """Remove files that have not got their names."""
         for file in written:
-            file.path.unlink(missing_ok=True)
+            with suppress(OSError):  # most have their names by now; what else stays is stale one day
+                file.path.unlink()
 
     def sync(self, kinds: Iterable[str]) -> None:
         """Make the names in these directories durable."""

@@ -163,7 +163,8 @@ class History:
                 (branch.id, end),
             )
             for start, blob, checksum in rows:
-                if start != len(ids) or len(blob) % TOKEN_BYTES or checksum != token_checksum(branch.id, start, blob):
+                is_sound = start == len(ids) and isinstance(blob, bytes) and len(blob) % TOKEN_BYTES == 0
+                if not is_sound or checksum != token_checksum(branch.id, start, blob):
                     raise self.damaged(f"token {len(ids)} of its token log")
                 ids.extend(from_blob(blob))
             if len(ids) < end:

@@ -102,8 +102,8 @@ class Database:
     def _errors_explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as e:
-            code = getattr(e, "sqlite_errorname", "")
+        except (sqlite3.Error, UnicodeDecodeError) as e:  # an error message that quotes damaged text is no UTF-8
+            code = getattr(e, "sqlite_errorname", "SQLITE_CORRUPT" if isinstance(e, UnicodeDecodeError) else "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 raise StoreError(
                     f"{self.path} is damaged ({e}): restore it from a backup, or move it away to begin with an empty one"

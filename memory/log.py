@@ -96,6 +96,10 @@ class SessionLog:
         """(number, state) of every turn."""
         return [(turn.number, turn.state) for turn in self._history.turns]
 
+    def turn_list(self) -> list[TurnInfo]:
+        """Every turn, with the positions it covers."""
+        return list(self._history.turns)
+
     @property
     def num_turns(self) -> int:
         return len(self._history.turns)

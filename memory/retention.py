@@ -29,14 +29,19 @@ def sound_pages(database: Database) -> dict[bytes, PageRow]:
     return {page.id: page for page in checked if page}
 
 
+def sound_tails(database: Database) -> list[tuple[StoredTail, float]]:
+    """All tails but those whose row is damaged, each with when it was last used."""
+    rows = database.rows(f"SELECT {TAIL_COLUMNS}, used_at FROM tails")
+    checked = [(checked_tail(row), _time(used_at)) for *row, used_at in rows]
+    return [(tail, used_at) for tail, used_at in checked if tail]
+
+
 def in_order(database: Database, keep_branches: Iterable[int]) -> list[Ranked]:
     """All tails but those whose row is damaged, the one to go first at the front."""
     kept = set(keep_branches)
-    session_used_at: dict[int, float] = dict(map(tuple, database.rows("SELECT branch_id, used_at FROM sessions")))
-    tails: dict[bytes, tuple[StoredTail, float]] = {}
-    for *row, used_at in database.rows(f"SELECT {TAIL_COLUMNS}, used_at FROM tails"):
-        if tail := checked_tail(row):
-            tails[tail.id] = (tail, used_at)
+    sessions = database.rows("SELECT branch_id, used_at FROM sessions")
+    session_used_at = {branch_id: _time(used_at) for branch_id, used_at in sessions}
+    tails = {tail.id: (tail, used_at) for tail, used_at in sound_tails(database)}
     branches_of: dict[bytes, list[int]] = defaultdict(list)
     newest: dict[int, StoredTail] = {}
     for tail_id, branch_id in database.rows("SELECT tail_id, branch_id FROM tail_uses"):
@@ -101,6 +106,11 @@ class Reached:
             self._passed[page.id] = tail.first_number
             page = self._pages.get(page.parent) if page.parent else None
         return num_bytes
+
+
+def _time(value: object) -> float:
+    """The times of use have no checksum, as they decide nothing but the order; a damaged one may be of any type."""
+    return value if isinstance(value, float) else 0.0
 
 
 def _age(tail: StoredTail) -> tuple[int, float]:

@@ -39,7 +39,8 @@ def _branches(connection: sqlite3.Connection) -> None:
 
     An old session gets a root branch with the session's own id, so the checksums of its tokens stay as they are.
     `parent_cut` says that the parent's turn `parent_turn` ends early in the branch. A turn's `end_seq` and
-    `end_position` grow with every append, and `last_turn` with every turn: so lost rows at an end are noticed.
+    `end_position` grow with every append, and `last_turn` with every turn: so lost rows at an end are noticed. Events
+    and tokens refer to no other table, so one damaged session of an old file does not keep the others from moving.
     """
     for table in ("turns", "events", "tokens"):
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
@@ -59,11 +60,10 @@ def _branches(connection: sqlite3.Connection) -> None:
     connection.execute(
         "CREATE TABLE events (id INTEGER PRIMARY KEY, branch_id INTEGER NOT NULL, seq INTEGER NOT NULL,"
         " turn INTEGER NOT NULL, position INTEGER NOT NULL, type TEXT NOT NULL, payload TEXT NOT NULL,"
-        " checksum BLOB NOT NULL, UNIQUE (branch_id, seq),"
-        " FOREIGN KEY (branch_id, turn) REFERENCES turns (branch_id, number)) STRICT"
+        " checksum BLOB NOT NULL, UNIQUE (branch_id, seq)) STRICT"
     )
     connection.execute(
-        "CREATE TABLE tokens (branch_id INTEGER NOT NULL REFERENCES branches, start INTEGER NOT NULL,"
+        "CREATE TABLE tokens (branch_id INTEGER NOT NULL, start INTEGER NOT NULL,"
         " ids BLOB NOT NULL, checksum BLOB NOT NULL, PRIMARY KEY (branch_id, start)) STRICT"
     )
     connection.execute("DROP INDEX sessions_by_workspace")
@@ -87,7 +87,8 @@ def _branches(connection: sqlite3.Connection) -> None:
 def _move_to_root_branch(connection: sqlite3.Connection, session: sqlite3.Row) -> None:
     session_id = session["id"]
     turns = list(_turns_with_ends(connection, session_id))
-    branch = (session_id, session_id, None, 0, 0, 0, 0, len(turns), session["created_at"])
+    last_turn = max((turn[1] for turn in turns), default=0)
+    branch = (session_id, session_id, None, 0, 0, 0, 0, last_turn, session["created_at"])
     connection.execute(
         "INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*branch, row_checksum("branches", *branch))
     )
@@ -117,10 +118,8 @@ def _turns_with_ends(connection: sqlite3.Connection, session_id: int) -> Iterato
     for *_, first, last, _ in turns:
         starts.append(reached if first is None or first == reached else max(start_of.get(first, reached), reached))
         reached = reached if last is None else last
-    end_seq = 0
-    for (number, state, started_at, ended_at, _, _, seq), start, end in zip(
-        turns, starts, [*starts[1:], max(num_tokens, reached)], strict=True
-    ):
+    ends, end_seq = [*starts, max(num_tokens, reached)][1:], 0
+    for (number, state, started_at, ended_at, _, _, seq), start, end in zip(turns, starts, ends, strict=True):
         end_seq = end_seq if seq is None else seq
         yield session_id, number, state, started_at, ended_at, start, end, end_seq
 
@@ -146,7 +145,7 @@ def _searchable(payload: str) -> str:
         return ""
 
 
-def _snapshots(connection: sqlite3.Connection) -> None:
+def create_snapshot_tables(connection: sqlite3.Connection) -> None:
     """What the files of blobs/ are: pages in chains, and tails that each go on at the end of one. `number` is a page's
     place in its chain. Rows without a rowid: a damaged index cannot lead from one id to the row of another."""
     connection.execute(
@@ -169,4 +168,4 @@ def _snapshots(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX tail_uses_by_branch ON tail_uses (branch_id)")
 
 
-MIGRATIONS = (_sessions, _branches, _search, _snapshots)
+MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables)

@@ -77,18 +77,18 @@ def _by_index(
     last_seq = history.branches()
     any_branch = " OR ".join(f'"b{branch_id}"' for branch_id in last_seq)
     any_word = " OR ".join(f'"{word}"' for word in words)
-    ids = database.rows(
-        "SELECT e.branch_id, e.seq, e.position FROM search JOIN events e ON e.id = search.rowid"
+    ranked = database.rows(
+        "SELECT e.branch_id, e.seq FROM search JOIN events e ON e.id = search.rowid"
         " WHERE search MATCH ? ORDER BY bm25(search, 1.0, 0.0)",
         (f"branch : ({any_branch}) AND text : ({any_word})",),
     )
     found: list[LoggedEvent] = []
-    for branch_id, seq, _ in ids:
+    for branch_id, seq in ranked:
         if len(found) == limit:
             break
-        if seq <= last_seq.get(branch_id, 0):
-            event = history.events(seq, seq)[0]
-            found += [event] if max_position is None or event.position <= max_position else []
+        if isinstance(seq, int) and seq <= last_seq.get(branch_id, 0):
+            events = history.events(seq, seq)
+            found += [event for event in events if max_position is None or event.position <= max_position]
     return found
 
 

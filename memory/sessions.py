@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .branches import History, LoggedEvent, Point, TurnInfo, damaged
+from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, checked_branch, damaged
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog, insert_branch, own_branches
 from .search import unindex_branches
@@ -175,7 +175,7 @@ class SessionStore:
             rows = self._database.rows(f"SELECT {columns} FROM sessions NOT INDEXED ORDER BY id")
             by_name = self._database.rows("SELECT id, name FROM sessions INDEXED BY sqlite_autoindex_sessions_1")
         sessions = [(SessionInfo(*values), checksum) for *values, checksum in rows]
-        if sorted((s.id, s.name) for s, _ in sessions) != sorted(map(tuple, by_name)):
+        if len(rows) != len(by_name) or {(s.id, s.name) for s, _ in sessions} != set(map(tuple, by_name)):
             raise StoreError(
                 f"the list of sessions in {self._database.path} is damaged: restore it from a backup,"
                 " or set HOLDFAST_HOME to another directory"
@@ -204,15 +204,19 @@ class SessionStore:
         return History(self._database, session.name, session.branch if branch is None else branch)
 
     def _unneeded_branches(self) -> list[int]:
-        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. Reading the
-        list of sessions fails when it is damaged, so that nothing of a session that only seems gone is removed."""
+        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. Raises
+        StoreError where a session or branch is damaged: what only seems to be needed by nobody must not be removed."""
         session_ids = {session.id for session in self.all()}
-        branches = self._database.rows("SELECT id, session_id, parent_id FROM branches ORDER BY id DESC")
+        branch_ids: list[int] = []
         needed: set[int | None] = set()
-        for id_, session_id, parent_id in branches:  # a parent is older than its children
-            if session_id in session_ids or id_ in needed:
-                needed |= {id_, parent_id}
-        return [row[0] for row in branches if row[0] not in needed]
+        for row in self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches ORDER BY id DESC"):
+            branch = checked_branch(row)
+            if branch is None:
+                raise damaged(self._database, "(any)", f"branch {row[0]}")
+            branch_ids.append(branch.id)
+            if branch.session_id in session_ids or branch.id in needed:  # a parent is older than its children
+                needed |= {branch.id, branch.parent_id}
+        return [branch_id for branch_id in branch_ids if branch_id not in needed]
 
 
 def _branch_info(history: History, current_id: int) -> BranchInfo:

@@ -3,6 +3,7 @@
 Owns how a chain is read and what is wrong with one. Must not know of files, nor which rows are worth keeping.
 """
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -137,6 +138,14 @@ def checked_tail(row: Sequence[Any]) -> StoredTail | None:
     """A row of TAIL_COLUMNS, its pages left out; None when it is damaged."""
     *values, checksum = row
     return StoredTail(TailRow(*values[:5]), *values[5:]) if checksum == row_checksum("tails", *values) else None
+
+
+def insert_pages(connection: sqlite3.Connection, pages: Iterable[PageRow]) -> None:
+    connection.executemany("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", (page.values() for page in pages))
+
+
+def insert_tail(connection: sqlite3.Connection, tail: StoredTail, used_at: float) -> None:
+    connection.execute("INSERT INTO tails VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*tail.values(), used_at))
 
 
 def read_by_id(database: Database, columns: str, table: str, ids: Iterable[bytes]) -> Iterator[Sequence[Any]]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from . import blobs as blob_files
 from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
 from .db import Database, StoreError
-from .retention import Reached, in_order, sound_pages, that_fit
+from .retention import in_order, sound_pages, that_fit
 from .snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
@@ -31,13 +31,15 @@ from .snapshot_rows import (
     Usage,
     checked_page,
     checked_tail,
+    insert_pages,
+    insert_tail,
     read_by_id,
     read_pages_of,
 )
+from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
 READERS = 4  # threads that read and check files
 READ_AHEAD = 8  # pages in memory before they are asked for
-NAMES_PER_TRANSACTION = 1000  # files looked at while other processes wait to write
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 
@@ -95,21 +97,22 @@ class SnapshotStore:
 
     def find(self, candidates: Iterable[bytes]) -> StoredTail | None:
         """The first of these tails that is stored with all its pages. One that is damaged is noted and forgotten."""
-        candidates = list(candidates)
-        rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
-        for id_ in candidates:
-            if id_ not in rows:
-                continue
-            try:
-                tail = self._resolve(id_, rows[id_])
-            except DamagedBlob as e:
-                self._forget(e)
-                self.forget_damaged(TAILS, id_)
-                continue
+        candidates, damaged, tail = list(candidates), [], None
+        with self._database.reading():  # one moment: what another process removes meanwhile is not damaged
+            rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
+            for id_ in (id_ for id_ in candidates if id_ in rows):
+                try:
+                    tail = self._resolve(id_, rows[id_])
+                    break
+                except DamagedBlob as e:
+                    damaged.append((id_, e))
+        for id_, damage in damaged:
+            self._forget(damage)
+            self.forget_damaged(TAILS, id_)
+        if tail is not None:
             with self._database.transaction() as connection:
-                connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), id_))
-            return tail
-        return None
+                connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), tail.id))
+        return tail
 
     def positions(self, most: int) -> list[int]:
         """The positions, up to one, at which tails are stored, the highest first."""
@@ -131,14 +134,14 @@ class SnapshotStore:
     def forget_damaged(self, kind: str, id: bytes) -> int:
         """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
         with self._database.transaction() as connection:
-            tails = [id] if kind == TAILS else self._tails_on(id)
+            tails = [id] if kind == TAILS else tails_on(self._database, id)
             num_tails = connection.executemany(
                 "DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]
             ).rowcount
             if kind == PAGES:
                 connection.execute("DELETE FROM pages WHERE id = ?", (id,))
-        self._remove_unnamed(TAILS, tails)
-        self._remove_unnamed(kind, [id])
+        remove_unnamed(self._database, self._blobs, TAILS, tails)
+        remove_unnamed(self._database, self._blobs, kind, [id])
         return max(num_tails, 0)
 
     def use(self, tail_id: bytes, branch_id: int) -> bool:
@@ -196,8 +199,8 @@ class SnapshotStore:
         with self._database.transaction():
             pages = sound_pages(self._database)
             kept = that_fit(in_order(self._database, keep_branches), pages, LOW_WATER * self._budget_bytes)
-            unnamed, freed = self._keep_only(kept, pages)
-        self._remove_files(unnamed)
+            unnamed, freed = keep_only(self._database, kept, pages)
+        remove_files(self._database, self._blobs, unnamed)
         return freed
 
     def gc(self) -> Freed:
@@ -206,9 +209,9 @@ class SnapshotStore:
             pages = sound_pages(self._database)
             used = {row[0] for row in self._database.rows("SELECT tail_id FROM tail_uses")}
             kept = [ranked.tail for ranked in in_order(self._database, ()) if ranked.tail.id in used]
-            unnamed, freed = self._keep_only(kept, pages)
-        self._remove_files(unnamed)
-        num_leftovers = sum(self._remove_unnamed(kind, self._blobs.ids(kind)) for kind in KINDS)
+            unnamed, freed = keep_only(self._database, kept, pages)
+        remove_files(self._database, self._blobs, unnamed)
+        num_leftovers = sum(remove_unnamed(self._database, self._blobs, kind, self._blobs.ids(kind)) for kind in KINDS)
         return replace(freed, num_leftovers=num_leftovers + self._blobs.remove_stale())
 
     def verify(self, repair: bool = False) -> Report:
@@ -220,10 +223,12 @@ class SnapshotStore:
         for size, fault in [*self._ahead(self._check_page, page_rows), *self._ahead(self._check_tail, tail_rows)]:
             num_bytes += size
             if fault and self._is_named(fault):
-                damaged.append(str(fault))
-                if repair:
-                    self.forget_damaged(fault.kind, fault.id)
-        return Report(len(page_rows), len(tail_rows), num_bytes, damaged)
+                damaged.append(fault)
+        if repair and damaged:
+            rebuild(self._database)
+            for fault in damaged:
+                self.forget_damaged(fault.kind, fault.id)
+        return Report(len(page_rows), len(tail_rows), num_bytes, list(map(str, damaged)))
 
     def _name(
         self, tail: TailRow, tail_file: Written, files: dict[bytes, tuple[Written, PageRow]], branch_id: int
@@ -243,8 +248,8 @@ class SnapshotStore:
                 self._blobs.sync(KINDS)
                 now = time.time()
                 stored = StoredTail(tail, tail_file.num_bytes, tail_file.checksum, now)
-                connection.executemany("INSERT INTO pages VALUES (?, ?, ?, ?, ?, ?)", [row.values() for _, row in new])
-                connection.execute("INSERT INTO tails VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*stored.values(), now))
+                insert_pages(connection, [row for _, row in new])
+                insert_tail(connection, stored, now)
                 connection.execute("INSERT INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
                 read_pages_of(self._database, tail)
                 blob_files.crash_point("before commit")
@@ -266,50 +271,11 @@ class SnapshotStore:
         self.notes.append(str(damage))
         self.forget_damaged(damage.kind, damage.id)
 
-    def _tails_on(self, page_id: bytes) -> list[bytes]:
-        """Tails that need a page; where its row is damaged and its number not known, all tails of chains through it."""
-        page = next(map(checked_page, read_by_id(self._database, PAGE_COLUMNS, "pages", [page_id])), None)
-        above = self._database.rows(
-            "WITH RECURSIVE above (id) AS (VALUES (?1) UNION SELECT p.id FROM above a JOIN pages p ON p.parent = a.id)"
-            " SELECT t.id FROM above a JOIN tails t ON t.last_page = a.id WHERE t.first_number <= COALESCE(?2, t.first_number)",
-            (page_id, page.number if page else None),
-        )
-        heads = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails WHERE length(head) > 0")
-        in_head = [row[0] for row in heads if page_id in TailRow(*row[:5]).head_ids]
-        return [*(row[0] for row in above), *in_head]
-
-    def _keep_only(self, tails: list[StoredTail], pages: dict[bytes, PageRow]) -> tuple[list[tuple[str, bytes]], Freed]:
-        """Delete the rows of all other tails and of the pages these do not need, in the caller's transaction; returns
-        whose files are to be removed after it."""
-        reached, kept_ids = Reached(pages, tails), {tail.id for tail in tails}
-        gone_tails = [row for row in self._database.rows("SELECT id, bytes FROM tails") if row[0] not in kept_ids]
-        gone_pages = [row for row in self._database.rows("SELECT id, bytes FROM pages") if row[0] not in reached]
-        for table, rows in ((TAILS, gone_tails), (PAGES, gone_pages)):
-            for row in rows:
-                self._database.rows(f"DELETE FROM {table} WHERE id = ?", (row[0],))
-        files = [(TAILS, row[0]) for row in gone_tails] + [(PAGES, row[0]) for row in gone_pages]
-        return files, Freed(len(gone_tails), len(gone_pages), sum(row[1] for row in [*gone_tails, *gone_pages]))
-
-    def _remove_files(self, files: list[tuple[str, bytes]]) -> None:
-        for kind in KINDS:
-            self._remove_unnamed(kind, [id_ for of_kind, id_ in files if of_kind == kind])
-
-    def _remove_unnamed(self, kind: str, ids: Iterable[bytes]) -> int:
-        """Remove those of these files that no row names; how many that were. In transactions: nobody else can be
-        between giving such a file its name and inserting its row."""
-        remaining, num_removed = iter(list(ids)), 0
-        while some := set(islice(remaining, NAMES_PER_TRANSACTION)):
-            if not some.difference(row[0] for row in read_by_id(self._database, "id", kind, some)):
-                continue
-            with self._database.transaction():
-                unnamed = some.difference(row[0] for row in read_by_id(self._database, "id", kind, some))
-                for id_ in unnamed:
-                    self._blobs.remove(kind, id_)
-            num_removed += len(unnamed)
-        return num_removed
-
     def _is_named(self, damage: DamagedBlob) -> bool:
-        return any(read_by_id(self._database, "id", damage.kind, [damage.id]))
+        """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""
+        return bool(
+            self._database.rows(f"SELECT 1 FROM {damage.kind} WHERE +id = ? OR typeof(id) <> 'blob'", (damage.id,))
+        )
 
     def _read_page(self, page: PageRow) -> bytes:
         return self._blobs.read(PAGES, page.id, page.num_bytes, page.checksum)
@@ -317,7 +283,7 @@ class SnapshotStore:
     def _check_page(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
         page = checked_page(row)
         if page is None:
-            return 0, DamagedBlob(PAGES, row[0], "its row is damaged")
+            return 0, DamagedBlob(PAGES, _as_id(row[0]), "its row is damaged")
         try:
             return len(self._read_page(page)), None
         except DamagedBlob as e:
@@ -325,11 +291,11 @@ class SnapshotStore:
 
     def _check_tail(self, row: Sequence[Any]) -> tuple[int, DamagedBlob | None]:
         try:
-            tail = self._resolve(row[0], row)
+            tail = self._resolve(_as_id(row[0]), row)
             return len(self.read_tail(tail)), None
         except DamagedBlob as e:
             why = e.why if e.kind == TAILS else f"its page {e.id.hex()}: {e.why}"
-            return 0, DamagedBlob(TAILS, row[0], why)
+            return 0, DamagedBlob(TAILS, _as_id(row[0]), why)
 
     def _ahead(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """The function's results in order, worked out by threads a few items ahead."""
@@ -345,3 +311,8 @@ class SnapshotStore:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _as_id(value: object) -> bytes:
+    """The id of a row that may be damaged."""
+    return value if isinstance(value, bytes) else b""

@@ -1,4 +1,4 @@
-"""Tools a model can call on a workspace: read, outline, find_symbol, search, edit.
+"""Tools a model can call: read, outline, find_symbol, search and edit on a workspace, recall on its session.
 
 Owns which tools there are and how they are described to the model. Must not know who calls them or whether a call was approved.
 """
@@ -7,6 +7,7 @@ from functools import partial
 
 from .files import EditArguments, ReadArguments, edit, read
 from .index import FindSymbolArguments, OutlineArguments, SymbolIndex, find_symbol, outline
+from .recall import RecallArguments, Search, recall
 from .search import SearchArguments, search
 from .tool import Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
 from .workspace import Workspace
@@ -14,8 +15,8 @@ from .workspace import Workspace
 __all__ = ["Risk", "Tool", "ToolCall", "ToolError", "ToolResult", "Workspace", "run_tool", "toolset"]
 
 
-def toolset(workspace: Workspace) -> dict[str, Tool]:
-    """The tools on one workspace, by name, in the order they are shown to the model."""
+def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:
+    """The tools on one workspace and one session, by name, in the order they are shown to the model."""
     tools = [
         Tool(
             "read",
@@ -51,6 +52,13 @@ def toolset(workspace: Workspace) -> dict[str, Tool]:
             EditArguments,
             Risk.EDIT,
             partial(edit, workspace),
+        ),
+        Tool(
+            "recall",
+            "Find what was said or done earlier in this session, also what is no longer in view.",
+            RecallArguments,
+            Risk.READ,
+            partial(recall, search_session),
         ),
     ]
     return {tool.name: tool for tool in tools}

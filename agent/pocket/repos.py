@@ -97,7 +97,7 @@ class Repo:
             _write_generated(self.root, split, rng)
         else:
             _copy_installed(self.root, split, rng)
-        self.tools: dict[str, Tool] = toolset(Workspace(self.root))
+        self.tools: dict[str, Tool] = toolset(Workspace(self.root), lambda query, limit: ())
         self.paths = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*.py"))
         self.symbols: list[Symbol] = []
         for path in self.paths:

@@ -9,9 +9,9 @@ import numpy as np
 from kernels.attention import AttendWeights
 from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import ZERO, exp
+from kernels.cpu.maths import ONE, exp
 from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import LANES, max_row, sum_row, transpose_16
+from kernels.cpu.vector import LANES, clear_row, copy_row, max_row, sum_row, transpose_16
 from kernels.rows import Rows
 
 TILE = 16
@@ -38,148 +38,124 @@ def _whole(count):
 
 
 @inlined
-def _transpose(rows, count, dim, out, step):
-    """rows [count, dim] -> out [dim, step]; count and dim are multiples of 16."""
-    for i in range(0, count, LANES):
-        for c in range(0, dim, LANES):
-            transpose_16(rows, i * dim + c, dim, out, c * step + i, step)
+def _scale(row, factor, out):
+    for c in range(len(row)):
+        out[c] = row[c] * factor
 
 
 @inlined
-def _window_image(kv, rows, segment, ring, base, first, last, image):
-    """image [i] = the row of position base + i, from this step or the ring; zeros before `first`, and after `last` to a multiple of 16."""
-    start = rows.starts[segment]
-    own, slot = rows.positions[start], rows.slots[segment]
-    count = _whole(last + 1 - base)
-    for i in range(count):
-        position = base + i
-        if position < first or position > last:
-            image[i] = ZERO
-        elif position >= own:
-            image[i] = kv[start + position - own]
-        else:
-            image[i] = ring[slot, position % ring.shape[1]]
+def _window_image(kv, ring, start, own, slot, base, first, last, image):
+    """image row i = the row of position base + i: of this step from `own` on, else of the ring.
+
+    Zeros before `first`, and after `last` up to a multiple of 16 rows: how many rows that makes.
+    """
+    length, dim, count = ring.shape[1], ring.shape[2], _whole(last + 1 - base)
+    clear_row(image, 0, (first - base) * dim)
+    for position in range(first, min(own, last + 1)):
+        copy_row(ring, (slot * length + position % length) * dim, image, (position - base) * dim, dim)
+    for position in range(max(first, own), last + 1):
+        copy_row(kv, (start + position - own) * dim, image, (position - base) * dim, dim)
+    clear_row(image, (last + 1 - base) * dim, (count - (last + 1 - base)) * dim)
     return count
 
 
 @inlined
 def _entry_image(pool, places, count, image):
-    """image [i] = the pool row places[i], then zeros to a multiple of 16."""
-    whole = _whole(count)
-    for i in range(whole):
-        if i < count:
-            image[i] = pool[places[i]]
-        else:
-            image[i] = ZERO
+    """image row i = the pool row places[i], then zeros up to a multiple of 16 rows: how many rows that makes."""
+    dim, whole = pool.shape[1], _whole(count)
+    for i in range(count):
+        copy_row(pool, places[i] * dim, image, i * dim, dim)
+    clear_row(image, count * dim, (whole - count) * dim)
     return whole
 
 
 @inlined
-def _to_weights(scores, at, first, count, whole, top):
-    """exp(score - top) of the scores first ... first + count - 1, zero for the others of `whole`; their sum."""
-    for i in range(first):
-        scores[at + i] = ZERO
-    for i in range(first, first + count):
-        scores[at + i] = exp(scores[at + i] - top)
-    for i in range(first + count, whole):
-        scores[at + i] = ZERO
-    return sum_row(scores, at, whole)
+def _scores(queries, first, num, keys_image, count, keys, scores):
+    """scores [num, count] = queries first ... . rows of an image; `keys` is room for the image turned over."""
+    dim, step = queries.shape[1], scores.shape[1]
+    for i in range(0, count, LANES):
+        for c in range(0, dim, LANES):
+            transpose_16(keys_image, i * dim + c, dim, keys, c * step + i, step)
+    gemm(queries, first * dim, dim, keys, 0, step, scores, 0, step, num, dim, count, False)
 
 
 @inlined
-def _softmax(near, near_at, first, count, whole, far, far_at, num_entries, whole_entries, sink):
+def _to_weights(scores, first, count, top):
+    """exp(score - top) of the scores first ... first + count - 1, in place, zero for the others; their sum."""
+    clear_row(scores, 0, first)
+    seen = scores[first : first + count]
+    for i in range(count):
+        seen[i] = exp(seen[i] - top)
+    clear_row(scores, first + count, len(scores) - first - count)
+    return sum_row(scores, 0, len(scores))
+
+
+@inlined
+def _softmax(near, first, count, far, num_entries, sink):
     """Weights in place of both kinds of scores; the denominator."""
-    top = max(sink, max(max_row(near, near_at + first, count), max_row(far, far_at, num_entries)))
-    total = _to_weights(far, far_at, 0, num_entries, whole_entries, top)
-    return total + _to_weights(near, near_at, first, count, whole, top) + exp(sink - top)
+    top = max(sink, max(max_row(near, first, count), max_row(far, 0, num_entries)))
+    return _to_weights(far, 0, num_entries, top) + _to_weights(near, first, count, top) + exp(sink - top)
+
+
+@inlined
+def _most_entries(rows, ratio):
+    """Entries that some row may see."""
+    most = 0
+    for segment in range(len(rows.slots)):
+        most = max(most, (rows.positions[rows.starts[segment + 1] - 1] + 1) // ratio)
+    return most
 
 
 @kernel
 def _attend(start, stop, q, kv, rows, ring, pool, chosen, w, out):
-    heads, dim, queries = q.shape[1], q.shape[2], q.ravel()
-    k, per_page = chosen.shape[1], rows.page_tokens // max(w.ratio, 1)
-    near_step, far_step = _whole(w.window + TILE + LANES), _whole(k)
-    if w.ratio > 0 and k == 0:
-        for segment in range(len(rows.slots)):
-            last = rows.positions[rows.starts[segment + 1] - 1]
-            far_step = max(far_step, _whole((last + 1) // w.ratio))
-    scaled = np.empty(TILE * heads * dim, np.float32)
-    image, keys = np.empty((near_step, dim), np.float32), np.empty(dim * near_step, np.float32)
-    near, far = np.empty(TILE * heads * near_step, np.float32), np.empty(TILE * heads * far_step, np.float32)
-    entries, entry_keys = np.empty((far_step, dim), np.float32), np.empty(dim * far_step, np.float32)
-    places, totals = np.empty(far_step, np.int64), np.empty(TILE * heads, np.float32)
+    heads, dim, k, ratio = q.shape[1], q.shape[2], chosen.shape[1], max(w.ratio, 1)
+    per_page, shares_entries = rows.page_tokens // ratio, w.ratio > 0 and k == 0
+    near_step = _whole(w.window + TILE + LANES)
+    far_step = _whole(_most_entries(rows, ratio) if shares_entries else k)
+    queries, totals = np.empty((TILE * heads, dim), np.float32), np.empty(TILE * heads, np.float32)
+    image, keys = np.empty((near_step, dim), np.float32), np.empty((dim, near_step), np.float32)
+    entries, entry_keys = np.empty((far_step, dim), np.float32), np.empty((dim, far_step), np.float32)
+    near, far = np.empty((TILE * heads, near_step), np.float32), np.empty((TILE * heads, far_step), np.float32)
+    places = np.empty(far_step, np.int64)
     for segment in range(len(rows.slots)):
-        dropped = rows.dropped[segment] // max(w.ratio, 1)
-        end = min(stop, rows.starts[segment + 1])
-        for row in range(max(start, rows.starts[segment]), end, TILE):
-            count = min(TILE, end - row)
-            t = rows.positions[row]
-            at = row * heads * dim
-            for i in range(count * heads * dim):
-                scaled[i] = queries[at + i] * np.float32(w.scale)
+        slot, dropped, pages = rows.slots[segment], rows.dropped[segment] // ratio, rows.pages[segment]
+        segment_start, end = rows.starts[segment], min(stop, rows.starts[segment + 1])
+        for row in range(max(start, segment_start), end, TILE):
+            count, t, at = min(TILE, end - row), rows.positions[row], row * heads * dim
+            for i in range(count * heads):
+                _scale(q[row + i // heads, i % heads], np.float32(w.scale), queries[i])
             first = max(0, t - w.window + 1)
             base = first // LANES * LANES
-            whole = _window_image(kv, rows, segment, ring, base, first, t + count - 1, image)
-            _transpose(image, whole, dim, keys, near_step)
-            gemm(scaled, 0, dim, keys, 0, near_step, near, 0, near_step, count * heads, dim, whole, False)
-            whole_entries = 0
-            if w.ratio > 0 and k == 0:  # the rows share their entries
-                visible = (t + count) // w.ratio - dropped
-                for e in range(visible):
-                    places[e] = rows.pages[segment, e // per_page] * per_page + e % per_page
-                whole_entries = _entry_image(pool, places, visible, entries)
-                _transpose(entries, whole_entries, dim, entry_keys, far_step)
-                gemm(
-                    scaled, 0, dim, entry_keys, 0, far_step, far, 0, far_step, count * heads, dim, whole_entries, False
-                )
+            own, last = rows.positions[segment_start], t + count - 1
+            whole = _window_image(kv, ring, segment_start, own, slot, base, first, last, image)
+            _scores(queries, 0, count * heads, image, whole, keys, near)
+            num_entries, whole_entries = 0, 0
+            if shares_entries:
+                num_entries = (last + 1) // ratio - dropped
+                for e in range(num_entries):
+                    places[e] = pages[e // per_page] * per_page + e % per_page
+                whole_entries = _entry_image(pool, places, num_entries, entries)
+                _scores(queries, 0, count * heads, entries, whole_entries, entry_keys, far)
             for i in range(count):
-                position = t + i
-                visible = (position + 1) // w.ratio - dropped if w.ratio > 0 else 0
+                far_at = i * heads
+                if w.ratio > 0:
+                    num_entries = (t + i + 1) // ratio - dropped
                 if k > 0:
-                    visible = min(visible, k)
-                    whole_entries = _entry_image(pool, chosen[row + i], visible, entries)
-                    _transpose(entries, whole_entries, dim, entry_keys, far_step)
-                    gemm(
-                        scaled,
-                        i * heads * dim,
-                        dim,
-                        entry_keys,
-                        0,
-                        far_step,
-                        far,
-                        0,
-                        far_step,
-                        heads,
-                        dim,
-                        whole_entries,
-                        False,
-                    )
-                seen = max(0, position - w.window + 1)
+                    far_at, num_entries = 0, min(num_entries, k)
+                    whole_entries = _entry_image(pool, chosen[row + i], num_entries, entries)
+                    _scores(queries, i * heads, heads, entries, whole_entries, entry_keys, far)
+                seen = max(0, t + i - w.window + 1)
                 for h in range(heads):
-                    far_at = (h if k > 0 else i * heads + h) * far_step
                     totals[i * heads + h] = _softmax(
-                        near, (i * heads + h) * near_step, seen - base, position + 1 - seen, whole,
-                        far, far_at, visible, whole_entries, w.sink[h],
+                        near[i * heads + h, :whole], seen - base, t + i + 1 - seen,
+                        far[far_at + h, :whole_entries], num_entries, w.sink[h],
                     )  # fmt: skip
                 if k > 0:
-                    gemm(
-                        far,
-                        0,
-                        far_step,
-                        entries,
-                        0,
-                        dim,
-                        out,
-                        at + i * heads * dim,
-                        dim,
-                        heads,
-                        whole_entries,
-                        dim,
-                        False,
-                    )
-            if w.ratio > 0 and k == 0:
+                    to = at + i * heads * dim
+                    gemm(far, 0, far_step, entries, 0, dim, out, to, dim, heads, whole_entries, dim, False)
+            if shares_entries:
                 gemm(far, 0, far_step, entries, 0, dim, out, at, dim, count * heads, whole_entries, dim, False)
             gemm(near, 0, near_step, image, 0, dim, out, at, dim, count * heads, whole, dim, w.ratio > 0)
             for i in range(count * heads):
-                for c in range(dim):
-                    out[row + i // heads, i % heads, c] /= totals[i]
+                result = out[row + i // heads, i % heads]
+                _scale(result, ONE / totals[i], result)

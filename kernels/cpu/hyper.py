@@ -4,9 +4,9 @@ import numpy as np
 
 from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import ONE, TWO, ZERO, exp, inverse_rms, rms_norm, sigmoid
+from kernels.cpu.maths import TWO, ZERO, exp, inverse_rms, rms_norm, sigmoid
 from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import fma
+from kernels.cpu.vector import clear_row, fma
 from kernels.hyper import HeadWeights, HyperWeights
 
 BLOCK = 16  # rows whose mixing weights are one product
@@ -60,63 +60,72 @@ def _sinkhorn(comb, m, iters, eps):
 
 
 @inlined
-def _mix_streams(streams, row, weights, weights_at, out):
-    """out [D] = the sum over the streams of weight * stream."""
-    for i in range(streams.shape[2]):
-        total = ZERO
-        for j in range(streams.shape[1]):
-            total = fma(weights[weights_at + j], streams[row, j, i], total)
-        out[i] = total
+def _mix_streams(streams, weights, out):
+    """out [D] = the sum over the streams [M, D] of weight * stream."""
+    clear_row(out, 0, len(out))
+    for j in range(len(streams)):
+        stream, weight = streams[j], weights[j]
+        for i in range(len(out)):
+            out[i] = fma(weight, stream[i], out[i])
+
+
+@inlined
+def _split(mix, m, iters, eps, post, comb):
+    """mix [(2 + M) * M] -> pre in place of its first M, post [M], comb [M, M]."""
+    for j in range(m):
+        mix[j] = sigmoid(mix[j]) + eps
+        post[j] = sigmoid(mix[m + j]) * TWO
+    for j in range(m):
+        logits = mix[(2 + j) * m : (3 + j) * m]
+        top, total = logits[0], ZERO
+        for k in range(1, m):
+            top = max(top, logits[k])
+        for k in range(m):
+            comb[j, k] = exp(logits[k] - top)
+            total += comb[j, k]
+        for k in range(m):
+            comb[j, k] = comb[j, k] / total + eps
+    _sinkhorn(comb, m, iters, eps)
 
 
 @kernel
 def _hc_pre(start, stop, streams, w, x, post, comb):
     m, d = streams.shape[1], streams.shape[2]
     width, eps = w.fn.shape[1], np.float32(w.hc_eps)
-    mix, y = np.empty(BLOCK * width, np.float32), np.empty(d, np.float32)
+    mixes, y = np.empty((BLOCK, width), np.float32), np.empty(d, np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
-        gemm(streams, first * m * d, m * d, w.fn, 0, width, mix, 0, width, count, m * d, width, False)
+        gemm(streams, first * m * d, m * d, w.fn, 0, width, mixes, 0, width, count, m * d, width, False)
         for i in range(count):
-            row, at = first + i, i * width
+            row, mix = first + i, mixes[i]
             scale = inverse_rms(streams, row * m * d, m * d, w.norm_eps)
             for c in range(width):
-                mix[at + c] = fma(mix[at + c], scale, w.base[c])
-            for j in range(m):
-                mix[at + j] = sigmoid(mix[at + j]) + eps
-                post[row, j] = sigmoid(mix[at + m + j]) * TWO
-            for j in range(m):
-                logits = at + (2 + j) * m
-                top, total = mix[logits], ZERO
-                for k in range(1, m):
-                    top = max(top, mix[logits + k])
-                for k in range(m):
-                    comb[row, j, k] = exp(mix[logits + k] - top)
-                    total += comb[row, j, k]
-                for k in range(m):
-                    comb[row, j, k] = comb[row, j, k] / total + eps
-            _sinkhorn(comb[row], m, w.iters, eps)
-            _mix_streams(streams, row, mix, at, y)
-            rms_norm(y, 0, w.norm, x[row], 0, d, w.norm_eps)
+                mix[c] = fma(mix[c], scale, w.base[c])
+            _split(mix, m, w.iters, eps, post[row], comb[row])
+            _mix_streams(streams[row], mix, y)
+            rms_norm(y, w.norm, x[row], w.norm_eps)
 
 
 @kernel
 def _hc_post(start, stop, out, streams, post, comb, result):
-    m = streams.shape[1]
+    m, d = streams.shape[1], streams.shape[2]
     for row in range(start, stop):
+        source = out[row]
         for k in range(m):
-            for i in range(streams.shape[2]):
-                total = post[row, k] * out[row, i]
-                for j in range(m):
-                    total = fma(comb[row, j, k], streams[row, j, i], total)
-                result[row, k, i] = total
+            target, weight = result[row, k], post[row, k]
+            for i in range(d):
+                target[i] = weight * source[i]
+            for j in range(m):
+                stream, weight = streams[row, j], comb[row, j, k]
+                for i in range(d):
+                    target[i] = fma(weight, stream[i], target[i])
 
 
 @kernel
 def _head(start, stop, streams, w, logits):
     m, d = streams.shape[1], streams.shape[2]
     vocab, eps = w.head.shape[1], np.float32(w.hc_eps)
-    mix, y, x = np.empty(m, np.float32), np.empty(d, np.float32), np.empty(BLOCK * d, np.float32)
+    mix, y, x = np.empty(m, np.float32), np.empty(d, np.float32), np.empty((BLOCK, d), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
         for i in range(count):
@@ -124,7 +133,7 @@ def _head(start, stop, streams, w, logits):
             gemm(streams, row * m * d, 0, w.fn, 0, m, mix, 0, 0, 1, m * d, m, False)
             scale = inverse_rms(streams, row * m * d, m * d, w.norm_eps)
             for j in range(m):
-                mix[j] = ONE / (ONE + exp(-fma(mix[j], scale, w.base[j]))) + eps
-            _mix_streams(streams, row, mix, 0, y)
-            rms_norm(y, 0, w.norm, x, i * d, d, w.norm_eps)
+                mix[j] = sigmoid(fma(mix[j], scale, w.base[j])) + eps
+            _mix_streams(streams[row], mix, y)
+            rms_norm(y, w.norm, x[i], w.norm_eps)
         gemm(x, 0, d, w.head, 0, vocab, logits, first * vocab, vocab, count, d, vocab, False)

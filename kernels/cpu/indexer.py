@@ -6,7 +6,7 @@ from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import INF, ZERO
 from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import LANES, fma, transpose_16
+from kernels.cpu.vector import LANES, clear_row, fma, transpose_16
 from kernels.rows import Rows
 
 TILE = 8  # rows that share the keys
@@ -79,12 +79,13 @@ def _score_chunk(index_q, row, count, index_pool, pages, per_page, first, column
 
 
 @inlined
-def _add_candidates(products, at, heads, weights, first, columns, line, scores, entries, held, least, scratch, k):
+def _add_candidates(products, weights, first, columns, line, scores, entries, held, least, scratch, k):
     """Score the entries of a chunk for one row and keep those better than `least`: (how many are held, the new least)."""
-    line[:] = ZERO
-    for h in range(heads):
+    clear_row(line, 0, CHUNK)
+    for h in range(len(weights)):
+        product, weight = products[h], weights[h]
         for e in range(CHUNK):
-            line[e] = fma(weights[h], max(products[at + h * CHUNK + e], ZERO), line[e])
+            line[e] = fma(weight, max(product[e], ZERO), line[e])
     for e in range(columns):
         if line[e] > least:  # a later entry loses a tie
             scores[held], entries[held] = line[e], first + e
@@ -99,7 +100,7 @@ def _add_candidates(products, at, heads, weights, first, columns, line, scores, 
 def _select(start, stop, index_q, head_weights, rows, index_pool, ratio, chosen):
     heads, dim, k = index_q.shape[1], index_q.shape[2], chosen.shape[1]
     per_page, room = rows.page_tokens // ratio, k + 2 * CHUNK
-    keys, products = np.zeros(dim * CHUNK, np.float32), np.zeros(TILE * heads * CHUNK, np.float32)
+    keys, products = np.zeros(dim * CHUNK, np.float32), np.zeros((TILE * heads, CHUNK), np.float32)
     line, scratch = np.empty(CHUNK, np.float32), np.empty(room, np.float32)
     scores, entries = np.empty((TILE, room), np.float32), np.empty((TILE, room), np.int64)
     held, least = np.empty(TILE, np.int64), np.empty(TILE, np.float32)
@@ -116,7 +117,7 @@ def _select(start, stop, index_q, head_weights, rows, index_pool, ratio, chosen)
                 for i in range(count):
                     own = min(columns, (rows.positions[row + i] + 1) // ratio - dropped - first)
                     held[i], least[i] = _add_candidates(
-                        products, i * heads * CHUNK, heads, head_weights[row + i], first, own, line,
+                        products[i * heads : (i + 1) * heads], head_weights[row + i], first, own, line,
                         scores[i], entries[i], held[i], least[i], scratch, k,
                     )  # fmt: skip
             for i in range(count):

@@ -48,21 +48,22 @@ def inverse_rms(x, x_at, count, eps):
 
 
 @inlined
-def rms_norm(x, x_at, weight, out, out_at, count, eps):
-    """One row, x * inverse rms * weight."""
-    scale = inverse_rms(x, x_at, count, eps)
-    for i in range(count):
-        out[out_at + i] = x[x_at + i] * scale * weight[i]
+def rms_norm(x, weight, out, eps):
+    """out = x * inverse rms * weight, of one row."""
+    scale = inverse_rms(x, 0, len(weight), eps)
+    for i in range(len(weight)):
+        out[i] = x[i] * scale * weight[i]
 
 
 @inlined
-def rotate(x, x_at, turns, at, pairs, sign):
-    """Turn `pairs` channel pairs from x_at on by turns[at] (cos, sin); sign -1 turns back."""
-    for i in range(pairs):
-        c, s = turns[at, i, 0], sign * turns[at, i, 1]
-        a, b = x[x_at + 2 * i], x[x_at + 2 * i + 1]
-        x[x_at + 2 * i] = a * c - b * s
-        x[x_at + 2 * i + 1] = a * s + b * c
+def rotate(x, turns, sign):
+    """Turn the last channel pairs of a row by turns [P, (cos, sin)]; sign -1 turns back."""
+    pairs = x[len(x) - 2 * len(turns) :]
+    for i in range(len(turns)):
+        c, s = turns[i, 0], sign * turns[i, 1]
+        a, b = pairs[2 * i], pairs[2 * i + 1]
+        pairs[2 * i] = a * c - b * s
+        pairs[2 * i + 1] = a * s + b * c
 
 
 @inlined
@@ -88,32 +89,35 @@ def pow2_scale(largest, inverse_limit):
 
 
 @inlined
-def largest(x, at, count):
+def largest(x):
     most = ZERO
-    for i in range(at, at + count):
+    for i in range(len(x)):
         most = max(most, abs(x[i]))
     return most
 
 
 @inlined
-def round_key_row(x, at, dim, rope):
+def round_key_row(x, rope):
     """In place, what `kernels.quant.round_kv_rows` gives: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
-    for start in range(at, at + dim - rope, 64):
-        scale = pow2_scale(max(largest(x, start, 64), FP8_LEAST), FP8_INVERSE)
+    for start in range(0, len(x) - rope, 64):
+        block = x[start : start + 64]
+        scale = pow2_scale(max(largest(block), FP8_LEAST), FP8_INVERSE)
         inverse = ONE / scale
-        for i in range(start, start + 64):
-            x[i] = round_e4m3(x[i] * inverse) * scale
-    for i in range(at + dim - rope, at + dim):
-        x[i] = round_bf16(x[i])
+        for i in range(64):
+            block[i] = round_e4m3(block[i] * inverse) * scale
+    rotated = x[len(x) - rope :]
+    for i in range(rope):
+        rotated[i] = round_bf16(rotated[i])
 
 
 @inlined
-def round_index_row(x, at, dim):
+def round_index_row(x):
     """In place, what `kernels.quant.fake_fp4` gives: e2m1 in blocks of 32."""
-    for start in range(at, at + dim, 32):
-        scale = pow2_scale(max(largest(x, start, 32), FP4_LEAST), FP4_INVERSE)
-        for i in range(start, start + 32):
-            a = min(abs(x[i]) / scale, SIX)
+    for start in range(0, len(x), 32):
+        block = x[start : start + 32]
+        scale = pow2_scale(max(largest(block), FP4_LEAST), FP4_INVERSE)
+        for i in range(32):
+            a = min(abs(block[i]) / scale, SIX)
             step = HALF if a < TWO else (ONE if a < FOUR else TWO)
             rounded = ((a / step + TO_INTEGER) - TO_INTEGER) * step * scale
-            x[i] = -rounded if x[i] < ZERO else rounded
+            block[i] = -rounded if block[i] < ZERO else rounded

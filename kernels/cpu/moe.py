@@ -8,6 +8,7 @@ from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import INF, ONE, ZERO, exp
 from kernels.cpu.threads import over_rows
+from kernels.cpu.vector import clear_row, copy_row
 from kernels.moe import MoEWeights
 
 BLOCK = 64  # rows routed at once
@@ -21,12 +22,12 @@ def moe(x: np.ndarray, ids: np.ndarray, w: MoEWeights) -> np.ndarray:
 
 
 @inlined
-def _route(scores, at, token, w, weights):
+def _route(scores, token, w, weights):
     """weights [E]: those of the chosen experts, zero for the others. Scores are the router's outputs."""
     num = w.gate.shape[1]
     for e in range(num):
-        y = scores[at + e]
-        scores[at + e] = np.sqrt(y if y > LINEAR else np.float32(math.log1p(exp(y))))
+        y = scores[e]
+        scores[e] = np.sqrt(y if y > LINEAR else np.float32(math.log1p(exp(y))))
         weights[e] = -ONE  # not chosen
     for choice in range(w.k):
         best, most = -1, -INF
@@ -34,10 +35,10 @@ def _route(scores, at, token, w, weights):
             best = w.tid2eid[token, choice]
         else:
             for e in range(num):
-                biased = scores[at + e] + w.bias[e]
+                biased = scores[e] + w.bias[e]
                 if weights[e] < ZERO and (best < 0 or biased > most):
                     best, most = e, biased
-        weights[best] = scores[at + best]
+        weights[best] = scores[best]
     total = ZERO
     for e in range(num):
         weights[e] = max(weights[e], ZERO)
@@ -47,44 +48,49 @@ def _route(scores, at, token, w, weights):
 
 
 @inlined
-def _swiglu(gate_up, at, inner, limit, weight, out, out_at):
-    for i in range(inner):
-        gate, up = min(gate_up[at + i], limit), gate_up[at + inner + i]
-        out[out_at + i] = gate / (ONE + exp(-gate)) * min(max(up, -limit), limit) * weight
+def _swiglu(gate_up, limit, weight, out):
+    """weight * silu(min(gate, limit)) * clamp(up, -limit, limit), of one row."""
+    gates, ups = gate_up[: len(out)], gate_up[len(out) :]
+    for i in range(len(out)):
+        gate = min(gates[i], limit)
+        out[i] = gate / (ONE + exp(-gate)) * min(max(ups[i], -limit), limit) * weight
+
+
+@inlined
+def _add(row, out):
+    for i in range(len(out)):
+        out[i] += row[i]
 
 
 @kernel
 def _moe(start, stop, x, ids, w, out):
     d, num, inner, limit = x.shape[1], w.gate.shape[1], w.w2.shape[1], np.float32(w.limit)
-    scores, weights = np.empty(BLOCK * num, np.float32), np.empty((BLOCK, num), np.float32)
-    gathered, result = np.empty(BLOCK * d, np.float32), np.empty(BLOCK * d, np.float32)
-    gate_up, hidden = np.empty(BLOCK * 2 * inner, np.float32), np.empty(BLOCK * inner, np.float32)
+    scores, weights = np.empty((BLOCK, num), np.float32), np.empty((BLOCK, num), np.float32)
+    gathered, result = np.empty((BLOCK, d), np.float32), np.empty((BLOCK, d), np.float32)
+    gate_up, hidden = np.empty((BLOCK, 2 * inner), np.float32), np.empty((BLOCK, inner), np.float32)
     chosen = np.empty(BLOCK, np.int64)
     for first in range(start, stop, BLOCK):
         block = min(BLOCK, stop - first)
         gemm(x, first * d, d, w.gate, 0, num, scores, 0, num, block, d, num, False)
         for i in range(block):
-            _route(scores, i * num, ids[first + i], w, weights[i])
-            out[first + i] = ZERO
+            _route(scores[i], ids[first + i], w, weights[i])
+        clear_row(out, first * d, block * d)
         for e in range(num):
             count = 0
             for i in range(block):
                 if weights[i, e] != ZERO:
                     chosen[count] = i
-                    for c in range(d):
-                        gathered[count * d + c] = x[first + i, c]
+                    copy_row(x, (first + i) * d, gathered, count * d, d)
                     count += 1
             gemm(gathered, 0, d, w.w13, e * d * 2 * inner, 2 * inner, gate_up, 0, 2 * inner, count, d, 2 * inner, False)
             for i in range(count):
-                _swiglu(gate_up, i * 2 * inner, inner, limit, weights[chosen[i], e], hidden, i * inner)
+                _swiglu(gate_up[i], limit, weights[chosen[i], e], hidden[i])
             gemm(hidden, 0, inner, w.w2, e * inner * d, d, result, 0, d, count, inner, d, False)
             for i in range(count):
-                for c in range(d):
-                    out[first + chosen[i], c] += result[i * d + c]
+                _add(result[i], out[first + chosen[i]])
         gemm(x, first * d, d, w.shared_w13, 0, 2 * inner, gate_up, 0, 2 * inner, block, d, 2 * inner, False)
         for i in range(block):
-            _swiglu(gate_up, i * 2 * inner, inner, limit, ONE, hidden, i * inner)
+            _swiglu(gate_up[i], limit, ONE, hidden[i])
         gemm(hidden, 0, inner, w.shared_w2, 0, d, result, 0, d, block, inner, d, False)
         for i in range(block):
-            for c in range(d):
-                out[first + i, c] += result[i * d + c]
+            _add(result[i], out[first + i])

@@ -43,78 +43,52 @@ def _rope_table(positions, freqs, turns):
 
 @kernel
 def _project(start, stop, x, turns, w, q, kv, index_q):
-    d, rank, dim = x.shape[1], len(w.q_norm), len(w.kv_norm)
-    heads, pairs, main = w.num_heads, turns.shape[1], w.num_heads * dim
-    index_heads, index_dim, wide = w.num_index_heads, len(w.hadamard), w.wq_b.shape[1]
-    mixed, qr = np.empty(BLOCK * (rank + dim), np.float32), np.empty(BLOCK * rank, np.float32)
-    projected = np.empty(BLOCK * wide, np.float32)
+    d, rank, dim, pairs = x.shape[1], len(w.q_norm), len(w.kv_norm), turns.shape[1]
+    wide, index_dim, eps = w.wq_b.shape[1], len(w.hadamard), w.eps
+    mixed, qr = np.empty((BLOCK, rank + dim), np.float32), np.empty((BLOCK, rank), np.float32)
+    projected = np.empty((BLOCK, wide), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
         gemm(x, first * d, d, w.w_in, 0, rank + dim, mixed, 0, rank + dim, count, d, rank + dim, False)
         for i in range(count):
-            row, at = first + i, i * (rank + dim)
-            rms_norm(mixed, at, w.q_norm, qr, i * rank, rank, w.eps)
-            out = kv[row]
-            rms_norm(mixed, at + rank, w.kv_norm, out, 0, dim, w.eps)
-            rotate(out, dim - 2 * pairs, turns, row, pairs, ONE)
+            row = first + i
+            rms_norm(mixed[i, :rank], w.q_norm, qr[i], eps)
+            rms_norm(mixed[i, rank:], w.kv_norm, kv[row], eps)
+            rotate(kv[row], turns[row], ONE)
             if w.rounds_rows:
-                round_key_row(out, 0, dim, 2 * pairs)
+                round_key_row(kv[row], 2 * pairs)
         gemm(qr, 0, rank, w.wq_b, 0, wide, projected, 0, wide, count, rank, wide, False)
         for i in range(count):
             row = first + i
-            for h in range(heads):
-                at, out = i * wide + h * dim, q[row, h]
-                scale = inverse_rms(projected, at, dim, w.eps)
+            for h in range(w.num_heads):
+                head, out = projected[i, h * dim : (h + 1) * dim], q[row, h]
+                scale = inverse_rms(head, 0, dim, eps)
                 for c in range(dim):
-                    out[c] = projected[at + c] * scale
-                rotate(out, dim - 2 * pairs, turns, row, pairs, ONE)
-            at = i * wide + main
-            for h in range(index_heads):
-                rotate(projected, at + (h + 1) * index_dim - 2 * pairs, turns, row, pairs, ONE)
-            if index_heads > 0:
-                to = row * index_heads * index_dim
+                    out[c] = head[c] * scale
+                rotate(out, turns[row], ONE)
+            index_at = w.num_heads * dim
+            for h in range(w.num_index_heads):
+                rotate(projected[i, index_at + h * index_dim : index_at + (h + 1) * index_dim], turns[row], ONE)
+            if w.num_index_heads > 0:
                 gemm(
-                    projected,
-                    at,
-                    index_dim,
-                    w.hadamard,
-                    0,
-                    index_dim,
-                    index_q,
-                    to,
-                    index_dim,
-                    index_heads,
-                    index_dim,
-                    index_dim,
-                    False,
-                )
+                    projected, i * wide + index_at, index_dim, w.hadamard, 0, index_dim, index_q,
+                    row * w.num_index_heads * index_dim, index_dim, w.num_index_heads, index_dim, index_dim, False,
+                )  # fmt: skip
 
 
 @kernel
 def _output(start, stop, o, turns, w, out):
-    heads, dim, pairs, d = o.shape[1], o.shape[2], turns.shape[1], out.shape[1]
+    heads, wide, d = o.shape[1], o.shape[1] * o.shape[2], out.shape[1]
     groups, inner, rank = w.wo_a.shape
-    low = np.empty(BLOCK * groups * rank, np.float32)
+    low = np.empty((BLOCK, groups * rank), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
         for row in range(first, first + count):
             for h in range(heads):
-                rotate(o[row, h], dim - 2 * pairs, turns, row, pairs, -ONE)
+                rotate(o[row, h], turns[row], -ONE)
         for g in range(groups):
-            at = first * heads * dim + g * inner
             gemm(
-                o,
-                at,
-                heads * dim,
-                w.wo_a,
-                g * inner * rank,
-                rank,
-                low,
-                g * rank,
-                groups * rank,
-                count,
-                inner,
-                rank,
-                False,
-            )
+                o, first * wide + g * inner, wide, w.wo_a, g * inner * rank, rank,
+                low, g * rank, groups * rank, count, inner, rank, False,
+            )  # fmt: skip
         gemm(low, 0, groups * rank, w.wo_b, 0, d, out, first * d, d, count, groups * rank, d, False)

@@ -134,7 +134,7 @@ def _tile(rows: int, vectors: int, masked: bool = False):
 
 
 tile_8x2, tile_4x2, tile_1x8, tile_1x2 = _tile(8, 2), _tile(4, 2), _tile(1, 8), _tile(1, 2)
-tile_8x1, tile_1x1 = _tile(8, 1, masked=True), _tile(1, 1, masked=True)
+tile_8x1, tile_4x1, tile_1x1 = (_tile(rows, 1, masked=True) for rows in (8, 4, 1))
 
 
 def _reduce(b, count, first, term, combine):
@@ -221,3 +221,28 @@ def transpose_16(typing, x, x_at, x_step, out, out_at, out_step):
 
     at = types.intp
     return types.void(x, at, at, out, at, at), code
+
+
+@intrinsic
+def copy_row(typing, x, x_at, out, out_at, count):
+    """out[out_at : out_at + count] = x[x_at : x_at + count]."""
+
+    def code(context, b, signature, args):
+        source = _pointer(context, b, signature.args[0], args[0], args[1])
+        target = _pointer(context, b, signature.args[2], args[2], args[3])
+        cgutils.raw_memcpy(b, target, source, args[4], 4)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, out, types.intp, types.intp), code
+
+
+@intrinsic
+def clear_row(typing, out, out_at, count):
+    """out[out_at : out_at + count] = 0."""
+
+    def code(context, b, signature, args):
+        target = _pointer(context, b, signature.args[0], args[0], args[1])
+        cgutils.memset(b, target, b.mul(args[2], ir.Constant(I64, 4)), 0)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.intp), code

@@ -16,7 +16,7 @@ from typing import Any
 import agent.app
 from agent.cli import main
 from agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
-from engine import Chain, ContextFull, EngineError, SamplingParams, Tokenizer, train_tokenizer
+from engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer, train_tokenizer
 
 HANG, FAIL = -1, -2  # in a reply: wait until cancelled; raise EngineError
 Reply = list[tuple[str, bool] | int]
@@ -55,6 +55,8 @@ class ScriptedSequence:
     token_ids: list[int] = field(default_factory=list)
     num_tokens: int = 0
     stored: None = None
+    chain: Chain = field(default_factory=lambda: Chain(b"scripted", 256))
+    dropped_tokens: int = 0
     is_released: bool = False
 
 
@@ -68,6 +70,7 @@ class ScriptedEngine:
         self.tokenizer = Tokenizer.from_dir(directory)
         self.identity = "scripted"
         self.on_pressure: Any = None
+        self.config = EngineConfig()
         self.fed: list[list[int]] = []
 
     @classmethod

@@ -9,14 +9,17 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load
 
-from engine import Engine, EngineError, Sequence, write_checkpoint
+from engine import Engine, EngineError, Roll, Sequence, write_checkpoint
 from engine.cache import page_bytes
 from engine.checkpoint_writer import random_weights
 from engine.engine import EngineConfig
 from engine.sequence import Stored
+from engine.state import cut_tail, pack_page
 from tests.engine.test_engine import CONFIG, opened, random_ids, run_async, take
 
 PAGE = 128  # of `opened`
@@ -45,9 +48,9 @@ class Shelf:
             self.kept[taken.tail_id] = [key.id for key in [*taken.head, *taken.pages]]
             return taken.position
 
-    def stored(self, engine: Engine, ids: list[int]) -> Stored:
+    def stored(self, engine: Engine, ids: list[int], rolls: Iterable[Roll] = ()) -> Stored:
         """The state after these tokens."""
-        chain = engine.chain()
+        chain = engine.chain(tuple(rolls))
         tail_id = chain.tail_id(ids, len(ids))
         page_ids = self.kept[tail_id]
 
@@ -121,7 +124,7 @@ async def test_sequences_with_the_same_beginning_hold_its_pages_once(directory: 
             other = await engine.start(shelf.stored(engine, ids[:-1]))
             assert await take(engine, other, ids[-1:], 5) == expected
             others.append(other)
-        assert (pool.num_free, shelf.num_read) == (0, 0)
+        assert (pool.num_free, shelf.num_read) == (0, 4)  # the head's page each time, for its rows before rotation
         alike = await engine.start()  # computed anew, it finds them too
         await engine.release(others.pop())
         await engine.release(others.pop())
@@ -252,11 +255,154 @@ async def test_bytes_are_packed_rows(directory: Path) -> None:
         seq = await engine.start()
         await take(engine, seq, random_ids(300), 0)
         await shelf.save(engine, seq)
-    page = load(next(iter(shelf.pages.values())))
-    assert {name: list(rows.shape) for name, rows in page.items()} == {
+    first, second = (load(data) for data in shelf.pages.values())
+    assert {name: list(rows.shape) for name, rows in first.items() if name not in second} == {
+        "layers.2.head_rows": [32, 96],
+        "layers.2.head_index_rows": [32, 32],
+        "layers.3.head_rows": [1, 96],
+        "layers.4.head_rows": [32, 96],
+        "layers.4.head_index_rows": [32, 32],
+    }
+    assert {name: list(rows.shape) for name, rows in second.items()} == {
         "layers.2.rows": [32, 64 + 64 + 8],
         "layers.2.index_rows": [32, 16 + 1],
         "layers.3.rows": [1, 136],
         "layers.4.rows": [32, 136],
         "layers.4.index_rows": [32, 17],
     }
+
+
+# Rolling.
+
+
+def next_roll(seq: Sequence) -> Roll:
+    """Keep two or three pages and the head."""
+    return Roll(seq.num_tokens, (seq.num_tokens // PAGE - 2) * PAGE, PAGE)
+
+
+async def roll_along(engine: Engine, seq: Sequence, ids: list[int], limit: int, rolls: list[Roll]) -> None:
+    """Feed ids; whenever `limit` tokens are held, roll, and note it in `rolls`; known rolls happen where they did."""
+    known = [r for r in rolls if r not in seq.chain.rolls]
+    while len(seq.token_ids) < len(ids):
+        end = known[0].position if known else len(seq.token_ids) + limit - (seq.num_tokens - seq.dropped_tokens)
+        await engine.feed(seq, ids[len(seq.token_ids) : end])
+        if known and seq.num_tokens == known[0].position:
+            await engine.roll(seq, known.pop(0))
+        elif len(seq.token_ids) < len(ids):
+            rolls.append(next_roll(seq))
+            await engine.roll(seq, rolls[-1])
+
+
+@pytest.mark.parametrize("numerics", ["plain", "compact"])
+@run_async
+async def test_a_long_text_goes_through_a_short_window_and_each_token_is_computed_once(
+    directory: Path, numerics: str
+) -> None:
+    ids = random_ids(5 * 900)
+    async with opened(directory, num_pages=8, numerics=numerics, max_context=900) as engine:
+        seq, computed, rolls = await engine.start(), 0, []
+        run = engine._runner.run
+
+        def counted(plan: list) -> list:
+            nonlocal computed
+            computed += sum(count for _, count in plan)
+            return run(plan)
+
+        engine._runner.run = counted  # type: ignore[method-assign]
+        await roll_along(engine, seq, ids, 890, rolls)
+        assert len(rolls) > 5 and computed == len(ids) == seq.num_tokens
+        assert len(seq.pages) <= 8 and seq.num_tokens - seq.dropped_tokens <= 900
+
+
+@run_async
+async def test_kept_pages_stay_bit_for_bit_and_the_window_is_left_alone(directory: Path) -> None:
+    async with opened(directory) as engine:
+        seq, cache = await engine.start(), engine._runner.cache
+        await engine.feed(seq, random_ids(900))
+        before = {page: pack_page(cache, page, None, 0) for page in seq.pages}
+        tail = cut_tail(cache, seq.slot, seq.pages[7], 900, None).pack()
+        await engine.roll(seq, next_roll(seq))
+        assert len(seq.pages) == 4 and seq.dropped_tokens == 4 * PAGE
+        assert {page: pack_page(cache, page, None, 0) for page in seq.pages[1:]} == {
+            page: before[page] for page in seq.pages[1:]
+        }
+        assert cut_tail(cache, seq.slot, seq.pages[3], 900, None).pack() == tail
+
+
+@run_async
+async def test_a_rolled_sequence_is_stored_and_goes_on_elsewhere_with_the_same_bits(directory: Path) -> None:
+    ids, shelf, rolls = random_ids(3000), Shelf(), []
+    async with opened(directory, num_pages=8, max_context=900) as engine:
+        seq = await engine.start()
+        await roll_along(engine, seq, ids[:2000], 890, rolls)
+        await shelf.save(engine, seq)
+        await roll_along(engine, seq, ids, 890, rolls)
+        expected = await take(engine, seq, [7], 20)
+        await shelf.save(engine, seq)
+    async with opened(directory, num_pages=8, max_context=900) as engine:
+        known = [r for r in rolls if r.position < 1999]
+        resumed = await engine.start(shelf.stored(engine, ids[:1999], known))
+        again = await engine.start()  # nothing stored: the same rolls at the same places
+        for seq in (resumed, again):
+            await roll_along(engine, seq, ids, 890, list(rolls))
+            assert await take(engine, seq, [7], 20) == expected
+            await shelf.save(engine, seq)  # asserts that the bytes are the same
+
+
+@run_async
+async def test_a_head_that_was_moved_still_counts(directory: Path) -> None:
+    """Two sequences that differ in the head alone differ after a roll; without the head's rows they would not."""
+    ids = random_ids(1200)
+    other = [*random_ids(PAGE, seed=9), *ids[PAGE:]]
+    async with opened(directory, num_pages=30) as engine:
+        states = []
+        for tokens in (ids, other):
+            seq = await engine.start()
+            await engine.feed(seq, tokens)
+            await engine.roll(seq, next_roll(seq))
+            page = seq.pages[0]
+            states.append(pack_page(engine._runner.cache, page, None, 0))
+        assert states[0] != states[1]
+
+
+@pytest.mark.parametrize(
+    "roll",
+    [Roll(900, 512, 0), Roll(899, 512, PAGE), Roll(900, 500, PAGE), Roll(900, PAGE, PAGE), Roll(900, 1024, PAGE)],
+)
+@run_async
+async def test_a_roll_that_is_not_possible_is_refused_and_changes_nothing(directory: Path, roll: Roll) -> None:
+    async with opened(directory) as engine:
+        seq, ids = await engine.start(), random_ids(900)
+        await engine.feed(seq, ids)
+        pages = list(seq.pages)
+        with pytest.raises(EngineError, match="Roll"):
+            await engine.roll(seq, roll)
+        assert seq.pages == pages and not seq.chain.rolls
+        assert await take(engine, seq, [1], 5) == await take(engine, await engine.start(), [*ids, 1], 5)
+
+
+@pytest.mark.parametrize("first", [PAGE, 40 * PAGE, 2**23])
+@run_async
+async def test_a_moved_head_is_what_encoding_it_there_gives(directory: Path, first: int) -> None:
+    """The compressor runs once more on the same inputs, with the positions of the new place."""
+    async with opened(directory, numerics="plain") as engine:
+        seq, model, cache = await engine.start(), engine._runner.model, engine._runner.cache
+        inputs = []
+        complete = model.ops.complete_blocks
+        model.ops.complete_blocks = lambda *args: (inputs.append(args), complete(*args))
+        await engine.feed(seq, random_ids(PAGE))
+        model.ops.complete_blocks = complete
+        assert seq.head is not None
+        layers = [(block, layer) for block, layer in zip(model.layers, cache.layers) if layer.ratio]
+        assert len(inputs) == 2 * len(layers)  # of the pages, and of the head as it is
+        for (block, layer), (mixed, rows, ring, pool, index_pool, weights) in zip(layers, inputs[::2], strict=True):
+            moved = rows._replace(positions=rows.positions + first, dropped=rows.dropped + first)
+            pool, index_pool = np.full_like(pool, np.nan), np.full_like(index_pool, np.nan)
+            complete(mixed, moved, ring, pool, index_pool, weights)
+            number, page = layer.number, seq.pages[0]
+            got = block.attn.moved(seq.head.rows[number], seq.head.index_rows[number], first, layer)
+            for rows_there, rows_moved in zip((pool, index_pool), got):
+                per_page = len(rows_moved)
+                expected = torch.from_numpy(rows_there[page * per_page : (page + 1) * per_page])
+                at = slice(1 if layer.ratio == 4 else 0, None)  # here the first block finds one before it
+                torch.testing.assert_close(rows_moved[at], expected[at], atol=2e-6, rtol=0)

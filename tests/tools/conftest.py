@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(root: Path) -> Call:
     """`call("read", path="a.py")` gives the output; it checks that exactly failed calls start with `error: `."""
-    tools = toolset(Workspace(root))
+    tools = toolset(Workspace(root), lambda query, limit: ())
 
     def run(tool_name: str, **arguments: object) -> str:
         result = run_tool(tools, ToolCall("1", tool_name, json.dumps(arguments)))

@@ -12,7 +12,7 @@ from tools import Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_to
 @pytest.fixture
 def tools(tmp_path: Path) -> dict[str, Tool]:
     (tmp_path / "a.py").write_text("x = 1\n")
-    return toolset(Workspace(tmp_path))
+    return toolset(Workspace(tmp_path), lambda query, limit: ())
 
 
 def output_of(tools: dict[str, Tool], name: str, arguments_json: str) -> str:
@@ -26,7 +26,10 @@ def test_a_good_call_gives_its_output_under_its_id(tools: dict[str, Tool]) -> No
 
 
 def test_unknown_tool_names_the_valid_ones(tools: dict[str, Tool]) -> None:
-    assert output_of(tools, "cat", "{}") == "error: no tool cat; the tools are read, outline, find_symbol, search, edit"
+    assert (
+        output_of(tools, "cat", "{}")
+        == "error: no tool cat; the tools are read, outline, find_symbol, search, edit, recall"
+    )
 
 
 def test_a_tool_name_with_line_breaks_stays_on_one_line(tools: dict[str, Tool]) -> None:
@@ -75,7 +78,7 @@ def test_a_failing_file_system_is_an_error_result() -> None:
     def fail(args: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    with_path = toolset(Workspace("/"))["outline"].parameters
+    with_path = toolset(Workspace("/"), lambda query, limit: ())["outline"].parameters
     failing = {"outline": Tool("outline", "", with_path, Risk.READ, fail)}
     assert output_of(failing, "outline", '{"path": "x"}') == "error: outline failed: Permission denied"
 

@@ -1,0 +1,96 @@
+"""Sessions longer than their window, with pocket: they go on, nothing is read twice, and what left the view is found."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.app import App
+from agent.approvals import Approvals, Policy
+from agent.config import POCKET_DIR, Settings
+from agent.messages import Event, Notice, TurnDone
+from agent.session import Session
+from tools import ToolCall, run_tool
+
+CONTEXT = 2048
+FACTS = [(f"item{n}", f"box{n * 37 % 90}") for n in range(70)]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(tmp_path / "home", POCKET_DIR, max_context=CONTEXT, max_output_tokens=80)
+
+
+@asynccontextmanager
+async def opened(app: App, workspace: Path) -> AsyncIterator[Session]:
+    """The workspace's session, closed at the end."""
+    session = await app.session(workspace, Approvals(Policy("all"), None))
+    async with aclosing(session):
+        yield session
+
+
+async def ask(session: Session, prompt: str) -> list[Event]:
+    async with aclosing(session.turn(prompt)) as events:
+        return [event async for event in events]
+
+
+async def tell(session: Session, start: int, stop: int) -> tuple[list[TurnDone], list[str]]:
+    """Turns that each tell a fact: how they ended, and the notices."""
+    done, notices = [], []
+    for name, value in FACTS[start:stop]:
+        events = await ask(session, f"remember that the {name} is {value}")
+        assert isinstance(events[-1], TurnDone), events[-1]
+        done.append(events[-1])
+        notices += [event.message for event in events if isinstance(event, Notice)]
+    return done, notices
+
+
+def test_a_session_rolls_past_its_window_over_processes_and_nothing_is_read_twice(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async def run(home: Path, parts: list[tuple[int, int]]) -> list[list[int]]:
+        logs = []
+        for start, stop in parts:
+            async with App.open(replace(settings, home=home)) as app, opened(app, tmp_path) as session:
+                done, notices = await tell(session, start, stop)
+                assert all(d.usage.prefilled_again == 0 for d in done)
+                assert all(d.usage.context_used <= CONTEXT for d in done)
+                assert any("left the window" in notice for notice in notices) == (stop == len(FACTS))
+                logs.append(session.live.log.ids.tolist())
+                if stop == len(FACTS):
+                    found = run_tool(session.live.tools, ToolCall("1", "recall", '{"query": "item3 box21"}'))
+                    assert found.ok and "box21" in found.output and "turn 4" in found.output
+        return logs
+
+    in_parts = asyncio.run(run(tmp_path / "a", [(0, 20), (20, 21), (21, 70)]))[-1]
+    at_once = asyncio.run(run(tmp_path / "b", [(0, 70)]))[-1]
+    assert len(at_once) > 1.5 * CONTEXT
+    assert in_parts == at_once
+
+
+def test_a_rolled_session_without_its_state_is_computed_again_and_goes_on_the_same(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async def begin() -> None:
+        async with App.open(settings) as app, opened(app, tmp_path) as session:
+            await tell(session, 0, len(FACTS))
+
+    async def go_on() -> tuple[list[int], TurnDone]:
+        async with App.open(settings) as app, opened(app, tmp_path) as session:
+            *_, last = await ask(session, "what is the item68?")
+            assert isinstance(last, TurnDone)
+            return session.live.log.ids.tolist(), last
+
+    asyncio.run(begin())
+    for path in (settings.home / "blobs").rglob("*.safetensors"):
+        path.unlink()
+    ids, done = asyncio.run(go_on())
+    assert done.usage.prefilled_again > 1000 and done.usage.why == "no stored state"
+
+    settings = replace(settings, home=tmp_path / "other")
+    asyncio.run(begin())
+    undamaged, done = asyncio.run(go_on())
+    assert done.usage.prefilled_again == 0 and undamaged == ids
