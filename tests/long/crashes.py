@@ -15,8 +15,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from memory import BlobStore, Database, SessionStore, SnapshotStore, blobs
-from tests.agent.real_session import ASK, KNOWN, PROCESSES, TELL, WHERE, ask, ask_anew, done, make_workspace, opened
-from tests.agent.real_session import answer, session_of
+from tests.agent.real_session import (
+    ASK,
+    KNOWN,
+    PROCESSES,
+    TELL,
+    WHERE,
+    answer,
+    ask,
+    ask_anew,
+    done,
+    make_workspace,
+    opened,
+    session_of,
+)
 
 LONG = TELL + ". " + "It is a long story, and it is told here in full. " * 30  # more than one page
 

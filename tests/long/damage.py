@@ -35,7 +35,6 @@ from tests.agent.real_session import (
     done,
     killed,
     make_workspace,
-    notices,
     opened,
     session_of,
 )
@@ -166,7 +165,7 @@ class Inspector:
             try:
                 tail, pages = stored.read_tail(), list(stored.read_pages(list(range(len(stored.page_ids)))))
             except DamagedBlob as e:
-                await keeper.forget(e)
+                await keeper.forget(e, stored)
                 continue
             names = [id_.hex() for id_ in stored.page_ids]
             assert dict(zip(names, pages)).items() <= self.home.blobs.items(), "a page is not what was written"
@@ -175,7 +174,10 @@ class Inspector:
 
     async def _turn(self, outcome: str) -> str:
         """The session goes on, says the right thing, and says what it had to read again."""
-        async with app_on(self.engine, self.copy) as app, aclosing(await session_of(app, self.home.workspace)) as session:
+        async with (
+            app_on(self.engine, self.copy) as app,
+            aclosing(await session_of(app, self.home.workspace)) as session,
+        ):
             events = [*await ask(session, WHERE), *await ask(session, ASK)]
             assert answer(events) == KNOWN and THERE in "".join(map(str, events)), answer(events)
         return f"{outcome}; answered right"
@@ -190,10 +192,13 @@ class Inspector:
 @asynccontextmanager
 async def app_on(engine: Engine, home: Path) -> AsyncIterator[App]:
     """As `App.open`, on an engine that is open already."""
-    with closing(Database(home)) as database, closing(SnapshotStore(database, BlobStore(home))) as snapshots:
-        with closing(Keeper(engine, snapshots)) as keeper:
-            settings = Settings(home, POCKET_DIR, max_output_tokens=200)
-            yield App(settings, engine, SessionStore(database), keeper, ProtocolTexts.from_dir(POCKET_DIR))
+    with (
+        closing(Database(home)) as database,
+        closing(SnapshotStore(database, BlobStore(home))) as snapshots,
+        closing(Keeper(engine, snapshots)) as keeper,
+    ):
+        settings = Settings(home, POCKET_DIR, max_output_tokens=200)
+        yield App(settings, engine, SessionStore(database), keeper, ProtocolTexts.from_dir(POCKET_DIR))
 
 
 def flips(home: Home, count: int, rng: random.Random) -> Iterator[tuple[Path, str, Callable[[Path], None]]]:
@@ -232,8 +237,8 @@ def cut(path: Path, end: int) -> None:
 async def inspect(
     directory: Path, home: Home, damages: Iterator[tuple[Path, str, Callable[[Path], None]]], every_turn: int
 ) -> Inspector:
-    async with Engine.open(POCKET_DIR) as engine:
-        inspector = Inspector(engine, home, directory)
+    async with opened(directory / "engine") as app:
+        inspector = Inspector(app.engine, home, directory)
         for number, (file, what, damage) in enumerate(damages):
             await inspector.look(file, what, damage, has_turn=number % every_turn == 0)
         return inspector

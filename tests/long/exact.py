@@ -34,7 +34,9 @@ BOUNDARIES = (
     *range(1, 10), *range(127, 131), *range(255, 258), *range(383, 386), *range(511, 514), *range(1023, 1026)
 )  # fmt: skip
 MOST_TOKENS, NUM_SAMPLED, AT_ONCE = 3000, 64, 8
-TEXT = (Path(__file__).parents[2] / "README.md").read_text() + (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+TEXT = (Path(__file__).parents[2] / "README.md").read_text() + (
+    Path(__file__).parents[2] / "CONTRIBUTING.md"
+).read_text()
 
 
 @dataclass(frozen=True)
