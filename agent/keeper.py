@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine import Engine, PageKey, Roll, Snapshot, StateError, Stored
 from engine import Sequence as LiveSequence
-from memory import DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
+from memory import PAGES, TAILS, DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
 
 UNREADABLE = (DamagedBlob, StateError)
 
@@ -41,10 +41,21 @@ class Keeper:
             tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch)
         return self._stored(tail, ids, chain.rolls)
 
-    async def forget(self, error: Exception) -> None:
-        """Drop what turned out to be damaged, so that it is not found again."""
+    async def forget(self, error: Exception, stored: Stored | None) -> None:
+        """Drop what turned out to be damaged, so that it is not found again: one page or tail, or where it is not known
+        which, everything of a state."""
         if isinstance(error, DamagedBlob):
             await asyncio.to_thread(self.snapshots.forget_damaged, error.kind, error.id)
+        elif stored is not None:
+            tail_id = stored.chain.tail_id(stored.ids, len(stored.ids))
+            for kind, id_ in [(TAILS, tail_id), *((PAGES, page_id) for page_id in stored.page_ids)]:
+                await asyncio.to_thread(self.snapshots.forget_damaged, kind, id_)
+
+    def take_notes(self) -> list[str]:
+        """Damage that was met since the last call, a line for each."""
+        notes = self.snapshots.notes[:]
+        del self.snapshots.notes[: len(notes)]
+        return notes
 
     def close(self) -> None:
         self._writer.shutdown()

@@ -149,8 +149,12 @@ class Session:
                 break
             except UNREADABLE as e:
                 self._notices.append(f"{e}; what it held is read again from the token log")
-                await self.keeper.forget(e)
+                await self.keeper.forget(e, live.seq.stored)
                 await self._start_again()
+            except StoreError as e:  # no damage: it may be read another time
+                self._notices.append(f"{e}; what it held is read again from the token log")
+                await live.engine.release(live.seq)
+                live.seq = await live.engine.start()
         computed = live.seq.num_tokens
         await self._roll_again()
         if is_loaded:
@@ -163,6 +167,7 @@ class Session:
         live = self.live
         await live.engine.release(live.seq)
         stored = await self.keeper.find(live.log.ids, live.rolls, live.log.session.branch)
+        self._notices += self.keeper.take_notes()
         live.seq = await live.engine.start(stored)
 
     async def _roll_again(self) -> None:

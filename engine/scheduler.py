@@ -151,17 +151,18 @@ class Scheduler:
             self._free(seq)
 
     def is_busy(self, seq: Sequence) -> bool:
-        return any(r.seq is seq for r in (*self.running, *self.waiting, *self.loading))
+        """Whether its state is changing. One that only waits may be stored and parked: those before it need its memory."""
+        return any(r.seq is seq for r in (*self.running, *self.loading))
 
     def park(self, seq: Sequence) -> None:
-        """Free the memory of an idle sequence whose state is stored, or is given up."""
+        """Free the memory of a sequence that is not busy, whose state is stored, or is given up."""
         assert not self.is_busy(seq)
         self._free(seq)
         seq.is_asked_to_park = False
         if seq.stored is not None:
             seq.num_tokens = seq.least_tokens = len(seq.stored.ids)
         elif seq.chain.rolls:  # what it saw is gone: only its owner can build it again
-            seq.is_released = True
+            self.release(seq)
         else:
             seq.num_tokens = seq.least_tokens = seq.num_sealed = 0
 

@@ -3,7 +3,7 @@
 Imports none of our other packages.
 """
 
-from .blobs import BlobStore, DamagedBlob
+from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
@@ -13,6 +13,8 @@ from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, 
 from .snapshots import SnapshotStore
 
 __all__ = [
+    "PAGES",
+    "TAILS",
     "BlobStore",
     "BranchInfo",
     "DamagedBlob",

@@ -30,6 +30,7 @@ class Database:
         self.home = home
         self.path = home / "holdfast.db"
         self._lock = threading.RLock()
+        self._refuse_lost()
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         with self._errors_explained():
             self._connection = sqlite3.connect(
@@ -42,6 +43,16 @@ class Database:
         except BaseException:
             self._connection.close()
             raise
+
+    def _refuse_lost(self) -> None:
+        """SQLite takes a file that is missing or empty for a new one; where sessions were opened it is not new."""
+        if (self.path.is_file() and self.path.stat().st_size) or not any((self.home / "locks").glob("session-*")):
+            return
+        what = "empty" if self.path.is_file() else "missing"
+        raise StoreError(
+            f"{self.path} is {what}, though {self.home} has had sessions: restore it from a backup,"
+            f" or move {self.home} away to begin with an empty one"
+        )
 
     def _configure(self) -> None:
         self._connection.row_factory = sqlite3.Row
@@ -106,7 +117,7 @@ class Database:
             code = getattr(e, "sqlite_errorname", "SQLITE_CORRUPT" if isinstance(e, UnicodeDecodeError) else "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 raise StoreError(
-                    f"{self.path} is damaged ({e}): restore it from a backup, or move it away to begin with an empty one"
+                    f"{self.path} is damaged ({e}): restore it from a backup, or move {self.home} away to begin with an empty one"
                 ) from e
             if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise StoreError(
