@@ -20,12 +20,19 @@ from engine import Engine, EngineConfig, Sequence, Tokenizer
 from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
 from tools import Workspace, toolset
 
+BLOCK = 128  # tokens: the longest compressed block of any layer
+
 
 class App:
     """The engine and the store; `session` opens a timeline on them."""
 
-    def __init__(self, settings: Settings, engine: Engine, store: SessionStore, keeper: Keeper, texts: ProtocolTexts):
+    def __init__(
+        self, settings: Settings, engine: Engine, store: SessionStore, keeper: Keeper, texts: ProtocolTexts,
+        opening_tokens: int,
+    ):  # fmt: skip
         self.settings, self.engine, self.store, self.keeper = settings, engine, store, keeper
+        # shorter than a page it is not worth finding; at the end of a block of every layer the tail is small
+        self._shared_tokens = opening_tokens // BLOCK * BLOCK if opening_tokens >= EngineConfig.page_tokens else 0
         self._texts = texts
         self._open: list[Session] = []
         self._parking: set[asyncio.Future[Any]] = set()
@@ -46,10 +53,13 @@ class App:
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
         ):
-            config = EngineConfig(max_context=settings.max_context, pinned_pages=_pinned_pages(settings, texts))
+            opening_tokens = _opening_tokens(settings, texts)
+            config = EngineConfig(
+                max_context=settings.max_context, pinned_pages=-(-opening_tokens // EngineConfig.page_tokens)
+            )
             async with Engine.open(settings.model_dir, config) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
-                    yield cls(settings, engine, SessionStore(database), keeper, texts)
+                    yield cls(settings, engine, SessionStore(database), keeper, texts, opening_tokens)
 
     async def session(
         self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False
@@ -68,7 +78,7 @@ class App:
             raise
         tools = toolset(Workspace(workspace), log.search)
         rolls = rolls_of(log.events())
-        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings, rolls)
+        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings, rolls, self._shared_tokens)
         session = Session(live, self.keeper, notices)
         self._open.append(session)
         return session
@@ -104,9 +114,8 @@ class App:
         ]
 
 
-def _pinned_pages(settings: Settings, texts: ProtocolTexts) -> int:
-    """Pages that hold the opening of every session: system prompt and tools stay when the rest rolls out."""
+def _opening_tokens(settings: Settings, texts: ProtocolTexts) -> int:
+    """Tokens that every session begins with: system prompt and tools."""
     tools = toolset(Workspace(settings.home), lambda query, limit: ())
     pieces = encode_messages([opening(tools)], texts=texts, thinking_mode=settings.thinking_mode)
-    num_tokens = len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))
-    return -(-num_tokens // EngineConfig.page_tokens)
+    return len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))

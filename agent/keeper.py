@@ -32,14 +32,25 @@ class Keeper:
 
         Raises StoreError when it cannot be written: nothing is lost but the time that reading it would have saved.
         """
+        writing = await self.begin_save(seq, branch, is_followed)
+        return await writing if writing is not None else None
+
+    async def begin_save(
+        self, seq: LiveSequence, branch: int, is_followed: bool = False
+    ) -> "asyncio.Task[Stored] | None":
+        """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes."""
         snapshot = await self.engine.snapshot(seq, is_followed)
         if snapshot is None:
             return None
-        chain, ids = seq.chain, seq.token_ids[: snapshot.position]
-        loop = asyncio.get_running_loop()
-        with snapshot:
-            tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch)
-        return self._stored(tail, ids, chain.rolls)
+        rolls, ids = list(seq.chain.rolls), seq.token_ids[: snapshot.position]
+
+        async def write() -> Stored:
+            with snapshot:
+                loop = asyncio.get_running_loop()
+                tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch)
+            return self._stored(tail, ids, rolls)
+
+        return asyncio.create_task(write())
 
     async def forget(self, error: Exception, stored: Stored | None) -> None:
         """Drop what turned out to be damaged, so that it is not found again: one page or tail, or where it is not known

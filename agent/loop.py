@@ -7,7 +7,7 @@ they are yielded. Must not know how a turn begins or ends (session) nor how an e
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,10 @@ def opening(tools: Mapping[str, Tool]) -> Message:
     return {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass
 class Live:
     """What a turn of one session works on. The log may be ahead of the sequence, never behind it."""
@@ -62,7 +66,8 @@ class Live:
     approvals: Approvals
     settings: Settings
     rolls: list[Roll]  # that the log went through
-    checkpoint: Callable[[], None] = lambda: None  # called between steps, when the sequence is idle
+    shared_tokens: int = 0  # where a new session is saved for others that begin alike
+    checkpoint: Callable[[], Awaitable[None]] = _nothing  # called between steps, when the sequence is idle
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Tokens that put these messages after the log, up to where the model goes on."""
@@ -134,7 +139,7 @@ async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
     """
     num_refused = 0
     for _ in range(live.settings.max_steps):
-        live.checkpoint()
+        await live.checkpoint()
         for event in await _make_room(live):
             yield event
         step = Step()
@@ -273,12 +278,17 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
 async def _feed_ahead(live: Live, usage: Usage, total: int) -> AsyncGenerator[PrefillProgress, None]:
     """Feed a long prompt up to its last stretch, and save on the way, at multiples of `save_every`.
 
-    Only there does the tail end with a block of every layer, which makes it small.
+    Only there does the tail end with a block of every layer, which makes it small. A new session is also saved at the
+    end of what it shares with others.
     """
     every, started = live.settings.save_every, time.perf_counter()
-    while (end := (len(live.seq.token_ids) // every + 1) * every) < len(live.log.ids):
+    while True:
+        fed = len(live.seq.token_ids)
+        end = live.shared_tokens if fed < live.shared_tokens else (fed // every + 1) * every
+        if end >= len(live.log.ids):
+            break
         await live.engine.feed(live.seq, live.log.ids[len(live.seq.token_ids) : end].tolist())
-        live.checkpoint()
+        await live.checkpoint()
         yield PrefillProgress(done=total - (len(live.log.ids) - end), total=total)
     usage.prefill_s += time.perf_counter() - started
 

@@ -15,11 +15,12 @@ from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
-from agent.rolling import rolled_out
-from engine import EngineError
+from agent.rolling import rolled_out, rolls_of
+from engine import EngineError, Stored
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
+MAX_SAVES = 4  # of one session that wait for the disk: each holds its pages in memory
 
 
 class Session:
@@ -31,7 +32,7 @@ class Session:
         self.name = live.log.session.name
         self._notices = list(notices)
         self.is_closed = False
-        self._save: asyncio.Task[bool] | None = None
+        self._saves: set[asyncio.Task[Stored]] = set()  # being written
         self._saved_at = live.seq.num_tokens
         live.checkpoint = self.checkpoint
         if self._close_open_turn():
@@ -50,7 +51,7 @@ class Session:
                     if log.open_turn is not None and isinstance(event, TurnDone | Error):
                         log.end_turn("done" if isinstance(event, TurnDone) else "failed", [entry(event)])
                     yield event
-            self._save_later()
+            await self._save_later()
         except (EngineError, EncodingError) as e:
             error = Error(message=str(e))
             if log.open_turn is not None:
@@ -62,10 +63,24 @@ class Session:
             self._close_open_turn()
             raise
 
-    def checkpoint(self) -> None:
-        """Save in the background if enough has come since the last time. Call it while the sequence is idle."""
-        if self.live.seq.num_tokens - self._saved_at >= self.live.settings.save_every:
-            self._save_later()
+    async def checkpoint(self) -> None:
+        """Save in the background if enough has come since the last time, or where other sessions can go on from.
+
+        Call it while the sequence is idle.
+        """
+        live = self.live
+        is_shared = live.seq.num_tokens == live.shared_tokens
+        if is_shared or live.seq.num_tokens - self._saved_at >= live.settings.save_every:
+            await self._save_later()
+
+    def rewind(self, turn: int) -> None:
+        """Go on from the end of an earlier turn (0: the beginning); what came after stays, as a branch of its own.
+
+        Raises StoreError when there is no such turn. The state is found again with the next turn.
+        """
+        self._close_open_turn()
+        self.live.log.rewind(turn)
+        self.live.rolls = rolls_of(self.live.log.events())
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""
@@ -83,14 +98,16 @@ class Session:
         """Save, give the live sequence back, and let another process open the session."""
         self.is_closed = True
         try:
-            if self._save is not None:
-                await asyncio.wait({self._save})
-            self._save_later()
-            if self._save is not None:
-                await asyncio.wait({self._save})
+            await self._written()
+            await self._save_later()
+            await self._written()
             await self.live.engine.release(self.live.seq)
         finally:
             self.live.log.close()
+
+    async def _written(self) -> None:
+        if self._saves:
+            await asyncio.wait(set(self._saves))
 
     async def _turn(self, prompt: str) -> AsyncGenerator[Event, None]:
         self._close_open_turn()
@@ -104,9 +121,11 @@ class Session:
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return
+        if not self.live.log.ids:
+            await self._share_beginning(ids, usage)
         while self._notices:
             yield Notice(message=self._notices.pop(0))
-        usage.new = len(ids)
+        usage.new = len(ids) - usage.from_disk if not self.live.log.ids else len(ids)
         self.live.log.start_turn([entry(UserMessage(text=prompt))], ids)
         async with aclosing(run_turn(self.live, usage)) as events:
             async for event in events:
@@ -162,6 +181,23 @@ class Session:
             self._saved_at = live.seq.num_tokens
         self._count(usage, is_loaded, computed)
 
+    async def _share_beginning(self, ids: list[int], usage: Usage) -> None:
+        """A new session goes on from the state of another that began alike: the same system prompt, the same files."""
+        live, started = self.live, time.perf_counter()
+        stored = await self.keeper.find(ids[:-1], (), live.log.session.branch)
+        if stored is None or len(stored.ids) < live.engine.config.page_tokens:
+            return
+        shared = await live.engine.start(stored)
+        try:
+            await live.engine.load(shared)
+        except UNREADABLE as e:
+            await self.keeper.forget(e, stored)
+            await live.engine.release(shared)
+            return
+        await live.engine.release(live.seq)
+        live.seq, self._saved_at = shared, shared.num_tokens
+        usage.from_disk, usage.load_s = shared.num_tokens, time.perf_counter() - started
+
     async def _start_again(self) -> None:
         """A new sequence on the longest stored state of the log."""
         live = self.live
@@ -200,25 +236,27 @@ class Session:
         present = computed if lacking > 1 else held
         usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
 
-    def _save_later(self) -> None:
-        """Begin a save unless one is under way or nothing has come since the last."""
-        seq = self.live.seq
-        if seq.num_tokens > self._saved_at and (self._save is None or self._save.done()):
-            self._save = asyncio.create_task(self._save_now())
-
-    async def _save_now(self) -> bool:
-        seq = self.live.seq
-        position = seq.num_tokens
+    async def _save_later(self) -> None:
+        """Begin to save what has come since the last time, unless the disk is behind."""
+        seq, position = self.live.seq, self.live.seq.num_tokens
+        if position <= self._saved_at or len(self._saves) >= MAX_SAVES:
+            return
+        is_followed = len(self.live.log.ids) > len(seq.token_ids)
         try:
-            is_followed = len(self.live.log.ids) > len(seq.token_ids)
-            is_saved = await self.keeper.save(seq, self.live.log.session.branch, is_followed) is not None
-        except StoreError as e:
-            self._notices.append(str(e))
-            return False
-        except EngineError:  # in use again: the next checkpoint saves it
-            return False
-        self._saved_at = max(self._saved_at, position)
-        return is_saved
+            writing = await self.keeper.begin_save(seq, self.live.log.session.branch, is_followed)
+        except EngineError:  # it is in use, or the engine has stopped
+            return
+        if writing is not None:
+            self._saved_at = position
+            self._saves.add(writing)
+            writing.add_done_callback(self._saved)
+
+    def _saved(self, writing: "asyncio.Task[Stored]") -> None:
+        self._saves.discard(writing)
+        if writing.cancelled() or (error := writing.exception()) is None:
+            return
+        self._saved_at = 0  # the next save tries again
+        self._notices.append(str(error))
 
     def _too_long(self, num_new: int) -> Error:
         used, limit = self.live.context_used, self.live.engine.max_context

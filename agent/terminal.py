@@ -31,10 +31,15 @@ from agent.messages import (
 )
 from agent.session import Session
 from agent.text import exact, neutral, one_line
+from memory import StoreError
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
-HELP = "/new starts a fresh session, /quit (or Ctrl-D) ends, Ctrl-C interrupts a turn; anything else is for the model"
+HELP = (
+    "/turns lists the turns, /rewind N goes back to the end of turn N, /new starts a fresh session, /quit (or Ctrl-D) ends,"
+    " Ctrl-C interrupts a turn; anything else is for the model"
+)
+MAX_SHOWN_TURNS = 20
 
 
 def usage_line(usage: Usage) -> str:
@@ -182,6 +187,10 @@ async def chat(session: Session, open_new: Callable[[], Awaitable[Session]], pri
                 printer.note(_greeting(session))
             elif command == "/help":
                 printer.note(HELP)
+            elif command == "/turns":
+                printer.note("\n".join(_turns(session)))
+            elif command.split()[:1] == ["/rewind"]:
+                printer.note(_rewind(session, command.split()[1:]))
             elif command.startswith("/") and command[1:].isalpha():
                 printer.note(f"unknown command {command}; {HELP}")
             elif command:
@@ -216,6 +225,27 @@ async def _interruptible(turn: Coroutine[Any, Any, bool]) -> None:
         await asyncio.wait({task})
     if not task.cancelled():
         task.result()
+
+
+def _turns(session: Session) -> list[str]:
+    """The last turns, with what was asked."""
+    log = session.live.log
+    turns = log.turn_list()[-MAX_SHOWN_TURNS:]
+    prompts = (
+        {e.turn: e.payload["text"] for e in log.events(turns[0].start_position) if e.type == "user"} if turns else {}
+    )
+    lines = [f"{t.number:>4}  {one_line(prompts.get(t.number, ''), MAX_CALL_CHARS)}" for t in turns]
+    return lines or ["there is no turn yet"]
+
+
+def _rewind(session: Session, arguments: list[str]) -> str:
+    if len(arguments) != 1 or not arguments[0].isdecimal():
+        return "/rewind needs the number of a turn; /turns lists them"
+    try:
+        session.rewind(int(arguments[0]))
+    except StoreError as e:
+        return str(e)
+    return f"the session goes on after turn {int(arguments[0])}; what came after it stays as a branch"
 
 
 def _greeting(session: Session) -> str:

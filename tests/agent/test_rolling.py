@@ -94,3 +94,45 @@ def test_a_rolled_session_without_its_state_is_computed_again_and_goes_on_the_sa
     asyncio.run(begin())
     undamaged, done = asyncio.run(go_on())
     assert done.usage.prefilled_again == 0 and undamaged == ids
+
+
+def test_a_session_that_begins_like_another_goes_on_from_its_state(settings: Settings, tmp_path: Path) -> None:
+    """A long first prompt is saved on the way, and found by the next session that begins with it."""
+    text = " ".join(f"word{n % 7}" for n in range(600))
+
+    async def run(home: Path, *ends: str) -> tuple[int, list[int]]:
+        """How much the last of these sessions had from disk, and its tokens."""
+        async with App.open(replace(settings, home=home, max_context=None, save_every=512)) as app:
+            for end in ends:
+                session = await app.session(tmp_path, Approvals(Policy("all"), None), is_new=True)
+                async with aclosing(session):
+                    last = (await ask(session, f"{text} {end}"))[-1]
+                    assert isinstance(last, TurnDone)
+        return last.usage.from_disk, session.live.log.ids.tolist()
+
+    alone = asyncio.run(run(tmp_path / "a", "second"))
+    after_another = asyncio.run(run(tmp_path / "b", "first", "second"))
+    assert alone[0] == 0
+    assert after_another[0] >= 1024 and after_another[0] % 512 == 0
+    assert after_another[1] == alone[1]
+
+
+def test_a_rewound_session_goes_on_from_there_and_the_branch_can_be_opened_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with App.open(settings) as app, opened(app, tmp_path) as session:
+            await tell(session, 0, 3)
+            branch = session.live.log.session.branch
+            session.rewind(2)
+            (done,), _ = await tell(session, 5, 6)
+            assert done.turn == 3 and done.usage.prefilled_again == 0 and done.usage.from_disk > 0
+            once = session.live.log.ids.tolist()
+            session.rewind(2)
+            await tell(session, 5, 6)
+            assert session.live.log.ids.tolist() == once
+            session.live.log.switch(branch)
+            text = (await ask(session, f"what is the {FACTS[2][0]}?"))[-1]
+            assert isinstance(text, TurnDone) and text.turn == 4 and FACTS[2][1] in text.text
+
+    asyncio.run(run())
