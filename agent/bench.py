@@ -29,19 +29,19 @@ from memory import BlobStore, Database, SessionLog, SessionStore, SnapshotStore
 SAVE_EVERY, LAST_TURNS, LAST_TURN_TOKENS = 8192, 8, 1024
 REWOUND_TOKENS = 37
 DECODED_TOKENS = 400  # with and without a save beside them
+MOST_READ_AGAIN = 300_000  # tokens; of a longer context the seconds of growing it stand for reading it again
 ROLLED_SHARE = 10  # a tenth of the context more goes through the full window
 MEMORY_BYTES = 2**30
 Row = dict[str, Any]
 
 
-def run_sessions_bench(model: Path, contexts: list[int], rereads: bool = True) -> Iterator[Row]:
-    """One row per context and operation. `rereads`: also compute the whole context again (as long as growing it)."""
+def run_sessions_bench(model: Path, contexts: list[int]) -> Iterator[Row]:
+    """One row per context and operation."""
     for context in contexts:
         with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as home:
             grown = _in_process(_grow, model, Path(home), context)
             yield from grown
-            grow_s = grown[0]["seconds"]
-            yield from _in_process(_go_on, model, Path(home), context, rereads, grow_s)
+            yield from _in_process(_go_on, model, Path(home), context, grown[0]["seconds"])
 
 
 def _in_process(work: Any, *args: Any) -> list[Row]:
@@ -168,7 +168,7 @@ async def _gaps(engine: Engine, seq: Sequence, count: int, beside: "asyncio.Task
     return gaps[1:]
 
 
-async def _go_on(model: Path, home: Path, context: int, rereads: bool, grow_s: float) -> list[Row]:
+async def _go_on(model: Path, home: Path, context: int, grow_s: float) -> list[Row]:
     async with _opened(model, home) as bench:
         engine = bench.engine
         await _first_token(engine, await engine.start(), [5])  # kernels are loaded
@@ -176,7 +176,7 @@ async def _go_on(model: Path, home: Path, context: int, rereads: bool, grow_s: f
         ids, branch = log.ids.tolist(), log.session.branch
         resume = await _resume(bench, ids, branch)
         rows: list[Row] = [{"row": "resume", "context": context, **resume}]
-        if rereads:
+        if context <= MOST_READ_AGAIN:
             seq, started = await engine.start(), time.perf_counter()
             await _first_token(engine, seq, ids)
             resume["read_again_s"] = time.perf_counter() - started

@@ -30,7 +30,7 @@ from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
 from engine.sequence import Request, Sequence, Stored
-from engine.state import Snapshot, place_pages, place_tail, snapshot
+from engine.state import Snapshot, pack_page, place_pages, place_tail, snapshot
 from engine.tokenizer import Tokenizer
 
 OnPrefill = Callable[[int, int], None]
@@ -324,6 +324,9 @@ class Engine:
             cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts,
             self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
+        # once round before anything lies there: the kernels of reading state are compiled by their first call
+        head = PinnedHead.empty(cache, 0)
+        place_pages(cache, [0], [pack_page(cache, 0, head, 0)], head)
         tokenizer = self.directory / "tokenizer.json"
         self.layout = digest(
             b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
