@@ -45,6 +45,13 @@ class RowFormat:
         """float32 [n, dim] -> [n, width]."""
         if self.kind == "float32":
             return rows
+        if jit.AVAILABLE and not rows.is_cuda:
+            packed = torch.empty(len(rows), self.width, dtype=torch.uint8)
+            if self.kind == "index":
+                cpu_cache.pack_index_keys(rows.contiguous().numpy(), packed.numpy())
+            else:
+                cpu_cache.pack_keys(rows.contiguous().numpy(), self.rope, packed.numpy())
+            return packed
         return quant.pack_index_rows(rows) if self.kind == "index" else quant.pack_kv_rows(rows, self.rope)
 
     def unpack_into(self, packed: Tensor, out: Tensor) -> None:

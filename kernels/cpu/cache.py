@@ -1,15 +1,41 @@
-"""Compiled siblings of the unpacking in kernels.quant: stored rows to float32 rows, by tables, in one pass."""
+"""Compiled siblings of the packing in kernels.quant: float32 rows to stored rows and back, in one pass."""
 
 import numpy as np
 import torch
 
-from kernels.cpu.jit import kernel
+from kernels.cpu.jit import inlined, kernel
+from kernels.cpu.maths import (
+    FOUR,
+    FP4_INVERSE,
+    FP4_LEAST,
+    FP8_INVERSE,
+    FP8_LEAST,
+    FP8_NORMAL,
+    ONE,
+    TWO,
+    largest,
+    pow2_scale,
+    round_bf16,
+    round_e2m1,
+    round_e4m3,
+)
+from kernels.cpu.vector import as_int
 from kernels.quant import from_e8m0, unpack_fp4
 
 _CODES = torch.arange(256, dtype=torch.uint8)
 E4M3 = _CODES.view(torch.float8_e4m3fn).float().numpy()
 E8M0 = from_e8m0(_CODES).float().numpy()
 E2M1 = unpack_fp4(_CODES.unsqueeze(1)).float().numpy()  # [256, 2]: both nibbles of a byte
+
+
+def pack_keys(rows: np.ndarray, rope: int, out: np.ndarray) -> None:
+    """rows float32 [n, nope + rope] -> out uint8 [n, width]; see `kernels.quant.pack_kv_rows`."""
+    _pack_keys(rows, rope, out)
+
+
+def pack_index_keys(rows: np.ndarray, out: np.ndarray) -> None:
+    """rows float32 [n, dim] -> out uint8 [n, dim / 2 + dim / 32]; see `kernels.quant.pack_index_rows`."""
+    _pack_index_keys(rows, out)
 
 
 def unpack_keys(packed: np.ndarray, rope: int, out: np.ndarray) -> None:
@@ -20,6 +46,63 @@ def unpack_keys(packed: np.ndarray, rope: int, out: np.ndarray) -> None:
 def unpack_index_keys(packed: np.ndarray, out: np.ndarray) -> None:
     """packed uint8 [n, dim / 2 + dim / 32] -> out float32 [n, dim]; see `kernels.quant.unpack_index_rows`."""
     _unpack_index_keys(packed, E2M1, E8M0, out)
+
+
+@inlined
+def _exponent(scale):
+    """The byte of a power of two."""
+    return np.uint8((as_int(scale) >> np.int32(23)) & np.int32(255))
+
+
+@inlined
+def _e4m3_code(x):
+    """The byte of the nearest e4m3 value, with the sign of x also where that is zero."""
+    a = round_e4m3(abs(x))
+    if a < FP8_NORMAL:
+        code = np.int32(a * np.float32(512))
+    else:
+        bits = as_int(a)
+        code = (((bits >> np.int32(23)) - np.int32(120)) << np.int32(3)) | ((bits >> np.int32(20)) & np.int32(7))
+    return np.uint8(code | (np.int32(128) if as_int(x) < 0 else np.int32(0)))
+
+
+@inlined
+def _e2m1_code(x):
+    """The four bits of a value on the e2m1 grid."""
+    a = abs(x)
+    code = np.int32(a * TWO) if a < TWO else (np.int32(a + TWO) if a < FOUR else np.int32(a / TWO + FOUR))
+    return code | (np.int32(8) if as_int(x) < 0 else np.int32(0))
+
+
+@kernel
+def _pack_keys(rows, rope, out):
+    nope = rows.shape[1] - rope
+    for row in range(len(rows)):
+        out[row, nope + 2 * rope :] = 0
+        for block in range(nope // 64):
+            values = rows[row, block * 64 : block * 64 + 64]
+            scale = pow2_scale(max(largest(values), FP8_LEAST), FP8_INVERSE)
+            inverse = ONE / scale
+            for c in range(64):
+                out[row, block * 64 + c] = _e4m3_code(values[c] * inverse)
+            out[row, nope + 2 * rope + block] = _exponent(scale)
+        for c in range(rope):
+            bits = as_int(round_bf16(rows[row, nope + c]))
+            out[row, nope + 2 * c] = np.uint8((bits >> np.int32(16)) & np.int32(255))
+            out[row, nope + 2 * c + 1] = np.uint8((bits >> np.int32(24)) & np.int32(255))
+
+
+@kernel
+def _pack_index_keys(rows, out):
+    dim = rows.shape[1]
+    for row in range(len(rows)):
+        for block in range(dim // 32):
+            values = rows[row, block * 32 : block * 32 + 32]
+            scale = pow2_scale(max(largest(values), FP4_LEAST), FP4_INVERSE)
+            for c in range(0, 32, 2):
+                low, high = _e2m1_code(round_e2m1(values[c] / scale)), _e2m1_code(round_e2m1(values[c + 1] / scale))
+                out[row, block * 16 + c // 2] = np.uint8(low | (high << np.int32(4)))
+            out[row, dim // 2 + block] = _exponent(scale)
 
 
 @kernel

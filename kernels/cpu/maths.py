@@ -112,13 +112,19 @@ def round_key_row(x, rope):
 
 
 @inlined
+def round_e2m1(x):
+    """To the nearest e2m1 value, ties to the even code, with the sign of x; |x| beyond 6 saturates."""
+    a = min(abs(x), SIX)
+    step = HALF if a < TWO else (ONE if a < FOUR else TWO)
+    rounded = ((a / step + TO_INTEGER) - TO_INTEGER) * step
+    return -rounded if as_int(x) < 0 else rounded
+
+
+@inlined
 def round_index_row(x):
     """In place, what `kernels.quant.fake_fp4` gives: e2m1 in blocks of 32."""
     for start in range(0, len(x), 32):
         block = x[start : start + 32]
         scale = pow2_scale(max(largest(block), FP4_LEAST), FP4_INVERSE)
         for i in range(32):
-            a = min(abs(block[i]) / scale, SIX)
-            step = HALF if a < TWO else (ONE if a < FOUR else TWO)
-            rounded = ((a / step + TO_INTEGER) - TO_INTEGER) * step * scale
-            block[i] = -rounded if block[i] < ZERO else rounded
+            block[i] = round_e2m1(block[i] / scale) * scale
