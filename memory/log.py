@@ -18,6 +18,8 @@ from .branches import History, LoggedEvent, Point, TurnInfo, damaged
 from .db import Database, StoreError
 from .rows import row_checksum, text_of, to_blob, token_checksum
 from .search import Found, index_events, search_events
+from .witness import Witness
+from .witness import write as write_witness
 
 Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
 
@@ -53,6 +55,7 @@ class SessionLog:
         self._fence = fence
         self.session = session
         self._history, self.ids = self._read(session)
+        self._witness()
 
     def start_turn(self, entries: Iterable[Entry], ids: Sequence[int]) -> int:
         """Open the next turn with its first events and tokens; returns its number."""
@@ -126,6 +129,7 @@ class SessionLog:
             _update_session(connection, session)
             history, ids = self._read(session)
         self.session, self._history, self.ids = session, history, ids
+        self._witness()
 
     def switch(self, branch_id: int) -> None:
         """Go on where another branch of this session ended. No turn may be open on the current one."""
@@ -139,10 +143,15 @@ class SessionLog:
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
             _update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
+        self._witness()
 
     def close(self) -> None:
         """Let another process open the session."""
         os.close(self._lock_fd)
+
+    def _witness(self) -> None:
+        end = self._history.end
+        write_witness(self._lock_fd, Witness(self.session.branch, end.seq, end.position))
 
     def _read(self, session: SessionInfo) -> tuple[History, "array[int]"]:
         with self._database.reading():
@@ -181,6 +190,7 @@ class SessionLog:
             index_events(connection, branch_id, texts)
         self.ids.extend(new_ids)
         self._history.grow(turn)
+        self._witness()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

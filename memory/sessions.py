@@ -17,6 +17,9 @@ from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, che
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog, insert_branch, own_branches
 from .search import unindex_branches
+from .witness import Witness
+from .witness import read as read_witness
+from .witness import write as write_witness
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -42,6 +45,7 @@ class SessionStore:
 
     def __init__(self, database: Database):
         self._database = database
+        self._locks = database.home / "locks"
 
     def create(self, workspace: str, model: str, name: str | None = None) -> SessionInfo:
         """A new, empty session. Without a name it takes the workspace's last component and a number."""
@@ -68,11 +72,11 @@ class SessionStore:
 
     def find(self, name: str) -> SessionInfo | None:
         """The session of that name."""
-        sessions = self._read()
+        sessions, lost = self._read()
         for session, is_sound in sessions:
             if session.name == name and is_sound:
                 return session
-        self._only_sound(sessions)  # a damaged one may be the one that is looked for
+        self._only_sound(sessions, lost)  # a damaged one may be the one that is looked for
         return None
 
     def latest(self, workspace: str, model: str | None = None) -> SessionInfo | None:
@@ -82,16 +86,18 @@ class SessionStore:
 
     def all(self) -> list[SessionInfo]:
         """All sessions, the one used last first."""
-        return sorted(self._only_sound(self._read()), key=lambda s: (s.used_at, s.id), reverse=True)
+        return sorted(self._only_sound(*self._read()), key=lambda s: (s.used_at, s.id), reverse=True)
 
     def open(self, session: SessionInfo) -> SessionLog:
         """The session's log, locked for this process; StoreError names the process that has it open."""
-        lock_fd = _lock(self._database.home / "locks", session)
+        lock_fd = _lock(self._locks, session)
         try:
+            _, witness = read_witness(lock_fd)
             with self._database.transaction() as connection:
                 connection.execute("UPDATE sessions SET fence = fence + 1 WHERE id = ?", (session.id,))
                 session = self._current(session)
                 fence = connection.execute("SELECT fence FROM sessions WHERE id = ?", (session.id,)).fetchone()[0]
+            self._check_end(session, witness)
             return SessionLog(self._database, session, lock_fd, fence)
         except BaseException:
             os.close(lock_fd)
@@ -99,8 +105,9 @@ class SessionStore:
 
     def remove(self, session: SessionInfo) -> None:
         """Forget a session that is open nowhere. What a fork of it still needs stays, listed by no session."""
-        lock_fd = _lock(self._database.home / "locks", session)
+        lock_fd = _lock(self._locks, session)
         try:
+            write_witness(lock_fd, None)  # another session may get this id
             with self._database.transaction() as connection:
                 own = [
                     row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))
@@ -139,6 +146,18 @@ class SessionStore:
             before = history.turns[turn - 2].end_seq if turn > 1 else 0
             return history.events(before + 1, history.turns[turn - 1].end_seq)
 
+    def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
+        """Raises StoreError when a log ends before what was acknowledged to be in it."""
+        if witness is None:
+            return
+        end = History(self._database, session.name, witness.branch_id).end
+        if end.seq < witness.seq or end.position < witness.position:
+            raise StoreError(
+                f"session {session.name} has lost its end: {witness.seq} events and {witness.position} tokens were written,"
+                f" {end.seq} and {end.position} are left: restore {self._database.path} and its -wal file from a backup, or"
+                f" remove {_lock_path(self._locks, session.id)} to go on without them"
+            )
+
     def _insert(
         self,
         connection: sqlite3.Connection,
@@ -167,9 +186,10 @@ class SessionStore:
         )
         return session
 
-    def _read(self) -> list[tuple[SessionInfo, bool]]:
-        """Every session and whether its row is sound. The whole table is read, not what an index points at, and must
+    def _read(self) -> tuple[list[tuple[SessionInfo, bool]], list[int]]:
+        """Every session and whether its row is sound; and ids of those that should be there. The whole table is read, not what an index points at, and must
         agree with the index of names: a damaged bit is in one of the two."""
+        ids = _locked_ids(self._locks)  # before the rows: a session is locked once its row is there
         with self._database.reading():
             columns = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
             rows = self._database.rows(f"SELECT {columns} FROM sessions NOT INDEXED ORDER BY id")
@@ -180,9 +200,16 @@ class SessionStore:
                 f"the list of sessions in {self._database.path} is damaged: restore it from a backup,"
                 " or set HOLDFAST_HOME to another directory"
             )
-        return [(session, checksum == session.checksum()) for session, checksum in sessions]
+        lost = sorted(ids.difference(s.id for s, _ in sessions))
+        return [(session, checksum == session.checksum()) for session, checksum in sessions], lost
 
-    def _only_sound(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> list[SessionInfo]:
+    def _only_sound(self, sessions: Iterable[tuple[SessionInfo, bool]], lost: Iterable[int]) -> list[SessionInfo]:
+        for path in (_lock_path(self._locks, id_) for id_ in lost):
+            if witness := _witness_in(path):
+                raise StoreError(
+                    f"a session of {witness.seq} events is gone from {self._database.path}: restore it and its -wal file"
+                    f" from a backup, or remove {path} to go on without that session"
+                )
         for session, is_sound in sessions:
             if not is_sound:
                 raise damaged(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
@@ -252,15 +279,36 @@ def _free_name(taken: set[str], workspace: str) -> str:
 def _lock(directory: Path, session: SessionInfo) -> int:
     """Descriptor that holds the session's lock file; the system frees it when this process ends, however it ends."""
     directory.mkdir(mode=0o700, exist_ok=True)
-    lock_fd = os.open(directory / f"session-{session.id}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock_fd = os.open(_lock_path(directory, session.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(lock_fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        holder, _ = read_witness(lock_fd)
         os.close(lock_fd)
         raise StoreError(
             f"session {session.name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
         ) from None
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
+    write_witness(lock_fd, read_witness(lock_fd)[1])
     return lock_fd
+
+
+def _lock_path(directory: Path, session_id: int) -> Path:
+    return directory / f"session-{session_id}"
+
+
+def _locked_ids(directory: Path) -> set[int]:
+    """Sessions that were open at some time."""
+    numbers = (path.name.removeprefix("session-") for path in directory.glob("session-*"))
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
+def _witness_in(path: Path) -> Witness | None:
+    """What a lock file says now; nothing once its session was removed."""
+    try:
+        lock_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return read_witness(lock_fd)[1]
+    finally:
+        os.close(lock_fd)

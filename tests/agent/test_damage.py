@@ -221,3 +221,21 @@ def test_a_database_that_is_gone_is_not_taken_for_a_new_one(home: Path, damage: 
     damage(home / "holdfast.db")
     with pytest.raises(StoreError, match=r"holdfast\.db is (empty|missing)"):
         asked(home)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_acknowledged_turns_that_a_damaged_write_ahead_log_lost_are_missed(
+    homes: list[Home], tmp_path: Path, kept: float
+) -> None:
+    """SQLite takes the log's end for a commit that was never finished."""
+    killed = homes[1]
+    home = Path(shutil.copytree(killed.path, tmp_path / "home"))
+    wal = home / "holdfast.db-wal"
+    cut(wal, int(wal.stat().st_size * kept))
+    with pytest.raises(
+        StoreError, match=r"(has lost its end|is gone from).* restore .* or remove .*/session-\d to go on"
+    ):
+        ask_anew(home, killed.workspace, ASK, name="second")
+    for lock in (home / "locks").iterdir():
+        lock.unlink()
+    done(ask_anew(home, killed.workspace, ASK, name="second"))

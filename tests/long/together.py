@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 import time
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -38,9 +38,14 @@ def sessions_process(
     parent: Connection, home: Path, workspace: Path, numbers: list[int], rounds: int, num_pages: int, num_slots: int
 ) -> None:
     """Opens these sessions; when told to go, has all their turns at once, and tells how often state was parked."""
-    memory_bytes = num_pages * page_bytes(ModelConfig.from_dir(POCKET_DIR), 256)
-    agent.app.EngineConfig = partial(EngineConfig, memory_bytes=memory_bytes, max_sequences=num_slots)  # type: ignore[assignment,misc]
     num_parked = 0
+
+    @dataclass(frozen=True)
+    class SmallConfig(EngineConfig):
+        memory_bytes: int = num_pages * page_bytes(ModelConfig.from_dir(POCKET_DIR), 256)
+        max_sequences: int = num_slots
+
+    agent.app.EngineConfig = SmallConfig  # type: ignore[misc]
 
     async def turns(session: Session, number: int) -> list[int]:
         for prompt in prompts(number, rounds):

@@ -1,0 +1,93 @@
+"""Whatever ends a process, the next one goes on with the same bits. `python -m tests.long.exact`, `.crashes` and
+`.together` do all of what a few cases stand for here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from signal import SIGINT, SIGKILL, Signals
+
+import pytest
+
+from memory import Database, SessionStore
+from tests.agent.real_session import ASK, TELL, answer, ask_anew, done, make_workspace, notices
+from tests.long import crashes, exact, together
+
+ROOT = Path(__file__).parents[2]
+LONG = TELL + " and that it is a long story. " * 600
+
+
+def test_saved_killed_and_resumed_gives_the_bits_of_a_run_that_never_stopped(tmp_path: Path) -> None:
+    assert exact.check_lengths(tmp_path, [1, 9, 128, 513, 1024]) == 5 + 6  # tails and pages
+
+
+def test_a_session_rewound_or_forked_at_any_turn_says_what_it_said_then(tmp_path: Path) -> None:
+    num_said, num_free = exact.check_turns(tmp_path / "home", make_workspace(tmp_path / "ws"), num_turns=4)
+    assert (num_said, num_free) == (8, 8)
+
+
+@pytest.mark.parametrize("point", [2, 19, 22])
+def test_killed_in_the_middle_of_a_save_a_session_goes_on_and_nothing_is_left_behind(
+    tmp_path: Path, point: int
+) -> None:
+    """While a page is written, and while the tail and their directories get their names."""
+    crashes.check(tmp_path, make_workspace(tmp_path / "ws"), point)
+
+
+def test_sessions_of_two_processes_with_little_memory_give_what_each_gives_alone(tmp_path: Path) -> None:
+    assert together.check(tmp_path, per_process=2, rounds=3, num_pages=4, num_slots=1) >= 4
+
+
+@pytest.mark.parametrize("signal_", [SIGINT, SIGKILL])
+@pytest.mark.parametrize(("prompt", "after"), [(LONG, "prefill_progress"), ("outline net/fetcher.py", "tool_call")])
+def test_a_run_that_is_ended_in_the_middle_of_a_turn_is_gone_on_with(
+    tmp_path: Path, signal_: Signals, prompt: str, after: str
+) -> None:
+    home, workspace = tmp_path / "home", make_workspace(tmp_path / "ws")
+    ask_anew(home, workspace, TELL)
+    said = killed_run(home, workspace, prompt, after, signal_)
+    was_interrupted = said[-1]["type"] != "turn_done"  # the model may be faster than the signal
+    assert was_interrupted or after == "tool_call"
+    with closing(Database(home)) as database:
+        store = SessionStore(database)
+        session = store.all()[0]
+        log = {(event.type, event.payload.get("id")) for event in store.events(session, turn=2)}
+    assert ("user", None) in log
+    assert {(event["type"], event["id"]) for event in said if event["type"] in ("tool_call", "tool_result")} <= log
+    shutil.copytree(home, tmp_path / "reread")
+    shutil.rmtree(tmp_path / "reread" / "blobs")
+    events, reread = (ask_anew(directory, workspace, ASK) for directory in (home, tmp_path / "reread"))
+    assert done(events).usage.from_disk > 0 and done(reread).usage.from_disk == 0
+    assert answer(events) == answer(reread) and token_log(home) == token_log(tmp_path / "reread")
+    assert bool([line for line in notices(events) if "interrupted" in line]) == (was_interrupted and signal_ == SIGKILL)
+    with closing(Database(home)) as database:
+        states = [turn.state for turn in SessionStore(database).turn_list(session)]
+    assert states == ["done", "interrupted" if was_interrupted else "done", "done"]
+
+
+def token_log(home: Path) -> list[int]:
+    with closing(Database(home)) as database:
+        log = SessionStore(database).open(SessionStore(database).all()[0])
+        log.close()
+        return log.ids.tolist()
+
+
+def killed_run(home: Path, workspace: Path, prompt: str, after: str, signal_: Signals) -> list[dict[str, object]]:
+    """`holdfast run`, which gets a signal when it has told an event of this type; what it told."""
+    command = [sys.executable, "-m", "agent.cli", "run", prompt, "--json", "--session", "work"]
+    env = {**os.environ, "HOLDFAST_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=workspace, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(json.loads(line))
+        if said[-1]["type"] == after:
+            process.send_signal(signal_)
+            break
+    said += [json.loads(line) for line in process.stdout.read().splitlines()]
+    assert process.wait(60) in (0, 130 if signal_ == SIGINT else -signal_)
+    process.stdout.close()
+    return said
