@@ -213,8 +213,7 @@ def _verify(stores: Stores, args: argparse.Namespace) -> Result:
     damaged = list(report.damaged)
     for session in stores.sessions.all():
         try:
-            for branch in stores.sessions.branches(session):
-                stores.sessions.events(session, branch.id)
+            stores.sessions.check(session)
         except StoreError as e:
             damaged.append(str(e))
     value = {"pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes, "damaged": damaged}

@@ -146,6 +146,14 @@ class SessionStore:
             before = history.turns[turn - 2].end_seq if turn > 1 else 0
             return history.events(before + 1, history.turns[turn - 1].end_seq)
 
+    def check(self, session: SessionInfo) -> None:
+        """Read every event and token of all branches of a session. Raises StoreError for the first that is damaged."""
+        for branch_id in own_branches(self._database, session):
+            with self._database.reading():
+                history = self._history(session, branch_id)
+                history.events(1, history.end.seq)
+                history.read_ids()
+
     def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
         """Raises StoreError when a log ends before what was acknowledged to be in it."""
         if witness is None:

@@ -6,6 +6,7 @@
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,20 @@ def test_a_flipped_bit_or_a_lost_end_of_a_file_is_never_loaded(tmp_path: Path, s
         rows = [save(store, "a", count) for count in (1, 3, 5)]
         loaded = load(store, [rows[2].id])
         assert loaded is not None and loaded[0].row == rows[2] and is_as_saved(*loaded)
+
+
+def test_a_check_reads_all_branches_and_names_what_is_damaged(tmp_path: Path) -> None:
+    with closing(Database(tmp_path)) as database:
+        store = SessionStore(database)
+        log = store.open(store.create("/w", "m", "one"))
+        for text in ("first", "second"):
+            log.start_turn([("user", {"text": text})], range(5))
+            log.end_turn("done")
+        log.rewind(1)  # what is damaged below lies on the branch that was left
+        session = log.session
+        log.close()
+        store.check(session)
+        with database.transaction() as connection:
+            connection.execute("UPDATE tokens SET ids = zeroblob(20) WHERE start = 5")
+        with pytest.raises(StoreError, match="session one is damaged at token 5"):
+            store.check(session)
