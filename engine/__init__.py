@@ -4,11 +4,12 @@ from engine.bench import run_bench
 from engine.chain import Chain, Roll
 from engine.checkpoint_writer import write_checkpoint
 from engine.config import ModelConfig
-from engine.engine import Engine, EngineConfig
+from engine.engine import Engine
 from engine.errors import CheckpointError, ContextFull, EngineError, StateError
 from engine.inspect import inspect_model
 from engine.sampling import SamplingParams
 from engine.sequence import Sequence, Stored
+from engine.settings import EngineConfig
 from engine.state import PageKey, Snapshot
 from engine.tokenizer import TextStream, Tokenizer
 from engine.vocab import train_tokenizer

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from engine.config import ModelConfig
-from engine.engine import Engine, EngineConfig
+from engine.engine import Engine
 from engine.errors import EngineError
 from engine.sampling import SamplingParams
+from engine.settings import EngineConfig
 
 CONTEXTS = (1024, 8192)
 DECODED_TOKENS = 64

@@ -14,10 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from engine import Engine, EngineError, Roll, Sequence, write_checkpoint
+from engine import Engine, EngineConfig, EngineError, Roll, Sequence, write_checkpoint
 from engine.cache import page_bytes
 from engine.checkpoint_writer import random_weights
-from engine.engine import EngineConfig
 from engine.sequence import Stored
 from engine.state import cut_tail, pack_page
 from tests.engine.test_engine import CONFIG, opened, random_ids, run_async, take
