@@ -163,7 +163,10 @@ def _talk(args: argparse.Namespace) -> int:
                 return 0
             async with aclosing(session):
                 show = _print_json if args.json else Printer().show
-                return 0 if await show_turn(session, args.prompt, show) else 1
+                code = 0 if await show_turn(session, args.prompt, show) else 1
+            for notice in session.take_notices():  # of the last save
+                print(f"holdfast: {notice}", file=sys.stderr)
+            return code
 
     try:
         return asyncio.run(talk())

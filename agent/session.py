@@ -94,6 +94,11 @@ class Session:
             return
         await self.live.engine.park(seq, stored)
 
+    def take_notices(self) -> list[str]:
+        """What the next turn would tell: of interest when there is none."""
+        notices, self._notices = self._notices, []
+        return notices
+
     async def aclose(self) -> None:
         """Save, give the live sequence back, and let another process open the session."""
         self.is_closed = True
@@ -121,11 +126,12 @@ class Session:
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return
+        usage.new = len(ids)
         if not self.live.log.ids:
             await self._share_beginning(ids, usage)
-        while self._notices:
-            yield Notice(message=self._notices.pop(0))
-        usage.new = len(ids) - usage.from_disk if not self.live.log.ids else len(ids)
+            usage.new -= usage.from_disk
+        for notice in self.take_notices():
+            yield Notice(message=notice)
         self.live.log.start_turn([entry(UserMessage(text=prompt))], ids)
         async with aclosing(run_turn(self.live, usage)) as events:
             async for event in events:

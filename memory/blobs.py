@@ -60,7 +60,8 @@ class BlobStore:
     def __init__(self, home: Path):
         self._directories = {kind: home / "blobs" / kind for kind in KINDS}
         for directory in (home, home / "blobs", *self._directories.values()):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _errors_explained(directory):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, kind: str, id: bytes, data: bytes | memoryview) -> Written:
         """Put the bytes on disk under a temporary name. Raises StoreError when the disk does not take them."""

@@ -286,8 +286,14 @@ def _free_name(taken: set[str], workspace: str) -> str:
 
 def _lock(directory: Path, session: SessionInfo) -> int:
     """Descriptor that holds the session's lock file; the system frees it when this process ends, however it ends."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    lock_fd = os.open(_lock_path(directory, session.id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = _lock_path(directory, session.id)
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise StoreError(
+            f"{path} cannot be written ({e.strerror}): make room on its disk, or check the disk and the permissions"
+        ) from e
     try:
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -8,6 +8,7 @@ says nothing either.
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 LINE_BYTES = 128  # always written whole, so that one write replaces the last
@@ -28,7 +29,8 @@ def write(lock_fd: int, witness: Witness | None) -> None:
     if witness:
         line += f" {witness.branch_id} {witness.seq} {witness.position}"
         line += f" {_checksum(line)}"
-    os.pwrite(lock_fd, line.ljust(LINE_BYTES - 1).encode() + b"\n", 0)
+    with suppress(OSError):  # what it follows is durable; without it a later loss may go unseen
+        os.pwrite(lock_fd, line.ljust(LINE_BYTES - 1).encode() + b"\n", 0)
 
 
 def read(lock_fd: int) -> tuple[str, Witness | None]:

@@ -2,7 +2,7 @@
 
 `python -m tests.long.damage --flips 10000 --seed N` flips bits of every kind of file, and truncates every file at every
 4 KiB and removes it. After each the sessions, their events, their tokens and their stored state are read and compared,
-and after every tenth a real turn is asked of the damaged session. The quick test of the suite does a few hundred flips.
+and after every eleventh a real turn is asked of the damaged session. The quick test of the suite does a few hundred flips.
 """
 
 import argparse
@@ -259,7 +259,7 @@ def main() -> None:
                 (f"{args.flips // 2:,} flipped bits", flips(home, args.flips // 2, rng)),
                 ("cut and missing files", truncations(home)),
             ):
-                inspector = asyncio.run(inspect(Path(name), home, damages, every_turn=10))
+                inspector = asyncio.run(inspect(Path(name), home, damages, every_turn=11))
                 print(f"{title} of a process that was {'stopped' if closes else 'killed'}:")
                 for (kind, outcome), count in sorted(inspector.outcomes.items()):
                     print(f"  {count:>6} {kind:<9} {outcome}")
