@@ -76,7 +76,7 @@ def newest(home: Path, kind: str) -> Path:
 def test_flipped_bits_are_found_or_harmless(homes: list[Home], tmp_path: Path) -> None:
     for home in homes:
         damages = flips(home, 100, random.Random(7))
-        inspector = asyncio.run(inspect(tmp_path, home, damages, every_turn=11))
+        inspector = asyncio.run(inspect(tmp_path, home, damages, every_turn=25))
         assert inspector.faults == []
 
 
