@@ -1,7 +1,7 @@
 """Guesses of what comes next, for one step to verify: text that repeats an earlier stretch of its own sequence.
 
 A coding agent copies names, paths and lines all the time. Looking up where the last tokens stood before costs nothing,
-and a step over a row tile costs as much as one over a single row, so verified guesses are free tokens. A guess never
+and a step over four rows costs less than two steps over one, so a guess that holds is a cheap token. A guess never
 changes what is sampled: it is kept only where sampling gives that very token.
 """
 
