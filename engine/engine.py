@@ -124,12 +124,15 @@ class Engine:
         """
 
         def do() -> None:
-            if self._scheduler.is_busy(seq) or seq.slot < 0:
-                raise EngineError(f"sequence {seq.id} cannot roll: it is being extended, or not in memory")
-            with torch.inference_mode():
-                self._scheduler.roll(seq, roll, self._runner.model.move_head)
+            if self._scheduler.is_busy(seq):
+                raise EngineError(f"sequence {seq.id} cannot roll while it is being extended")
+            if seq.slot >= 0:  # else it was parked since it was loaded
+                with torch.inference_mode():
+                    self._scheduler.roll(seq, roll, self._runner.model.move_head)
 
-        await self._call(do)
+        while roll not in seq.chain.rolls:
+            await self.load(seq)
+            await self._call(do)
 
     async def park(self, seq: Sequence, stored: Stored | None) -> bool:
         """Free the memory of an idle sequence, whose state is `stored` now; None gives it up, to be computed again.
