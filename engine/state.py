@@ -9,6 +9,8 @@ not stored. Must not know where the bytes lie.
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +22,8 @@ from engine.errors import StateError
 from engine.pinned import PinnedHead
 from engine.sequence import Sequence
 from kernels.cache import RowFormat
+
+TOGETHER = 32  # pages unpacked at a time
 
 
 @dataclass(frozen=True)
@@ -147,21 +151,41 @@ def pack_page(cache: Cache, page: int, head: PinnedHead | None, number: int) -> 
 
 
 def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: PinnedHead) -> None:
-    """Write the bytes of full pages into the pool, and fill `head` from the first of them.
+    """Write the bytes of full pages into the pool, some at a time, and fill `head` from the first of them.
 
     Raises StateError for bytes of another layout.
     """
-    count = -1
-    for count, (page, item) in enumerate(zip(pages, data)):
-        tensors = _read(item, None)
-        for name, layer in _layers(cache):
-            for kind, rows, fmt in _pooled(layer):
-                part = _page(rows, page, cache, layer)
-                fmt.unpack_into(_take(tensors, f"{name}.{kind}", (len(part), fmt.width), fmt.dtype), part)
-        if count < head.num_tokens // cache.page_tokens:
-            _place_head(cache, count, cache.page_tokens, tensors, head)
-    if count + 1 < len(pages):
-        raise StateError(f"stored state is incomplete: {count + 1} of {len(pages)} pages")
+    done, items = 0, iter(data)
+    for number in range(min(len(pages), head.num_tokens // cache.page_tokens)):
+        if some := list(islice(items, 1)):
+            _place_together(cache, pages[number : number + 1], some)
+            _place_head(cache, number, cache.page_tokens, _read(some[0], None), head)
+            done += 1
+    while some := list(islice(items, TOGETHER)):
+        _place_together(cache, pages[done : done + len(some)], some)
+        done += len(some)
+    if done < len(pages):
+        raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
+
+
+def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
+    """Pages of one layout begin with the same header, so each of their tensors is a column of the bytes side by side."""
+    start = 8 + int.from_bytes(items[0][:8], "little")
+    if any(len(item) != len(items[0]) or item[:start] != items[0][:start] for item in items):
+        raise StateError("stored state does not fit this model: its pages are of several layouts")
+    first = _read(items[0], None)
+    places = {name: entry["data_offsets"] for name, entry in _header(items[0]).items() if name != "__metadata__"}
+    columns = torch.frombuffer(bytearray(b"".join(items)), dtype=torch.uint8).view(len(items), -1)[:, start:]
+    for name, layer in _layers(cache):
+        for kind, rows, fmt in _pooled(layer):
+            per_page = cache.page_tokens // layer.ratio
+            key = f"{name}.{kind}"
+            _take(first, key, (per_page, fmt.width), fmt.dtype)
+            begin, end = places[key]
+            packed = columns[:, begin:end].contiguous().view(fmt.dtype).view(-1, fmt.width)
+            unpacked = torch.empty(len(packed), fmt.dim)
+            fmt.unpack_into(packed, unpacked)
+            rows.view(-1, per_page, fmt.dim)[torch.tensor(pages)] = unpacked.view(len(items), per_page, fmt.dim)
 
 
 def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], head: PinnedHead) -> None:
@@ -205,11 +229,16 @@ def _read(data: bytes, expected: dict[str, int] | None) -> dict[str, Tensor]:
     except (SafetensorError, ValueError) as e:
         raise StateError(f"stored state cannot be read: {e}") from None
     if expected is not None:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        found = json.loads(header.get("__metadata__", {}).get("holdfast", "{}"))
+        found = json.loads(_header(data).get("__metadata__", {}).get("holdfast", "{}"))
         if found != expected:
             raise StateError(f"stored state is of {found}, not of {expected}")
     return tensors
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    """The header of bytes that were read as safetensors."""
+    header: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

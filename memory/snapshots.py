@@ -39,7 +39,8 @@ from .snapshot_rows import (
 from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
 READERS = 8  # threads that read and check files
-READ_AHEAD = 32  # pages in memory before they are asked for
+READ_TOGETHER = 8  # pages that one thread reads in a row: handing a small page over costs as much as reading it
+READ_AHEAD = 8  # pages in memory before they are asked for
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 
@@ -124,8 +125,10 @@ class SnapshotStore:
 
         Raises DamagedBlob for the first that is damaged.
         """
-        pages = tail.pages if numbers is None else [tail.pages[number] for number in numbers]
-        return self._ahead(self._read_page, pages)
+        pages = iter(tail.pages if numbers is None else [tail.pages[number] for number in numbers])
+        together = iter(lambda: list(islice(pages, READ_TOGETHER)), [])
+        for some in self._ahead(lambda some: [self._read_page(page) for page in some], together):
+            yield from some
 
     def read_tail(self, tail: StoredTail) -> bytes:
         """The bytes of a tail. Raises DamagedBlob."""
