@@ -1,6 +1,6 @@
 """What durable sessions cost: `holdfast bench --sessions`. Save, resume, fork, rewind and roll, beside reading again.
 
-One process grows a session of random tokens, with a durable point every 8,192 and turns of 1,024 at the end, and is
+One process grows a session of random tokens, with a durable point every 8,192 and turns of 512 at the end, and is
 killed; another resumes it with the files dropped from the page cache (posix_fadvise), and measures the rest. Seconds are
 of this machine; what compares are the ratios, taken in one run.
 """
@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -26,9 +26,9 @@ from agent.rolling import next_roll
 from engine import Engine, EngineConfig, SamplingParams, Sequence
 from memory import BlobStore, Database, SessionLog, SessionStore, SnapshotStore
 
-SAVE_EVERY, LAST_TURNS, LAST_TURN_TOKENS = 8192, 8, 1024
+SAVE_EVERY, LAST_TURNS, LAST_TURN_TOKENS = 8192, 8, 512
 REWOUND_TOKENS = 37
-DECODED_TOKENS = 400  # with and without a save beside them
+DECODED_TOKENS = 2000  # with and without a save beside them
 MOST_READ_AGAIN = 300_000  # tokens; of a longer context the seconds of growing it stand for reading it again
 ROLLED_SHARE = 10  # a tenth of the context more goes through the full window
 MEMORY_BYTES = 2**30
@@ -82,7 +82,7 @@ async def _opened(model: Path, home: Path, max_context: int | None = None) -> As
     async with AsyncExitStack() as stack:
         database = stack.enter_context(closing(Database(home)))
         snapshots = stack.enter_context(closing(SnapshotStore(database, BlobStore(home))))
-        config = EngineConfig(memory_bytes=MEMORY_BYTES, max_context=max_context)
+        config = EngineConfig(memory_bytes=MEMORY_BYTES, max_context=max_context, num_drafts=0)  # one token a step
         engine = await stack.enter_async_context(Engine.open(model, config))
         keeper = stack.enter_context(closing(Keeper(engine, snapshots)))
         yield Bench(engine, keeper, SessionStore(database), home)
@@ -123,19 +123,21 @@ async def _grow(model: Path, home: Path, context: int) -> list[Row]:
 
 
 async def _beside_saving(bench: Bench, seq: Sequence) -> Row:
-    """Times between tokens of a decoding sequence, alone and while another one is saved over and over."""
+    """Times between tokens of a decoding sequence, alone and while a stretch of another is saved: a durable point."""
     engine = bench.engine
-    decoding = await engine.start()
+    decoding, saved = await engine.start(), await engine.start()
+    await engine.feed(saved, seq.token_ids[:SAVE_EVERY])
     await engine.feed(decoding, _tokens(engine, 1000, seed=1))
     quiet: list[float] = []
     busy: list[float] = []
     for _ in range(4):  # alternating, so that the machine's moods meet both
-        quiet += await _gaps(engine, decoding, DECODED_TOKENS // 4)
+        quiet += await _gaps(engine, decoding, 2 * DECODED_TOKENS)
         async with _elsewhere(engine) as keeper:
-            saving = asyncio.create_task(keeper.save(seq, 0))
-            busy += await _gaps(engine, decoding, DECODED_TOKENS // 4, saving)
+            saving = asyncio.create_task(keeper.save(saved, 0))
+            busy += await _gaps(engine, decoding, 16 * DECODED_TOKENS, saving)
             await saving
     await engine.release(decoding)
+    await engine.release(saved)
     p99 = [sorted(gaps)[int(len(gaps) * 0.99)] for gaps in (quiet, busy)]
     return {
         "row": "decode beside a save", "context": len(seq.token_ids), "p99_quiet_ms": p99[0] * 1e3,
@@ -160,11 +162,14 @@ async def _elsewhere(engine: Engine) -> AsyncIterator[Keeper]:
 async def _gaps(engine: Engine, seq: Sequence, count: int, beside: "asyncio.Task[Any] | None" = None) -> list[float]:
     """Seconds between tokens; those that came while `beside` was running, if it is given."""
     gaps, last = [], time.perf_counter()
-    async for _ in engine.extend(seq, [2] if not seq.num_waiting else [], SamplingParams(max_tokens=count)):
-        now = time.perf_counter()
-        if beside is None or not beside.done():
+    sampled = engine.extend(seq, [] if seq.num_waiting else [2], SamplingParams(max_tokens=count))
+    async with aclosing(sampled) as tokens:  # type: ignore[type-var]
+        async for _ in tokens:
+            now = time.perf_counter()
+            if beside is not None and beside.done():
+                break
             gaps.append(now - last)
-        last = now
+            last = now
     return gaps[1:]
 
 

@@ -5,6 +5,7 @@ cannot be found or read costs prefill, never history.
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ from engine import Engine, PageKey, Roll, Snapshot, StateError, Stored
 from engine import Sequence as LiveSequence
 from memory import PAGES, TAILS, DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
 
+PAUSE_S = 0.25  # so that far fewer than one in a hundred tokens meets a page that is written
 UNREADABLE = (DamagedBlob, StateError)
 
 
@@ -21,6 +23,7 @@ class Keeper:
     def __init__(self, engine: Engine, snapshots: SnapshotStore):
         self.engine, self.snapshots = engine, snapshots
         self.bytes_written = 0
+        self._is_closing = False
         self._writer = ThreadPoolExecutor(1, "holdfast-save")
 
     async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
@@ -69,10 +72,12 @@ class Keeper:
         return notes
 
     def close(self) -> None:
+        self._is_closing = True
         self._writer.shutdown()
 
     def _write(self, snapshot: Snapshot, branch: int) -> StoredTail:
         def page(key: PageKey) -> PageData:
+            self._keep_out_of_the_way()
             return PageData(key.id, key.parent, key.number, snapshot.page_data(key))
 
         keys = [*snapshot.head, *snapshot.pages]
@@ -91,6 +96,12 @@ class Keeper:
         if tail is None:
             raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")
         return tail
+
+    def _keep_out_of_the_way(self) -> None:
+        """While tokens are sampled, one page at a time with a pause before it: threads share the interpreter, and a page
+        takes it for as long as a token of a small model does."""
+        if self.engine.is_decoding and not self._is_closing:
+            time.sleep(PAUSE_S)
 
     def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int) -> Stored | None:
         chain = self.engine.chain(rolls)

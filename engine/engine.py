@@ -81,6 +81,11 @@ class Engine:
             self._tokenizer = Tokenizer.from_dir(self.directory)
         return self._tokenizer
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether somebody is waiting for the next sampled token. May be asked on any thread."""
+        return any(request.num_sampled for request in list(self._scheduler.running))
+
     def chain(self, rolls: Items[Roll] = ()) -> Chain:
         """Content ids of states of this engine, for tokens that went through these rolls."""
         chain = Chain(self.layout, self.config.page_tokens)
