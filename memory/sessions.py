@@ -195,8 +195,11 @@ class SessionStore:
         return session
 
     def _read(self) -> tuple[list[tuple[SessionInfo, bool]], list[int]]:
-        """Every session and whether its row is sound; and ids of those that should be there. The whole table is read, not what an index points at, and must
-        agree with the index of names: a damaged bit is in one of the two."""
+        """Every session and whether its row is sound; and ids of those that should be there.
+
+        The whole table is read, not what an index points at, and must agree with the index of names: a damaged bit is
+        in one of the two.
+        """
         ids = _locked_ids(self._locks)  # before the rows: a session is locked once its row is there
         with self._database.reading():
             columns = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
@@ -224,9 +227,11 @@ class SessionStore:
         return [session for session, _ in sessions]
 
     def _current(self, session: SessionInfo) -> SessionInfo:
-        """The session as it is now; another process may have used it since it was listed."""
-        found = next((s for s in self.all() if s.id == session.id), None)
+        """The session as it is now; another process may have used it since it was listed. Damage of others is theirs."""
+        sessions, lost = self._read()
+        found = next((s for s, is_sound in sessions if s.id == session.id and is_sound), None)
         if found is None:
+            self._only_sound(sessions, lost)
             raise StoreError(f"session {session.name} was removed: start a fresh session with --new")
         return found
 

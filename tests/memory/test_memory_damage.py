@@ -233,3 +233,19 @@ def test_a_check_reads_all_branches_and_names_what_is_damaged(tmp_path: Path) ->
             connection.execute("UPDATE tokens SET ids = zeroblob(20) WHERE start = 5")
         with pytest.raises(StoreError, match="session one is damaged at token 5"):
             store.check(session)
+
+
+def test_a_damaged_session_does_not_keep_the_others_from_their_work(tmp_path: Path) -> None:
+    with closing(Database(tmp_path)) as database:
+        store = SessionStore(database)
+        one, other = store.create("/w", "m", "one"), store.create("/w", "m", "other")
+        with database.transaction() as connection:
+            connection.execute("UPDATE sessions SET model = 'x' WHERE id = ?", (one.id,))
+        found = store.find("other")
+        assert found == other
+        log = store.open(other)
+        log.start_turn([("user", {"text": "hello"})], [1, 2])
+        log.close()
+        for lookup in (lambda: store.find("one"), lambda: store.open(one), store.all):
+            with pytest.raises(StoreError, match="session 'one' is damaged"):
+                lookup()
