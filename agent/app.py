@@ -70,6 +70,8 @@ class App:
         """
         found = None if is_new else self._find(workspace, name)
         notices = [] if is_new or found or name else self._other_models(workspace)
+        if self.engine.compiles_kernels and not self._open:
+            notices.append("compiling kernels for this machine, once: about half a minute")
         log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name))
         try:
             seq = await self.engine.start()

@@ -82,6 +82,11 @@ class Engine:
         return self._tokenizer
 
     @property
+    def compiles_kernels(self) -> bool:
+        """Whether the first steps take half a minute longer: no machine code of the kernels was found."""
+        return self._runner.model.ops.compiles
+
+    @property
     def is_decoding(self) -> bool:
         """Whether somebody is waiting for the next sampled token. May be asked on any thread."""
         return any(request.num_sampled for request in list(self._scheduler.running))

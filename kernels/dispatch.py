@@ -51,11 +51,12 @@ class Ops:
     select: Callable[..., Any]
     attend: Callable[..., Any]
     moe: Callable[..., Any]
+    compiles = False  # the first steps compile kernels, which takes half a minute
 
     def __init__(self, num: Rounding, compiled: bool = jit.AVAILABLE):
         self.compiled = compiled and not num.official
         if self.compiled:
-            jit.keep_machine_code()
+            self.compiles = not jit.keep_machine_code()
         for twins, siblings, names in SIBLINGS:
             for name in names:
                 reference = functools.partial(getattr(twins, name), num=num)

@@ -51,8 +51,11 @@ def inlined(function: Function) -> Function:
 
 
 @functools.cache
-def keep_machine_code() -> None:
-    """Let kernels load and store their machine code in the user's cache directory; without one they compile each time."""
+def keep_machine_code() -> bool:
+    """Let kernels load and store their machine code in the user's cache directory; without one they compile each time.
+
+    Returns whether some is there already.
+    """
     sources = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):  # numba itself adds the CPU's name and features
         sources.update(path.read_bytes())
@@ -60,7 +63,9 @@ def keep_machine_code() -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
-        return
+        return False
+    is_known = any(directory.iterdir())
     numba.config.CACHE_DIR = str(directory)
     for compiled in _kernels:
         compiled.enable_caching()
+    return is_known

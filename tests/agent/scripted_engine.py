@@ -70,6 +70,7 @@ class ScriptedEngine:
         self.tokenizer = Tokenizer.from_dir(directory)
         self.identity = "scripted"
         self.on_pressure: Any = None
+        self.compiles_kernels = False
         self.config = EngineConfig()
         self.fed: list[list[int]] = []
 
