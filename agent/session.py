@@ -16,7 +16,7 @@ from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
-from engine import EngineError, Stored
+from engine import EngineError, StateError, Stored
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
@@ -196,8 +196,9 @@ class Session:
         shared = await live.engine.start(stored)
         try:
             await live.engine.load(shared)
-        except UNREADABLE as e:
-            await self.keeper.forget(e, stored)
+        except (StateError, StoreError) as e:
+            if isinstance(e, UNREADABLE):
+                await self.keeper.forget(e, stored)
             await live.engine.release(shared)
             return
         await live.engine.release(live.seq)

@@ -289,6 +289,9 @@ class Engine:
         config, model = self.config, self.model_config
         one_page = max(page_bytes(model, config.page_tokens), 1)
         allowed = config.max_context or model.max_position_embeddings
+        if allowed > model.max_position_embeddings:
+            most = model.max_position_embeddings
+            raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
         num_pages = max(
             min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
         )
