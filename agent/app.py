@@ -28,7 +28,7 @@ class App:
 
     def __init__(
         self, settings: Settings, engine: Engine, store: SessionStore, keeper: Keeper, texts: ProtocolTexts,
-        opening_tokens: int,
+        opening_tokens: int = 0,
     ):  # fmt: skip
         self.settings, self.engine, self.store, self.keeper = settings, engine, store, keeper
         # shorter than a page it is not worth finding; at the end of a block of every layer the tail is small

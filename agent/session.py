@@ -103,14 +103,15 @@ class Session:
         """Save, give the live sequence back, and let another process open the session."""
         self.is_closed = True
         try:
-            await self._written()
+            await self.written()
             await self._save_later()
-            await self._written()
+            await self.written()
             await self.live.engine.release(self.live.seq)
         finally:
             self.live.log.close()
 
-    async def _written(self) -> None:
+    async def written(self) -> None:
+        """Wait until the saves that have begun are on disk."""
         if self._saves:
             await asyncio.wait(set(self._saves))
 

@@ -54,8 +54,7 @@ async def ask(session: Session, prompt: str) -> list[Event]:
     """One turn, and the save after it."""
     async with aclosing(session.turn(prompt)) as events:
         seen = [event async for event in events]
-    if session._save is not None:
-        await asyncio.wait({session._save})
+    await session.written()
     return seen
 
 
