@@ -133,7 +133,8 @@ async def _beside_saving(bench: Bench, seq: Sequence) -> Row:
     for _ in range(4):  # alternating, so that the machine's moods meet both
         quiet += await _gaps(engine, decoding, 2 * DECODED_TOKENS)
         async with _elsewhere(engine) as keeper:
-            saving = asyncio.create_task(keeper.save(saved, 0))
+            saving = await keeper.begin_save(saved, 0)
+            assert saving is not None
             busy += await _gaps(engine, decoding, 16 * DECODED_TOKENS, saving)
             await saving
     await engine.release(decoding)

@@ -23,7 +23,6 @@ class Keeper:
     def __init__(self, engine: Engine, snapshots: SnapshotStore):
         self.engine, self.snapshots = engine, snapshots
         self.bytes_written = 0
-        self._is_closing = False
         self._writer = ThreadPoolExecutor(1, "holdfast-save")
 
     async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
@@ -35,13 +34,16 @@ class Keeper:
 
         Raises StoreError when it cannot be written: nothing is lost but the time that reading it would have saved.
         """
-        writing = await self.begin_save(seq, branch, is_followed)
+        writing = await self.begin_save(seq, branch, is_followed, is_urgent=True)
         return await writing if writing is not None else None
 
     async def begin_save(
-        self, seq: LiveSequence, branch: int, is_followed: bool = False
+        self, seq: LiveSequence, branch: int, is_followed: bool = False, is_urgent: bool = False
     ) -> "asyncio.Task[Stored] | None":
-        """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes."""
+        """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes.
+
+        Unless it `is_urgent`, it keeps out of the way of whoever samples tokens.
+        """
         snapshot = await self.engine.snapshot(seq, is_followed)
         if snapshot is None:
             return None
@@ -50,7 +52,7 @@ class Keeper:
         async def write() -> Stored:
             with snapshot:
                 loop = asyncio.get_running_loop()
-                tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch)
+                tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch, is_urgent)
             return self._stored(tail, ids, rolls)
 
         return asyncio.create_task(write())
@@ -72,12 +74,13 @@ class Keeper:
         return notes
 
     def close(self) -> None:
-        self._is_closing = True
         self._writer.shutdown()
 
-    def _write(self, snapshot: Snapshot, branch: int) -> StoredTail:
+    def _write(self, snapshot: Snapshot, branch: int, is_urgent: bool) -> StoredTail:
         def page(key: PageKey) -> PageData:
-            self._keep_out_of_the_way()
+            # threads share the interpreter, and a page takes it for as long as a token of a small model does
+            if not is_urgent and self.engine.is_decoding:
+                time.sleep(PAUSE_S)
             return PageData(key.id, key.parent, key.number, snapshot.page_data(key))
 
         keys = [*snapshot.head, *snapshot.pages]
@@ -96,12 +99,6 @@ class Keeper:
         if tail is None:
             raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")
         return tail
-
-    def _keep_out_of_the_way(self) -> None:
-        """While tokens are sampled, one page at a time with a pause before it: threads share the interpreter, and a page
-        takes it for as long as a token of a small model does."""
-        if self.engine.is_decoding and not self._is_closing:
-            time.sleep(PAUSE_S)
 
     def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int) -> Stored | None:
         chain = self.engine.chain(rolls)

@@ -104,7 +104,7 @@ class Session:
         self.is_closed = True
         try:
             await self.written()
-            await self._save_later()
+            await self._save_later(is_urgent=True)
             await self.written()
             await self.live.engine.release(self.live.seq)
         finally:
@@ -244,14 +244,14 @@ class Session:
         present = computed if lacking > 1 else held
         usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
 
-    async def _save_later(self) -> None:
+    async def _save_later(self, is_urgent: bool = False) -> None:
         """Begin to save what has come since the last time, unless the disk is behind."""
         seq, position = self.live.seq, self.live.seq.num_tokens
         if position <= self._saved_at or len(self._saves) >= MAX_SAVES:
             return
         is_followed = len(self.live.log.ids) > len(seq.token_ids)
         try:
-            writing = await self.keeper.begin_save(seq, self.live.log.session.branch, is_followed)
+            writing = await self.keeper.begin_save(seq, self.live.log.session.branch, is_followed, is_urgent)
         except EngineError:  # it is in use, or the engine has stopped
             return
         if writing is not None:
