@@ -13,17 +13,18 @@ from engine import Engine, PageKey, Roll, Snapshot, StateError, Stored
 from engine import Sequence as LiveSequence
 from memory import PAGES, TAILS, DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
 
+WRITERS = 2  # an urgent save does not wait for one that pauses
 PAUSE_S = 0.25  # so that far fewer than one in a hundred tokens meets a page that is written
 UNREADABLE = (DamagedBlob, StateError)
 
 
 class Keeper:
-    """One per engine. Saves run on a thread of their own, one at a time, beside the engine."""
+    """One per engine. Saves run on threads of their own, beside the engine."""
 
     def __init__(self, engine: Engine, snapshots: SnapshotStore):
         self.engine, self.snapshots = engine, snapshots
         self.bytes_written = 0
-        self._writer = ThreadPoolExecutor(1, "holdfast-save")
+        self._writer = ThreadPoolExecutor(WRITERS, "holdfast-save")
 
     async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
         """The stored state that covers most of these tokens, whoever wrote it; `branch` goes on from it."""
