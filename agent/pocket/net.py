@@ -30,7 +30,7 @@ class NetConfig:
     q_lora_rank: int = 128
     o_groups: int = 2
     o_lora_rank: int = 64
-    sliding_window: int = 128
+    sliding_window: int = 256
     index_n_heads: int = 4
     index_head_dim: int = 32
     index_topk: int = 64
