@@ -35,26 +35,32 @@ class Keeper:
 
         Raises StoreError when it cannot be written: nothing is lost but the time that reading it would have saved.
         """
+        rolls, ids = list(seq.chain.rolls), list(seq.token_ids)
         writing = await self.begin_save(seq, branch, is_followed, is_urgent=True)
-        return await writing if writing is not None else None
+        if writing is None:
+            return None
+        tail = await asyncio.to_thread(self.snapshots.find, [tail_id := await writing])
+        if tail is None:
+            raise StoreError(f"tail {tail_id.hex()} was removed as soon as it was saved: try again")
+        return self._stored(tail, ids[: tail.position], rolls)
 
     async def begin_save(
         self, seq: LiveSequence, branch: int, is_followed: bool = False, is_urgent: bool = False
-    ) -> "asyncio.Task[Stored] | None":
-        """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes.
+    ) -> "asyncio.Task[bytes] | None":
+        """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes. It gives the
+        tail's id.
 
         Unless it `is_urgent`, it keeps out of the way of whoever samples tokens.
         """
         snapshot = await self.engine.snapshot(seq, is_followed)
         if snapshot is None:
             return None
-        rolls, ids = list(seq.chain.rolls), seq.token_ids[: snapshot.position]
 
-        async def write() -> Stored:
+        async def write() -> bytes:
             with snapshot:
                 loop = asyncio.get_running_loop()
-                tail = await loop.run_in_executor(self._writer, self._write, snapshot, branch, is_urgent)
-            return self._stored(tail, ids, rolls)
+                await loop.run_in_executor(self._writer, self._write, snapshot, branch, is_urgent)
+            return snapshot.tail_id
 
         return asyncio.create_task(write())
 
@@ -77,7 +83,7 @@ class Keeper:
     def close(self) -> None:
         self._writer.shutdown()
 
-    def _write(self, snapshot: Snapshot, branch: int, is_urgent: bool) -> StoredTail:
+    def _write(self, snapshot: Snapshot, branch: int, is_urgent: bool) -> None:
         def page(key: PageKey) -> PageData:
             # threads share the interpreter, and a page takes it for as long as a token of a small model does
             if not is_urgent and self.engine.is_decoding:
@@ -96,10 +102,6 @@ class Keeper:
         )
         pages = (page(key) for key in keys if key.id in missing)
         self.bytes_written += self.snapshots.add(row, snapshot.tail_data(), pages, branch).bytes_written
-        tail = self.snapshots.find([snapshot.tail_id])
-        if tail is None:
-            raise StoreError(f"the state at token {snapshot.position} was removed while it was saved: try again")
-        return tail
 
     def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int) -> Stored | None:
         chain = self.engine.chain(rolls)
