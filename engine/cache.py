@@ -69,8 +69,7 @@ class Cache:
 
 
 def _zeros(*shape: int) -> Tensor:
-    """Zeros that cost memory only once written (torch would touch every page). Rows never written are read under a
-    mask, so they must be finite."""
+    """Zeros that cost memory only once written (torch would touch every page)."""
     return torch.from_numpy(np.zeros(shape, np.float32))
 
 
