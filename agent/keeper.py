@@ -35,20 +35,20 @@ class Keeper:
 
         Raises StoreError when it cannot be written: nothing is lost but the time that reading it would have saved.
         """
-        rolls, ids = list(seq.chain.rolls), list(seq.token_ids)
         writing = await self.begin_save(seq, branch, is_followed, is_urgent=True)
         if writing is None:
             return None
-        tail = await asyncio.to_thread(self.snapshots.find, [tail_id := await writing])
+        saved = await writing
+        tail = await asyncio.to_thread(self.snapshots.find, [saved.tail_id])
         if tail is None:
-            raise StoreError(f"tail {tail_id.hex()} was removed as soon as it was saved: try again")
-        return self._stored(tail, ids[: tail.position], rolls)
+            raise StoreError(f"the state at token {saved.position} was removed as soon as it was saved: try again")
+        return self._stored(tail, seq.token_ids[: saved.position], saved.rolls)
 
     async def begin_save(
         self, seq: LiveSequence, branch: int, is_followed: bool = False, is_urgent: bool = False
-    ) -> "asyncio.Task[bytes] | None":
+    ) -> "asyncio.Task[Snapshot] | None":
         """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes. It gives the
-        tail's id.
+        snapshot, closed.
 
         Unless it `is_urgent`, it keeps out of the way of whoever samples tokens.
         """
@@ -56,11 +56,11 @@ class Keeper:
         if snapshot is None:
             return None
 
-        async def write() -> bytes:
+        async def write() -> Snapshot:
             with snapshot:
                 loop = asyncio.get_running_loop()
                 await loop.run_in_executor(self._writer, self._write, snapshot, branch, is_urgent)
-            return snapshot.tail_id
+            return snapshot
 
         return asyncio.create_task(write())
 

@@ -16,7 +16,7 @@ from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
-from engine import EngineError, StateError
+from engine import EngineError, Snapshot, StateError
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
@@ -32,7 +32,7 @@ class Session:
         self.name = live.log.session.name
         self._notices = list(notices)
         self.is_closed = False
-        self._saves: set[asyncio.Task[bytes]] = set()  # being written
+        self._saves: set[asyncio.Task[Snapshot]] = set()  # being written
         self._saved_at = live.seq.num_tokens
         live.checkpoint = self.checkpoint
         if self._close_open_turn():
@@ -259,7 +259,7 @@ class Session:
             self._saves.add(writing)
             writing.add_done_callback(self._saved)
 
-    def _saved(self, writing: "asyncio.Task[bytes]") -> None:
+    def _saved(self, writing: "asyncio.Task[Snapshot]") -> None:
         self._saves.discard(writing)
         if writing.cancelled() or (error := writing.exception()) is None:
             return

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engine.cache import Cache, LayerCache, block_ring
+from engine.chain import Roll
 from engine.errors import StateError
 from engine.pinned import PinnedHead
 from engine.sequence import Sequence
@@ -44,6 +45,7 @@ class Snapshot:
 
     position: int
     tail_id: bytes
+    rolls: list[Roll]
     pages: list[PageKey]
     head: list[PageKey]
     page_data: Callable[[PageKey], bytes]
@@ -78,9 +80,8 @@ def snapshot(cache: Cache, seq: Sequence, is_followed: bool, drop: Callable[[], 
     pinned = seq.head
     open_page = seq.pages[full] if full < len(seq.pages) else None
     tail = cut_tail(cache, seq.slot, open_page, position, seq.head)
-    return Snapshot(
-        position, tail_id, pages, head, lambda key: pack_page(cache, at[key.id], pinned, key.number), tail.pack, drop
-    )
+    page_data = lambda key: pack_page(cache, at[key.id], pinned, key.number)  # noqa: E731
+    return Snapshot(position, tail_id, list(chain.rolls), pages, head, page_data, tail.pack, drop)
 
 
 @dataclass
