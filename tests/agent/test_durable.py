@@ -13,7 +13,7 @@ from signal import SIGINT, SIGKILL, Signals
 import pytest
 
 from memory import Database, SessionStore
-from tests.agent.real_session import ASK, TELL, answer, ask_anew, done, make_workspace, notices
+from tests.agent.real_session import ASK, KNOWN, TELL, answer, ask_anew, done, make_workspace, notices
 from tests.long import crashes, exact, together
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def test_killed_in_the_middle_of_a_save_a_session_goes_on_and_nothing_is_left_be
     tmp_path: Path, point: int
 ) -> None:
     """While a page is written, and while the tail and their directories get their names."""
-    crashes.check(tmp_path, make_workspace(tmp_path / "ws"), point)
+    assert crashes.check(tmp_path, make_workspace(tmp_path / "ws"), point) == KNOWN
 
 
 def test_sessions_of_two_processes_with_little_memory_give_what_each_gives_alone(tmp_path: Path) -> None:

@@ -17,26 +17,14 @@ from agent.loop import SYSTEM_TEXT
 from agent.pocket.data import OPENING
 from agent.pocket.phrases import DECLINE_REPLY
 from engine import Engine, EngineConfig, SamplingParams
+from tests.agent.real_session import SOURCE, make_workspace
 
 ROOT = Path(__file__).parents[2]
-SOURCE = """LIMIT = 30
-
-
-class Fetcher:
-    def load_page(self, address):
-        return self.cache.get(address, LIMIT)
-
-
-def build_fetcher(settings):
-    return Fetcher()
-"""
 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    (tmp_path / "ws" / "net").mkdir(parents=True)
-    (tmp_path / "ws" / "net" / "fetcher.py").write_text(SOURCE)
-    return tmp_path / "ws"
+    return make_workspace(tmp_path / "ws")
 
 
 def run(workspace: Path, prompt: str, *options: str, home: Path | None = None) -> list[dict[str, Any]]:

@@ -47,6 +47,15 @@ class Shelf:
             self.kept[taken.tail_id] = [key.id for key in [*taken.head, *taken.pages]]
             return taken.position
 
+    async def fill(self, engine: Engine, ids: list[int]) -> list[int]:
+        """Store a sequence of these ids and release it; the next five tokens."""
+        seq = await engine.start()
+        await take(engine, seq, ids, 0)
+        await self.save(engine, seq)
+        expected = await take(engine, seq, [], 5)
+        await engine.release(seq)
+        return expected
+
     def stored(self, engine: Engine, ids: list[int], rolls: Iterable[Roll] = ()) -> Stored:
         """The state after these tokens."""
         chain = engine.chain(tuple(rolls))
@@ -169,11 +178,7 @@ async def test_under_pressure_the_owner_parks_the_sequence_idle_longest(director
 async def test_state_that_cannot_be_read_ends_the_request_and_leaves_the_sequence_stored(directory: Path) -> None:
     shelf, ids = Shelf(), random_ids(300)
     async with opened(directory) as engine:
-        seq = await engine.start()
-        await take(engine, seq, ids, 0)
-        await shelf.save(engine, seq)
-        expected = await take(engine, seq, [], 5)
-        await engine.release(seq)
+        expected = await shelf.fill(engine, ids)
         free = engine._scheduler.pool.num_free
         good = shelf.stored(engine, ids[:-1])
         broken = OSError("it is gone")
@@ -203,11 +208,7 @@ async def test_state_that_cannot_be_read_ends_the_request_and_leaves_the_sequenc
 async def test_cancelled_while_it_loads_the_sequence_can_be_used_again(directory: Path) -> None:
     shelf, ids = Shelf(), random_ids(300)
     async with opened(directory) as engine:
-        seq = await engine.start()
-        await take(engine, seq, ids, 0)
-        await shelf.save(engine, seq)
-        expected = await take(engine, seq, [], 5)
-        await engine.release(seq)
+        expected = await shelf.fill(engine, ids)
         for then in ("extend", "release"):
             good, may_read = shelf.stored(engine, ids[:-1]), threading.Event()
 

@@ -77,8 +77,8 @@ def run_until(home: Path, workspace: Path, die_at: int) -> tuple[list[str], int]
     return points, last_turn
 
 
-def check(directory: Path, workspace: Path, die_at: int) -> None:
-    """Die at one point, then go on in this process. Raises where something is lost, wrong or left behind."""
+def check(directory: Path, workspace: Path, die_at: int) -> str:
+    """Die at one point, then go on in this process: what it answers. Raises where something is lost or left behind."""
     home = directory / f"die-at-{die_at}"
     _, last_turn = run_until(home, workspace, die_at)
     with closing(Database(home)) as database:
@@ -86,12 +86,14 @@ def check(directory: Path, workspace: Path, die_at: int) -> None:
         assert session is not None
         turns = SessionStore(database).turn_list(session)
         assert [turn.state for turn in turns][:last_turn] == ["done"] * last_turn
-    assert answer(ask_anew(home, workspace, TELL, ASK)) == KNOWN
+    said = answer(ask_anew(home, workspace, TELL, ASK))
+    assert said == KNOWN
     stale_s, blobs.STALE_S = blobs.STALE_S, -1.0  # what an ended process left is looked at at once
     try:
         check_files(home)
     finally:
         blobs.STALE_S = stale_s
+    return said
 
 
 def check_files(home: Path) -> None:
