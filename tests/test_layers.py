@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 HOMES = {
     "torch": ("engine", "kernels", "agent.pocket"),
     "numpy": ("engine", "kernels", "agent.pocket"),
-    "triton": ("kernels",),
+    "triton": ("kernels.gpu",),
     "safetensors": ("engine",),
     "transformers": ("engine",),
     "tokenizers": ("engine",),

@@ -57,7 +57,9 @@ def keep_machine_code() -> bool:
     Returns whether some is there already.
     """
     sources = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):  # numba itself adds the CPU's name and features
+    here = Path(__file__).parent
+    # numba itself adds the CPU's name and features
+    for path in sorted([*here.glob("*.py"), *here.parent.glob("*.py")]):
         sources.update(path.read_bytes())
     directory = Path(platformdirs.user_cache_dir("holdfast")) / f"cpu-kernels-{sources.hexdigest()[:16]}"
     try:

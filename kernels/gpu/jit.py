@@ -1,0 +1,91 @@
+"""Where Triton is imported, and the one place that launches its kernels.
+
+Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported), on CPU tensors.
+`compiling` compiles what would be launched, ahead of time for a GPU that need not be there; its tensors may be on torch's meta device.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    AVAILABLE = True
+except ImportError:  # no wheel for this platform
+    AVAILABLE = False
+
+__all__ = ["AVAILABLE", "INTERPRETED", "compiling", "dot", "kernel", "launch", "tl"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Compiled = Callable[[str, Any, dict[str, Any]], None]  # name of a kernel, Triton's CompiledKernel, its constants
+_on_compiled: Compiled | None = None
+
+if not AVAILABLE:
+    triton = tl = None
+
+INTERPRETED = AVAILABLE and triton.knobs.runtime.interpret
+
+
+def kernel(function: Function) -> Any:
+    """A Triton kernel, or a function that kernels call."""
+    return triton.jit(function) if AVAILABLE else function
+
+
+def launch(function: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **constants: Any) -> None:
+    """Run a kernel on a grid, of which any side may be 0. Fused multiply-adds are always allowed: results must not depend on
+    the default of a Triton version."""
+    options = {"num_warps": num_warps, "enable_fp_fusion": True}
+    if _on_compiled is not None:
+        compiled = function.warmup(*args, grid=(1,), **options, **constants)
+        _on_compiled(function.__name__, compiled, constants)
+    elif math.prod(grid):
+        function[grid](*args, **options, **constants)
+
+
+@contextmanager
+def compiling(capability: int, on_compiled: Compiled) -> Iterator[None]:
+    """Compile instead of launching, for a compute capability such as 90. The process cannot launch any more."""
+    global _on_compiled
+    driver.set_active(_AbsentGPU(capability))
+    _on_compiled = on_compiled
+    try:
+        yield
+    finally:
+        _on_compiled = None
+
+
+class _AbsentGPU:
+    """What Triton asks of a driver before it compiles."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # keeps what was compiled for one apart from the other
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+_INTERPRETED = tl.constexpr(INTERPRETED) if AVAILABLE else None
+
+
+@kernel
+def dot(a, b):
+    """a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands. The interpreter multiplies the bit patterns of bf16."""
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32))
+    return tl.dot(a, b)
