@@ -5,6 +5,9 @@ holds the window rings and the open compressor blocks. Both are addressed by pos
 sequence's position is scratch, and taking tokens back is changing a number. Knows nothing of scheduling.
 """
 
+import contextlib
+import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +72,13 @@ class Cache:
 
 
 def _zeros(*shape: int) -> Tensor:
-    """Zeros that cost memory only once written (torch would touch every page)."""
-    return torch.from_numpy(np.zeros(shape, np.float32))
+    """Zeros that cost memory only once written (torch would touch every page), in large pages of memory where there are any."""
+    num_bytes = max(4 * math.prod(shape), 1)
+    memory = mmap.mmap(-1, num_bytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.from_numpy(np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape))
 
 
 def block_ring(ratio: int) -> int:
