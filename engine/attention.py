@@ -82,10 +82,10 @@ class Attention:
 
     def _entries(self, x: Any, index_q: Any, batch: Batch, cache: LayerCache) -> tuple[Any, Any]:
         """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see)."""
-        assert cache.rows is not None and cache.blocks is not None
+        assert cache.keys is not None and cache.blocks is not None
         ops, rows = self.ops, batch.rows
-        pool, blocks = ops.array(cache.rows), ops.array(cache.blocks)
-        index_pool = self.no_index_rows if cache.index_rows is None else ops.array(cache.index_rows)
+        pool, blocks = ops.array(cache.keys.rows), ops.array(cache.blocks)
+        index_pool = self.no_index_rows if cache.index_keys is None else ops.array(cache.index_keys.rows)
         mixed, head_weights = ops.block_rows(x, rows, self.compress)
         ops.complete_blocks(mixed, rows, blocks, pool, index_pool, self.compress)
         for head, head_rows in batch.heads:
@@ -100,9 +100,9 @@ class Attention:
         """Rows of a pinned head as they are stored when its first token stands at position `first`."""
         turns = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
         keys = cache.row_format.round(rotate_(rows.clone(), turns))
-        if cache.index_format is None:
+        if cache.index_keys is None:
             return keys, index_rows
-        return keys, cache.index_format.round(rotate_(index_rows.clone(), turns) @ self.hadamard)
+        return keys, cache.index_keys.fmt.round(rotate_(index_rows.clone(), turns) @ self.hadamard)
 
 
 def _pooled_parts(weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:

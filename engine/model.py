@@ -104,16 +104,11 @@ class Model:
     def move_head(self, head: PinnedHead, pages: list[int], first: int, cache: Cache) -> None:
         """Write a pinned head into pages of the pool, its first token at position `first`."""
         for block, layer in zip(self.layers, cache.layers):
-            if layer.rows is not None:
-                keys, index_keys = block.attn.moved(
-                    head.rows[layer.number], head.index_rows[layer.number], first, layer
-                )
-                for n, page in enumerate(pages):
-                    per_page = cache.page_tokens // layer.ratio
-                    source, target = (slice(p * per_page, (p + 1) * per_page) for p in (n, page))
-                    layer.rows[target] = keys[source]
-                    if layer.index_rows is not None:
-                        layer.index_rows[target] = index_keys[source]
+            if layer.ratio:
+                rows, index_rows = head.rows[layer.number], head.index_rows[layer.number]
+                for pool, moved in zip(layer.pools, block.attn.moved(rows, index_rows, first, layer)):
+                    for page, values in zip(pages, moved.split(pool.per_page)):
+                        pool.write(page, values)
 
     def streams(self, batch: Batch, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""

@@ -30,11 +30,11 @@ class PinnedHead:
         rows: dict[int, Tensor] = {}
         index_rows: dict[int, Tensor] = {}
         for number, layer in enumerate(cache.layers):
-            if layer.rows is not None:
-                index_dim = 0 if layer.index_rows is None else layer.index_rows.shape[1]
+            if layer.keys is not None:
+                index_dim = 0 if layer.index_keys is None else layer.index_keys.fmt.dim
                 count = num_tokens // layer.ratio
-                rows[number] = torch.zeros(count, layer.rows.shape[1])
-                index_rows[number] = torch.zeros(count if index_dim else 0, index_dim)
+                rows[number] = torch.zeros(count, layer.keys.fmt.dim, device=cache.device)
+                index_rows[number] = torch.zeros(count if index_dim else 0, index_dim, device=cache.device)
         return cls(num_tokens, rows, index_rows)
 
     def rows_of(self, step: Rows, start: int, stop: int) -> Rows:
