@@ -28,9 +28,12 @@ class Segment:
 
 
 class Batch:
-    """`segments` is [(sequence, number of tokens)]: these tokens follow the sequence's `num_tokens` processed ones."""
+    """`segments` is [(sequence, number of tokens)]: these tokens follow the sequence's `num_tokens` processed ones.
 
-    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache):
+    `rows` are an argument of `ops`.
+    """
+
+    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache, ops: Ops | None = None):
         self.segments: list[Segment] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -42,7 +45,7 @@ class Batch:
             ids += known + seq.drafts[: count - len(known)]
             positions += range(seq.num_tokens, seq.num_tokens + count)
         most_pages = max(len(seq.pages) for seq, _ in segments)
-        self.rows = Rows(
+        self.host_rows = Rows(
             np.array(ids, np.int64),
             np.array(positions, np.int64),
             np.array([*(s.start for s in self.segments), len(ids)], np.int64),
@@ -51,7 +54,9 @@ class Batch:
             np.array([seq.pages + [0] * (most_pages - len(seq.pages)) for seq, _ in segments], np.int64),
             cache.page_tokens,
         )
-        self.heads = self._heads()
+        as_argument = ops.rows if ops else _as_they_are
+        self.rows: Any = as_argument(self.host_rows)
+        self.heads: list[tuple[PinnedHead, Any]] = [(head, as_argument(rows)) for head, rows in self._heads()]
         self._turns: dict[bool, Any] = {}
 
     def _heads(self) -> list[tuple[PinnedHead, Rows]]:
@@ -60,7 +65,7 @@ class Batch:
         for s in self.segments:
             if (head := s.seq.head) is not None and s.position < head.num_tokens:
                 stop = s.start + min(s.count, head.num_tokens - s.position)
-                heads.append((head, head.rows_of(self.rows, s.start, stop)))
+                heads.append((head, head.rows_of(self.host_rows, s.start, stop)))
         return heads
 
     def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
@@ -73,3 +78,7 @@ class Batch:
     def most_visible(self, ratio: int) -> int:
         """Entries that the last row of some segment may see: the most of any row."""
         return max((s.position + s.count) // ratio - s.seq.dropped_tokens // ratio for s in self.segments)
+
+
+def _as_they_are(rows: Rows) -> Rows:
+    return rows

@@ -22,6 +22,7 @@ from engine.cache import Cache, page_bytes
 from engine.chain import Chain, Roll, digest
 from engine.config import ModelConfig
 from engine.errors import EngineError
+from engine.model import Model
 from engine.numerics import Numerics
 from engine.pinned import PinnedHead
 from engine.runner import Runner
@@ -296,7 +297,7 @@ class Engine:
             min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
         )
         cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
-        self._runner = Runner(self.directory, model, self.numerics, cache)
+        self._runner = Runner(Model(self.directory, model, self.numerics), cache)
         self.identity = self._runner.model.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
         self._scheduler = Scheduler(
