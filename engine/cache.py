@@ -13,11 +13,11 @@ from torch import Tensor
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.numerics import Numerics
+from engine.placement import CPU, Placement
 from engine.pools import FloatPool, PackedPool, Pool, zeros
 from kernels.cache import RowFormat
 from kernels.gpu.pools import key_stride
 
-CPU = torch.device("cpu")
 MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer than what a query reads
 
 
@@ -46,14 +46,14 @@ class Cache:
 
     def __init__(
         self, config: ModelConfig, numerics: Numerics, page_tokens: int, num_pages: int, num_slots: int,
-        device: torch.device = CPU, is_packed: bool = False,
+        placement: Placement = CPU,
     ):  # fmt: skip
         if page_tokens % 128:
             raise EngineError(f"page_tokens={page_tokens} is not a multiple of 128, the longest compressed block")
         self.page_tokens, self.num_pages, self.num_slots = page_tokens, num_pages, num_slots
         self.window, self.num_layers = config.sliding_window, config.num_hidden_layers
         self.ring_tokens = self.window + MAX_DRAFTS
-        self.device, self.is_packed = device, is_packed
+        self.placement, self.device = placement, placement.device
         rounds = numerics.rounds_rows
         self.key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
         self.index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")
@@ -75,11 +75,13 @@ class Cache:
         return layer
 
     def _tensor(self, packed_dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=packed_dtype, device=self.device) if self.is_packed else zeros(*shape)
+        return (
+            torch.zeros(shape, dtype=packed_dtype, device=self.device) if self.placement.runs_triton else zeros(*shape)
+        )
 
     def _pool(self, kind: str, fmt: RowFormat, ratio: int) -> Pool:
         per_page = self.page_tokens // ratio
-        if self.is_packed:
+        if self.placement.runs_triton:
             return PackedPool(kind, fmt, per_page, self.num_pages, self.device)
         return FloatPool(kind, fmt, per_page, self.num_pages)
 
@@ -93,10 +95,10 @@ def block_ring(ratio: int) -> int:
     return (8 if ratio == 4 else ratio) + MAX_DRAFTS
 
 
-def page_bytes(config: ModelConfig, page_tokens: int, is_packed: bool = False) -> int:
+def page_bytes(config: ModelConfig, page_tokens: int, placement: Placement = CPU) -> int:
     """Bytes in memory of one page over all layers."""
     key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key")
     index = RowFormat(config.index_head_dim, 0, "index")
-    row, index_row = (key_stride(key), index.width) if is_packed else (4 * key.dim, 4 * index.dim)
+    row, index_row = (key_stride(key), index.width) if placement.runs_triton else (4 * key.dim, 4 * index.dim)
     ratios = [config.ratio(layer) for layer in range(config.num_hidden_layers)]
     return sum(page_tokens // ratio * (row + index_row * (ratio == 4)) for ratio in ratios if ratio)

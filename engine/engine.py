@@ -23,8 +23,8 @@ from engine.chain import Chain, Roll, digest
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.model import Model
-from engine.numerics import Numerics
 from engine.pinned import PinnedHead
+from engine.placement import place
 from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
@@ -45,7 +45,8 @@ class Engine:
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
         self.model_config = ModelConfig.from_dir(directory)
-        self.numerics = Numerics("compact" if config.numerics == "auto" else config.numerics)
+        self.placement = place(config.device)
+        self.numerics = self.placement.numerics(config.numerics)
         self.max_context = 0
         self.identity = ""
         self.layout = b""
@@ -288,20 +289,23 @@ class Engine:
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
-        one_page = max(page_bytes(model, config.page_tokens), 1)
+        one_page = max(page_bytes(model, config.page_tokens, self.placement), 1)
         allowed = config.max_context or model.max_position_embeddings
         if allowed > model.max_position_embeddings:
             most = model.max_position_embeddings
             raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
         num_pages = max(
-            min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
+            min(
+                config.pool_bytes(self.placement) // one_page, -(-allowed // config.page_tokens) * config.max_sequences
+            ),
+            1,
         )
         cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
         self._runner = Runner(Model(self.directory, model, self.numerics), cache)
         self.identity = self._runner.model.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
         self._scheduler = Scheduler(
-            cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts,
+            cache, self.max_context, config.prefill_tokens(self.placement), config.max_sequences, config.num_drafts,
             self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
         # once round before anything lies there: the kernels of reading state are compiled by their first call
