@@ -11,6 +11,7 @@ from engine.numerics import NAMES
 class EngineConfig:
     """How to run a model. `memory_bytes` bounds the page pool; `max_context` None is what the model and the pool allow.
 
+    `ranks` processes share the model's heads and experts, each with a page pool of its own; `threads` are those of one rank.
     The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
     """
 
@@ -29,13 +30,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
             raise EngineError(f"device {self.device!r} is not available in this build: use auto or cpu")
-        if self.ranks != 1:
-            raise EngineError(f"ranks={self.ranks} is not available in this build: use 1")
         if self.numerics != "auto" and self.numerics not in NAMES:
             raise EngineError(f"numerics {self.numerics!r} is not one of auto, {', '.join(NAMES)}")
         if self.pinned_pages < 0:
             raise EngineError(f"pinned_pages={self.pinned_pages} must be at least 0")
-        for name in ("page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
+        for name in ("ranks", "page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
             if getattr(self, name) < 1:
                 raise EngineError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.num_drafts < ROWS_AT_ONCE:

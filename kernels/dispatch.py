@@ -54,7 +54,7 @@ class Ops:
     compiles = False  # the first steps compile kernels, which takes half a minute
 
     def __init__(self, num: Rounding, compiled: bool = jit.AVAILABLE):
-        self.compiled = compiled and not num.official
+        self.num, self.compiled = num, compiled and not num.official
         if self.compiled:
             self.compiles = not jit.keep_machine_code()
         for twins, siblings, names in SIBLINGS:
