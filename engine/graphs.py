@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Batch
+from engine.batch import Step
 from engine.cache import Cache
 from engine.config import CSA
 from engine.model import Model
@@ -61,8 +61,8 @@ class StaticRows:
         self._device.copy_(self._host, non_blocking=True)
 
 
-class GraphBatch(Batch):
-    """What the model asks of a batch, for a graph: nothing in it depends on the step."""
+class GraphStep(Step):
+    """What the model asks of a step, for a graph: nothing in it depends on the step."""
 
     def __init__(self, rows: DeviceRows, has_many_entries: bool):
         self.rows, self.heads, self._turns = rows, [], {}
@@ -72,35 +72,45 @@ class GraphBatch(Batch):
         return 2**62 if self.has_many_entries else 0
 
 
+def steps_of(model: Model, cache: Cache) -> Callable[[Step, np.ndarray], Tensor]:
+    """What computes a step on this device: logits [len(rows), V] of some of its rows."""
+    if cache.placement.runs_triton:
+        return Graphs(model, cache).logits
+    return lambda step, rows: model.logits(step, cache, rows)
+
+
 class Graphs:
     """Runs decode steps: those of few rows, none of which belongs to a pinned head."""
 
-    def __init__(self, model: Model, cache: Cache, max_context: int):
+    def __init__(self, model: Model, cache: Cache):
         self.model, self.cache = model, cache
-        self.most_pages = cache.pages_for(max_context)
+        self.most_pages = min(cache.pages_for(model.config.max_position_embeddings), cache.num_pages)
         self._static: dict[int, StaticRows] = {}
         self._steps: dict[tuple[int, bool], Callable[[], Tensor]] = {}
 
-    def can_run(self, batch: Batch) -> bool:
-        return len(batch.host_rows.ids) <= BUCKETS[-1] and not batch.heads
+    def logits(self, step: Step, rows: np.ndarray) -> Tensor:
+        """Logits [len(rows), V] of some rows of a step, by a graph where there may be one."""
+        if len(step.host_rows.ids) > BUCKETS[-1] or step.heads or not len(rows):
+            return self.model.logits(step, self.cache, rows)
+        return self.run(step)[torch.from_numpy(rows).to(self.cache.device)]
 
-    def run(self, batch: Batch) -> Tensor:
+    def run(self, step: Step) -> Tensor:
         """Logits [N, V] of all rows of a step."""
-        count = len(batch.host_rows.ids)
+        count = len(step.host_rows.ids)
         num_rows = next(bucket for bucket in BUCKETS if bucket >= count)
         if num_rows not in self._static:
             size, device = self.cache.page_tokens, self.cache.device
             self._static[num_rows] = StaticRows(num_rows, self.most_pages, size, device)
         static = self._static[num_rows]
-        static.fill(batch.host_rows)
-        key = num_rows, batch.most_visible(CSA) > self.model.config.index_topk
+        static.fill(step.host_rows)
+        key = num_rows, step.most_visible(CSA) > self.model.config.index_topk
         if key not in self._steps:
             self._steps[key] = self._captured(static.rows, key[1])
         return self._steps[key]()[:count]
 
     def _captured(self, rows: DeviceRows, has_many_entries: bool) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            return self.model.head(self.model.streams(GraphBatch(rows, has_many_entries), self.cache))
+            return self.model.head(self.model.streams(GraphStep(rows, has_many_entries), self.cache))
 
         if self.cache.device.type != "cuda":
             return step

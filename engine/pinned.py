@@ -38,7 +38,8 @@ class PinnedHead:
         return cls(num_tokens, rows, index_rows)
 
     def rows_of(self, step: Rows, start: int, stop: int) -> Rows:
-        """Rows start ... stop - 1 of a step, of one sequence, with the head as their page table."""
+        """Those of rows start ... stop - 1 of a step, of one sequence, that lie in the head, which is their page table."""
+        stop = min(stop, start + self.num_tokens - int(step.positions[start]))
         pages = np.arange(self.num_tokens // step.page_tokens, dtype=np.int64)[None]
         segment = int(np.searchsorted(step.starts, start))
         bounds, none = np.array([start, stop], np.int64), np.zeros(1, np.int64)

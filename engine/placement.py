@@ -43,12 +43,15 @@ class Placement:
 CPU = Placement(torch.device("cpu"))
 
 
-def place(device: str) -> Placement:
-    """The placement for a setting of DEVICES. Raises EngineError when there is no such device."""
+def place(device: str, rank: int = 0) -> Placement:
+    """The placement of a rank for a setting of DEVICES. Raises EngineError when there is no such device."""
     if device == "cpu":
         return CPU
     if torch.cuda.is_available() and jit.AVAILABLE:
-        return Placement(torch.device("cuda", torch.cuda.current_device()), runs_triton=True)
+        if rank >= torch.cuda.device_count():
+            raise EngineError(f"rank {rank} has no GPU: torch sees {torch.cuda.device_count()}, use as many ranks")
+        torch.cuda.set_device(rank)
+        return Placement(torch.device("cuda", rank), runs_triton=True)
     if device == "auto":
         return CPU
     if jit.INTERPRETED:

@@ -1,54 +1,102 @@
-"""Runs one step on one device: a plan in, the sampled tokens out. Owns the model and the cache."""
+"""Runs one step: a plan in, the sampled tokens out. Owns the model and the cache of rank 0.
 
+Whatever changes the cache is told to the other ranks too, before it is done here: they keep the same rows.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.batch import Batch, Segment
 from engine.cache import Cache
-from engine.graphs import Graphs
+from engine.errors import RankLost
+from engine.graphs import steps_of
 from engine.model import Model
+from engine.pinned import PinnedHead
+from engine.ranks import Ranks
 from engine.sampling import sample
-from engine.sequence import Request
+from engine.sequence import Request, Sequence, Stored
+from engine.state import place_pages, place_tail
 
 
 class Runner:
-    def __init__(self, model: Model, cache: Cache, graphs: Graphs | None = None):
-        self.model, self.cache, self.graphs = model, cache, graphs
+    """`others`: ranks 1 and on, which it waits for; None when the model has one rank."""
+
+    def __init__(self, model: Model, cache: Cache, others: Ranks | None = None):
+        self.model, self.cache, self.others = model, cache, others
+        self._compute = steps_of(model, cache)
 
     @torch.inference_mode()
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
         """Compute the planned tokens; for each request what was sampled after its last waiting token.
 
         That is nothing (in the middle of a prompt), or one token, or with drafts those that held and the one after.
+        Raises RankLost.
         """
-        batch = Batch([(r.seq, count) for r, count in plan], self.cache, self.model.ops)
-        needed = [_needed(request, segment) for (request, _), segment in zip(plan, batch.segments)]
-        logits = self._logits(batch, needed)
-        results: list[list[int]] = []
-        for (request, _), segment, rows in zip(plan, batch.segments, logits):
+        batch = Batch([(request.seq, count) for request, count in plan], self.cache, self.model.ops)
+        wanted = [_logit_rows(request, segment) for (request, _), segment in zip(plan, batch.segments)]
+        logits = self._logits(batch, np.array([row for rows in wanted for row in rows], np.int64))
+        sampled: list[list[int]] = []
+        for (request, _), rows in zip(plan, logits.split([len(rows) for rows in wanted])):
             if request.scores is not None:
                 request.scores.append(rows.cpu())
-            is_wanted = _wants_token(request, segment)
-            results.append(_sample(rows[-1 - len(segment.seq.drafts) :], request) if is_wanted else [])
-        return results
+            sampled.append(_sample(rows, request) if len(rows) and request.scores is None else [])
+        return sampled
 
-    def _logits(self, batch: Batch, needed: list[range]) -> tuple[Tensor, ...]:
-        """Compute a step; the logits [len(rows), V] of each range of rows."""
-        rows = torch.cat([torch.arange(r.start, r.stop) for r in needed])
-        if self.graphs is not None and self.graphs.can_run(batch):
-            logits = self.graphs.run(batch)[rows.to(self.cache.device)]
-        else:
-            streams = self.model.streams(batch, self.cache)
-            logits = self.model.head(streams[rows.to(self.cache.device)]) if len(rows) else torch.empty(0, 0)
-        return logits.split([len(r) for r in needed])
+    def _logits(self, batch: Batch, rows: np.ndarray) -> Tensor:
+        if self.others is None:
+            return self._compute(batch, rows)
+        heads = np.array([head_rows.starts.tolist() for _, head_rows in batch.heads], np.int64).reshape(-1, 2)
+        self.others.send("step", {}, *batch.host_rows[:-1], heads, rows)
+        try:
+            return self._compute(batch, rows)
+        except RankLost as e:
+            raise self.others.explain(e) from None
+
+    @torch.inference_mode()
+    def move_head(self, seq: Sequence, pages: list[int], first: int) -> None:
+        """Write a sequence's pinned head into pages of the pool, its first token at position `first`."""
+        assert seq.head is not None
+        if self.others:
+            self.others.send("head", {"slot": seq.slot, "pages": pages, "first": first})
+        self.model.move_head(seq.head, pages, first, self.cache)
+
+    @torch.inference_mode()
+    def load(self, seq: Sequence, stored: Stored, missing: list[int], head: PinnedHead) -> None:
+        """Read stored state into the memory that the sequence holds: its tail, these of its full pages, and `head`.
+
+        Called on another thread than the rest. Raises what the readers raise, StateError and RankLost.
+        """
+        cache, full, position = self.cache, len(stored.page_ids), len(stored.ids)
+        pages = [seq.pages[number] for number in missing]
+        place_pages(cache, pages, self._told(seq, stored, missing), head)
+        open_page = seq.pages[full] if full < len(seq.pages) else None
+        tail = stored.read_tail()
+        self._tell_place("tail", tail, slot=seq.slot, open_page=open_page, position=position)
+        place_tail(cache, seq.slot, open_page, position, tail, head)
+        seq.head = head
+
+    def _told(self, seq: Sequence, stored: Stored, missing: list[int]) -> Iterator[bytes]:
+        """The stored pages, each told to the others as it is read."""
+        for number, data in zip(missing, stored.read_pages(missing)):
+            self._tell_place("page", data, slot=seq.slot, page=seq.pages[number], number=number)
+            yield data
+
+    def _tell_place(self, kind: str, data: bytes, **place: int | None) -> None:
+        if self.others:
+            self.others.send(kind, place, np.frombuffer(data, np.uint8))
 
 
-def _needed(request: Request, segment: Segment) -> range:
-    """The rows of a step whose logits somebody asks for."""
-    end = segment.start + segment.count
+def _logit_rows(request: Request, segment: Segment) -> range:
+    """Rows of the step whose logits are needed: all to score, the last and those of the drafts to sample."""
+    start, end = segment.start, segment.start + segment.count
     if request.scores is not None:
-        return range(segment.start, end)
-    return range(end - 1 - len(segment.seq.drafts) if _wants_token(request, segment) else end, end)
+        return range(start, end)
+    is_last = segment.position + segment.count >= len(segment.seq.token_ids)
+    wants_token = is_last and request.num_sampled < request.max_tokens
+    return range(end - len(segment.seq.drafts) - 1, end) if wants_token else range(0)
 
 
 def _sample(rows: Tensor, request: Request) -> list[int]:
@@ -61,8 +109,3 @@ def _sample(rows: Tensor, request: Request) -> list[int]:
         if sampled[-1] != draft or sampled[-1] in request.params.stop_ids:
             break
     return sampled
-
-
-def _wants_token(request: Request, segment: Segment) -> bool:
-    last = segment.position + segment.count >= len(segment.seq.token_ids)
-    return last and request.num_sampled < request.max_tokens

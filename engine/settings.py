@@ -15,6 +15,7 @@ class EngineConfig:
     """How to run a model. `memory_bytes` bounds the page pool (None: 1 GiB, or most of a GPU's free memory) and
     `prefill_chunk` a prefill step (None: 512 tokens, 4,096 on a GPU); `max_context` None is what the model and the pool allow.
 
+    `ranks` processes share the model's heads and experts, each with a page pool of its own; `threads` are those of one rank.
     The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
     """
 
@@ -33,13 +34,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise EngineError(f"device {self.device!r} is not one of {', '.join(DEVICES)}")
-        if self.ranks != 1:
-            raise EngineError(f"ranks={self.ranks} is not available in this build: use 1")
         if self.numerics != "auto" and self.numerics not in NAMES:
             raise EngineError(f"numerics {self.numerics!r} is not one of auto, {', '.join(NAMES)}")
         if self.pinned_pages < 0:
             raise EngineError(f"pinned_pages={self.pinned_pages} must be at least 0")
-        for name in ("page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
+        for name in ("ranks", "page_tokens", "prefill_chunk", "memory_bytes", "max_sequences"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EngineError(f"{name}={getattr(self, name)} must be at least 1")

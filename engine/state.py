@@ -154,16 +154,21 @@ def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: Pin
     Raises StateError for bytes of another layout.
     """
     done, items = 0, iter(data)
-    for number in range(min(len(pages), head.num_tokens // cache.page_tokens)):
-        if some := list(islice(items, 1)):
-            _place_together(cache, pages[number : number + 1], some)
-            _place_head(cache, number, cache.page_tokens, _read(some[0], None), head)
-            done += 1
+    for item in islice(items, min(len(pages), head.num_tokens // cache.page_tokens)):
+        place_page(cache, pages[done], item, head, done)
+        done += 1
     while some := list(islice(items, TOGETHER)):
         _place_together(cache, pages[done : done + len(some)], some)
         done += len(some)
     if done < len(pages):
         raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
+
+
+def place_page(cache: Cache, page: int, data: bytes, head: PinnedHead, number: int) -> None:
+    """The inverse of `pack_page`. Raises StateError for bytes of another layout."""
+    _place_together(cache, [page], [data])
+    if number * cache.page_tokens < head.num_tokens:
+        _place_head(cache, number, cache.page_tokens, _read(data, None), head)
 
 
 def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:

@@ -62,7 +62,7 @@ class Ops:
 
     def __init__(self, num: Rounding, kind: str = "", device: torch.device = CPU):
         """`kind` is one of KINDS; by default what is fastest on a CPU."""
-        self.kind = kind or ("cpu" if jit.AVAILABLE and not num.official else "torch")
+        self.num, self.kind = num, kind or ("cpu" if jit.AVAILABLE and not num.official else "torch")
         self.device = device
         assert self.kind in KINDS and num.official >= (self.kind == "gpu"), f"{self.kind} ops are not for {num}"
         if self.kind == "cpu":
