@@ -16,7 +16,6 @@ from engine.cache import Cache
 from engine.checkpoint import STORED_DTYPES, stored_bytes
 from engine.config import CSA, HCA, ModelConfig
 from engine.errors import EngineError
-from engine.graphs import Graphs
 from engine.model import Model
 from engine.pinned import PinnedHead
 from engine.placement import Placement, place
@@ -80,7 +79,7 @@ def _at_context(
     shared = context // page_tokens
     cache = Cache(model.config, model.numerics, page_tokens, shared + own_pages * max(BATCHES), max(BATCHES), placement)
     fill(cache, shared)
-    runner = Runner(model, cache, Graphs(model, cache, context + new_tokens) if placement.runs_triton else None)
+    runner = Runner(model, cache)
     sequences = []
     for slot in range(max(BATCHES)):
         first = shared + slot * own_pages
