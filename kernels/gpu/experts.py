@@ -37,12 +37,12 @@ def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: flo
     hidden = Hidden(x.new_empty(plan.order.numel(), inner), x.new_empty(num_rows, shared_inner))
     shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
-    grid = (max(inner, shared_inner) * 2 // rows, shared_tiles + len(plan.tiles), 1)
+    groups = plan.arrivals.shape[1]
     launch(
-        _gate_up, grid,
+        _gate_up, (groups * 256 // rows, shared_tiles + len(plan.tiles)),
         x, *w13, *shared, plan.weights, plan.order, plan.num_tiles, plan.tiles, plan.arrivals, *hidden,
         num_rows, shared_tiles, limit,
-        K=width, INNER=inner, SHARED_INNER=shared_inner, SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
+        K=width, INNER=inner, SHARED_INNER=shared_inner, GROUPS=groups, SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return hidden
@@ -78,12 +78,12 @@ def _tile(tokens: int) -> tuple[int, int, int]:
 def _gate_up(
     x, codes, scale, shared_data, shared_scale, weights, order, num_tiles, tiles, arrivals, routed, shared,
     num_rows, shared_tiles, limit,
-    K: tl.constexpr, INNER: tl.constexpr, SHARED_INNER: tl.constexpr, SLOTS: tl.constexpr,
+    K: tl.constexpr, INNER: tl.constexpr, SHARED_INNER: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows of weights, tiles): ROWS / 2 columns of hidden, for the rows of one tile."""
     block, tile = tl.program_id(0), tl.program_id(1)
-    counter = arrivals + tile * (tl.num_programs(0) * ROWS // 256) + block * (ROWS // 2) // 128
+    counter = arrivals + tile * GROUPS + block * (ROWS // 2) // 128
     token = tl.arange(0, TOKENS)
     if tile < shared_tiles:
         if block * (ROWS // 2) < SHARED_INNER:
@@ -139,7 +139,7 @@ def _add(routed, shared, experts, out, WIDTH: tl.constexpr, SLOTS: tl.constexpr,
     total = tl.zeros((COLUMNS,), tl.float32)
     for slot in tl.static_range(SLOTS):
         pair = row * SLOTS + slot
-        here = tl.load(experts + pair) >= 0
+        here = tl.load(experts + pair) + tl.zeros((COLUMNS,), tl.int32) >= 0
         total += tl.load(routed + pair * WIDTH + column, mask=mask & here, other=0.0).to(tl.float32)
     total += tl.load(shared + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
     total = to_bf16(total) if out.dtype.element_ty == tl.bfloat16 else total

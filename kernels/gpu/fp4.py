@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.jit import AVAILABLE, INTERPRETED, kernel, tl
+from kernels.gpu.quant import to_bf16
 from kernels.gpu.weights import Fp4Weight
 
 ROWS, COLUMNS = 64, 128  # of a tile
@@ -95,8 +96,7 @@ def tile_rows(ROWS: tl.constexpr):
 
 @kernel
 def unpack(codes, scale):
-    """Codes [rows, 64] and scales [rows, 4], both uint8, in the order of `tile_rows` -> bf16 [rows, 128] in natural order; float32
-    when interpreted."""
+    """Codes [rows, 64] and scales [rows, 4], both uint8, in the order of `tile_rows` -> bf16 [rows, 128] in natural order."""
     ROWS: tl.constexpr = codes.shape[0]
     scale = scale.reshape(ROWS, 1, 1, 1) >> 8 * tl.arange(0, 4)[None, None, :, None]
     if _INTERPRETED:
@@ -108,7 +108,7 @@ def unpack(codes, scale):
         v01 = ((w << 6 & 0x81C0) << 16).to(tl.float32, bitcast=True) * factor
         v11 = ((w << 1 & 0x8000 | w >> 3 & 0x0180 | w >> 7 & 0x0040) << 16).to(tl.float32, bitcast=True) * factor
         values = tl.join(tl.join(v00, v01), tl.join(v10, v11))  # row, quad, group, pair, half, step
-        values = values.permute(0, 1, 2, 5, 3, 4)
+        values = to_bf16(values.permute(0, 1, 2, 5, 3, 4))
     else:
         scale = scale.broadcast_to(ROWS, 4, 4, 4)
         left, right = tl.inline_asm_elementwise(

@@ -41,7 +41,7 @@ def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
     num_here = len(w.w13.codes)
     tokens = tile_tokens(len(x) * w.k, len(w.gate))
     scores = linear_bf16(x, w.gate, torch.float32)
-    groups = w.w13.codes.shape[1] * 32 // 128
+    groups = max(w.w13.codes.shape[1] * 32, len(w.shared_w13.data) // 2) // 128
     order, rounded = plan(x, scores, ids, w, getattr(w, "first_expert", 0), num_here, tokens, groups)
     hidden = gate_up(rounded, order, w.w13, w.shared_w13, w.limit, tokens)
     out_dtype = torch.float32 if getattr(w, "is_partial", False) else torch.bfloat16

@@ -188,7 +188,8 @@ def _count(
     """Store how many pairs of a block go to each expert."""
     _, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     bins = tl.arange(0, BINS)
-    count = tl.histogram(tl.maximum(expert, 0), BINS, mask=expert >= 0)
+    elsewhere = tl.sum((expert < 0).to(tl.int32), 0)
+    count = tl.histogram(tl.maximum(expert, 0), BINS) - tl.where(bins == 0, elsewhere, 0)
     tl.store(counts + block * HERE + bins, count, mask=bins < HERE)
 
 
