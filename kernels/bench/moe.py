@@ -35,12 +35,18 @@ def _case(shape: Shape, rows: int) -> Case:
 
 
 def _weights(shape: Shape, device: torch.device) -> MoEWeights:
-    width, inner, experts, k = shape.hidden_size, shape.moe_intermediate_size, shape.n_routed_experts, shape.num_experts_per_tok
+    width, inner, experts, k = (
+        shape.hidden_size,
+        shape.moe_intermediate_size,
+        shape.n_routed_experts,
+        shape.num_experts_per_tok,
+    )
 
     def fp4(out: int, columns: int) -> PackedFp4:
         tiles = (experts, out // 64, columns // 128, 64)
         return PackedFp4(
-            torch.empty(*tiles, 64, dtype=torch.uint8, device=device), torch.empty(tiles, dtype=torch.int32, device=device)
+            torch.empty(*tiles, 64, dtype=torch.uint8, device=device),
+            torch.empty(tiles, dtype=torch.int32, device=device),
         )
 
     def fp8(out: int, columns: int) -> Fp8Weight:

@@ -41,7 +41,9 @@ def layer(
     width: int = 256, inner: int = 128, experts: int = 8, k: int = 3, hashed: bool = False, limit: float = 1.0
 ) -> tuple[MoEWeights, MoEWeights]:
     """Weights of our op and of its twin. A limit of 1 is often reached."""
-    (w1, v1), (w3, v3), (w2, v2) = (fp4(experts, *s, i) for i, s in enumerate(((inner, width),) * 2 + ((width, inner),)))
+    (w1, v1), (w3, v3), (w2, v2) = (
+        fp4(experts, *s, i) for i, s in enumerate(((inner, width),) * 2 + ((width, inner),))
+    )
     shared13, shared2 = fp8(2 * inner, width, 3), fp8(width, inner, 4)
     gate = (randn(experts, width, seed=5) * width**-0.5).bfloat16()
     bias = torch.zeros(0) if hashed else randn(experts, seed=6) * 0.1
