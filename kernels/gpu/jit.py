@@ -4,6 +4,7 @@ Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set b
 `compiling` compiles what would be launched, ahead of time for a GPU that need not be there; its tensors may be on torch's meta device.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,12 @@ INTERPRETED = AVAILABLE and triton.knobs.runtime.interpret
 
 
 def kernel(function: Function) -> Any:
-    """A Triton kernel, or a function that kernels call."""
-    return triton.jit(function) if AVAILABLE else function
+    """A Triton kernel, or a function that kernels call. A count `num_...` that is an argument
+    varies from step to step: no code is compiled for particular values of it."""
+    if not AVAILABLE:
+        return function
+    varying = [name for name in inspect.signature(function).parameters if name.startswith("num_")]
+    return triton.jit(function, do_not_specialize=varying)
 
 
 def launch(function: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **constants: Any) -> None:
@@ -84,8 +89,8 @@ _INTERPRETED = tl.constexpr(INTERPRETED) if AVAILABLE else None
 
 
 @kernel
-def dot(a, b):
-    """a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands. The interpreter multiplies the bit patterns of bf16."""
+def dot(a, b, acc=None):
+    """acc + a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands. The interpreter multiplies the bit patterns of bf16."""
     if _INTERPRETED and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32))
-    return tl.dot(a, b)
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b, acc)

@@ -1,0 +1,48 @@
+"""Routing and experts of a mixture-of-experts layer: five launches for few rows, seven for many (twin: `kernels.moe`)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.experts import down, gate_up, tile_tokens
+from kernels.gpu.fp4 import PackedFp4, pack
+from kernels.gpu.gemm import linear_bf16
+from kernels.gpu.route import plan
+from kernels.gpu.weights import Fp4Weight
+
+
+class PackedExperts(NamedTuple):
+    """`MoEWeights.w13` and `w2` as the kernels read them."""
+
+    w13: PackedFp4  # by 32 rows: gate, then up
+    w2: PackedFp4
+
+
+def pack_experts(w1: Fp4Weight, w3: Fp4Weight, w2: Fp4Weight) -> PackedExperts:
+    """Weights of the experts here, as in the checkpoint: w1, w3 [E, inner, D], w2 [E, D, inner]."""
+    experts, inner, _ = w1.data.shape
+
+    def in_turns(gate: Tensor, up: Tensor) -> Tensor:
+        """By 8 rows, which puts gate and up of a column into one thread's rows."""
+        return torch.stack((gate.unflatten(1, (inner // 8, 8)), up.unflatten(1, (inner // 8, 8))), 2).flatten(1, 3)
+
+    return PackedExperts(pack(Fp4Weight(in_turns(w1.data, w3.data), in_turns(w1.scale, w3.scale))), pack(w2))
+
+
+def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
+    """Chosen experts and the shared one: x bf16 [N, D], token ids int32 [N] -> bf16 [N, D]; float32 where w is partial.
+
+    w is a MoEWeights with gate bf16 [E, D], bias float32 [E] or [0], tid2eid int32 [V, k] or [0, k], w13 and w2 of `pack_experts`,
+    shared_w13 and shared_w2 Fp8Weight. A layer may hold only some experts, `first_expert` and those after it.
+    """
+    if not len(x):
+        return torch.empty_like(x)
+    num_here = len(w.w13.codes)
+    tokens = tile_tokens(len(x) * w.k, len(w.gate))
+    scores = linear_bf16(x, w.gate, torch.float32)
+    groups = max(w.w13.codes.shape[1] * 32, len(w.shared_w13.data) // 2) // 128
+    order, rounded = plan(x, scores, ids, w, getattr(w, "first_expert", 0), num_here, tokens, groups)
+    hidden = gate_up(rounded, order, w.w13, w.shared_w13, w.limit, tokens)
+    out_dtype = torch.float32 if getattr(w, "is_partial", False) else torch.bfloat16
+    return down(hidden, order, w.w2, w.shared_w2, tokens, out_dtype)
