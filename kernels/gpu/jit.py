@@ -31,6 +31,7 @@ _on_compiled: Compiled | None = None
 if not AVAILABLE:
     triton = tl = None
 
+VERSION = triton.__version__ if AVAILABLE else ""
 INTERPRETED = AVAILABLE and triton.knobs.runtime.interpret
 
 
