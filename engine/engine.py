@@ -168,7 +168,8 @@ class Engine:
 
     async def release(self, seq: Sequence) -> None:
         """End a sequence and free its memory; whatever extends it ends with an error."""
-        await self._call(lambda: self._scheduler.release(seq))
+        if self._failure is None:  # else there is nothing left to free
+            await self._call(lambda: self._scheduler.release(seq))
 
     async def extend(
         self, seq: Sequence, ids: Items[int], params: SamplingParams = GREEDY, on_prefill: OnPrefill | None = None
@@ -287,6 +288,8 @@ class Engine:
         is_busy = False
         while self._drain(wait=not is_busy):
             is_busy = self._failure is None and self._step()
+            if self._failure is not None:  # also for what was on its way when the engine failed
+                self._finish_all()
         self._finish_all()
         self._close_others()
 

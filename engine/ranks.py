@@ -102,6 +102,7 @@ class Ranks:
         """End them all; none is left when this returns."""
         with self._changed:
             self._is_closing = True
+            self._changed.notify_all()
         for rank in self._ranks:
             _shut(rank.socket)
         for rank in self._ranks:
