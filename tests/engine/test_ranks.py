@@ -290,9 +290,10 @@ async def test_a_rank_reads_only_its_part_and_names_what_is_damaged_there(tmp_pa
     with damaged.path.open("r+b") as file:
         file.seek(damaged.start)
         file.write(b"\xff")
-    Model(tmp_path, CONFIG, Numerics("plain"), Parallel(0, 2))
+    checkpoint = Checkpoint.open(tmp_path, CONFIG)
+    Model(checkpoint, Numerics("plain"), parallel=Parallel(0, 2))
     with pytest.raises(CheckpointError, match=r"layers\.1\.ffn\.experts\.3\.w1\.scale in .* holds NaN"):
-        Model(tmp_path, CONFIG, Numerics("plain"), Parallel(1, 2))
+        Model(checkpoint, Numerics("plain"), parallel=Parallel(1, 2))
     with pytest.raises(
         EngineError, match=r"rank 1 of 2 ended \(CheckpointError: layers\.1\.ffn\.experts\.3\.w1\.scale"
     ):
