@@ -32,7 +32,7 @@ class Step:
 
     def __init__(self, rows: Rows, heads: list[tuple[PinnedHead, Rows]]):
         self.rows, self.heads = rows, heads
-        ends = (rows.positions[rows.starts[1:] - 1] + 1).tolist()
+        ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
         self._spans = list(zip(rows.dropped.tolist(), ends))
         self._turns: dict[bool, Any] = {}
 

@@ -165,8 +165,7 @@ class Engine:
 
     async def release(self, seq: Sequence) -> None:
         """End a sequence and free its memory; whatever extends it ends with an error."""
-        if self._failure is None:  # else there is nothing left to free
-            await self._call(lambda: self._scheduler.release(seq))
+        await self._call(lambda: self._scheduler.release(seq))
 
     async def extend(
         self, seq: Sequence, ids: Items[int], params: SamplingParams = GREEDY, on_prefill: OnPrefill | None = None
@@ -284,16 +283,13 @@ class Engine:
         _post(loop, self._loaded.set_result, None)
         is_busy = False
         while self._drain(wait=not is_busy):
-            is_busy = self._failure is None and self._step()
-            if self._failure is not None:  # also for what was on its way when the engine failed
-                self._finish_all()
+            is_busy = self._step()
         self._finish_all()
         self._close_others()
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
-        # ranks of one machine share its cores
-        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)
+        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)  # ranks share the cores
         torch.set_num_threads(threads)
         one_page = max(page_bytes(model, config.page_tokens), 1)
         allowed = config.max_context or model.max_position_embeddings
@@ -303,14 +299,9 @@ class Engine:
         num_pages = max(
             min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
         )
-        if config.ranks > 1:
-            settings = {
-                "directory": str(self.directory.absolute()), "numerics": self.numerics.name, "threads": threads,
-                "page_tokens": config.page_tokens, "num_pages": num_pages, "num_slots": config.max_sequences,
-                "pinned_pages": config.pinned_pages,
-            }  # fmt: skip
-            self._others = Ranks(config.ranks, settings, self._lose_rank)
         cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
+        if config.ranks > 1:
+            self._others = Ranks(self.directory, config, self.numerics, cache, threads, self._lose_rank)
         self._runner = Runner(self.directory, model, self.numerics, cache, self._others)
         self.identity = self._runner.model.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
@@ -366,6 +357,9 @@ class Engine:
 
     def _step(self) -> bool:
         """Schedule, run, commit; False when nothing could run."""
+        if self._failure is not None:  # what was on its way when the engine failed ends too
+            self._finish_all()
+            return False
         try:
             plan = self._scheduler.schedule()
             if plan:
@@ -381,7 +375,7 @@ class Engine:
         return False
 
     def _lose_rank(self, error: RankLost) -> None:
-        """A rank has ended, also while nothing ran. Called on any thread."""
+        """Called on another thread."""
         self._commands.put(lambda: self._fail(error))
 
     def _fail(self, error: EngineError) -> None:
@@ -392,6 +386,7 @@ class Engine:
             self._close_others()
 
     def _finish_all(self) -> None:
+        """End every request with why the engine ended."""
         for request in [*self._scheduler.running, *self._scheduler.waiting, *self._scheduler.loading]:
             self._scheduler.finish(request, self._failure)
 
