@@ -38,7 +38,7 @@ class Step:
         self.host_rows = rows
         self.rows: Any = as_argument(rows)
         self.heads: list[tuple[PinnedHead, Any]] = [(head, as_argument(part)) for head, part in heads]
-        ends = (rows.positions[rows.starts[1:] - 1] + 1).tolist()
+        ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
         self._spans = list(zip(rows.dropped.tolist(), ends))
         self._turns: dict[bool, Any] = {}
 

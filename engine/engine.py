@@ -168,8 +168,7 @@ class Engine:
 
     async def release(self, seq: Sequence) -> None:
         """End a sequence and free its memory; whatever extends it ends with an error."""
-        if self._failure is None:  # else there is nothing left to free
-            await self._call(lambda: self._scheduler.release(seq))
+        await self._call(lambda: self._scheduler.release(seq))
 
     async def extend(
         self, seq: Sequence, ids: Items[int], params: SamplingParams = GREEDY, on_prefill: OnPrefill | None = None
@@ -287,16 +286,13 @@ class Engine:
         _post(loop, self._loaded.set_result, None)
         is_busy = False
         while self._drain(wait=not is_busy):
-            is_busy = self._failure is None and self._step()
-            if self._failure is not None:  # also for what was on its way when the engine failed
-                self._finish_all()
+            is_busy = self._step()
         self._finish_all()
         self._close_others()
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
-        # ranks of one machine share its cores
-        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)
+        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)  # ranks share the cores
         torch.set_num_threads(threads)
         checkpoint = Checkpoint.open(self.directory, model)
         one_page = max(page_bytes(model, config.page_tokens, self.placement), 1)
@@ -306,12 +302,7 @@ class Engine:
             raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
         parallel = Parallel(0, config.ranks)
         if config.ranks > 1:
-            settings = {
-                "directory": str(self.directory.absolute()), "numerics": self.numerics.name, "threads": threads,
-                "device": config.device, "page_tokens": config.page_tokens, "num_slots": config.max_sequences,
-                "pinned_pages": config.pinned_pages,
-            }  # fmt: skip
-            self._others = Ranks(config.ranks, settings, self._lose_rank)
+            self._others = Ranks(self.directory, config, self.numerics, threads, self._lose_rank)
         loaded = Model(checkpoint, self.numerics, self.placement, parallel)
         most_pages = -(-allowed // config.page_tokens) * config.max_sequences
         num_pages = max(min(config.pool_bytes(self.placement) // one_page, most_pages), 1)
@@ -373,6 +364,9 @@ class Engine:
 
     def _step(self) -> bool:
         """Schedule, run, commit; False when nothing could run."""
+        if self._failure is not None:  # what was on its way when the engine failed ends too
+            self._finish_all()
+            return False
         try:
             plan = self._scheduler.schedule()
             if plan:
@@ -388,7 +382,7 @@ class Engine:
         return False
 
     def _lose_rank(self, error: RankLost) -> None:
-        """A rank has ended, also while nothing ran. Called on any thread."""
+        """Called on another thread."""
         self._commands.put(lambda: self._fail(error))
 
     def _fail(self, error: EngineError) -> None:
@@ -399,6 +393,7 @@ class Engine:
             self._close_others()
 
     def _finish_all(self) -> None:
+        """End every request with why the engine ended."""
         for request in [*self._scheduler.running, *self._scheduler.waiting, *self._scheduler.loading]:
             self._scheduler.finish(request, self._failure)
 

@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from engine.errors import EngineError, RankLost
+from engine.numerics import Numerics
 from engine.parallel import Parallel
+from engine.settings import EngineConfig
 from engine.wire import encode, receive, send
 
 ROOT = Path(__file__).parents[1]
@@ -42,10 +44,14 @@ class _Rank:
 
 
 class Ranks:
-    """Ranks 1 to `ranks` - 1. `on_lost` is called once, on another thread, with why the engine must end."""
+    """Ranks 1 to `ranks` - 1. `on_lost` is called once, on another thread, with why the
+    engine must end."""
 
-    def __init__(self, ranks: int, settings: dict[str, Any], on_lost: Callable[[RankLost], None]):
-        self.ranks, self._on_lost = ranks, on_lost
+    def __init__(
+        self, directory: Path, config: EngineConfig, numerics: Numerics, threads: int,
+        on_lost: Callable[[RankLost], None],
+    ):  # fmt: skip
+        self.ranks, self._on_lost = config.ranks, on_lost
         self._meeting = Path(tempfile.mkdtemp(prefix="holdfast-ranks-"))
         self._changed = threading.Condition()
         self._sending = threading.Lock()
@@ -53,13 +59,18 @@ class Ranks:
         self._is_closing = False
         self._ranks: list[_Rank] = []
         self._watchers: list[threading.Thread] = []
+        settings = {
+            "ranks": self.ranks, "directory": str(directory.absolute()), "numerics": numerics.name, "threads": threads,
+            "device": config.device, "page_tokens": config.page_tokens, "num_slots": config.max_sequences,
+            "pinned_pages": config.pinned_pages,
+        }  # fmt: skip
         try:
-            for number in range(1, ranks):
+            for number in range(1, self.ranks):
                 self._ranks.append(_started(number))
-                send(self._ranks[-1].socket, "open", rank=number, ranks=ranks, **settings)
+                send(self._ranks[-1].socket, "open", rank=number, **settings)
         except OSError as e:
             self.close()
-            raise EngineError(f"rank {number} of {ranks} could not be started: {e}") from None
+            raise EngineError(f"rank {number} of {self.ranks} could not be started: {e}") from None
         self._watchers = [threading.Thread(target=self._watch, args=(rank,), daemon=True) for rank in self._ranks]
         for watcher in self._watchers:
             watcher.start()
