@@ -1,0 +1,92 @@
+"""Attention, selection, pooling, rings and pages."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kernels.attention import AttendWeights
+from kernels.bench.case import CONTEXTS, DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from kernels.cache import RowFormat
+from kernels.gpu.attention import attend
+from kernels.gpu.pools import key_stride
+from kernels.gpu.rows import DeviceRows
+
+PAGE_TOKENS = 256
+RING = 144
+
+
+def step(num_rows: int, context: int, device: torch.device) -> DeviceRows:
+    """Decode: a row of each of num_rows sequences; prefill: num_rows of one. Sequences share pages, of which there are enough for one."""
+    segments = num_rows if num_rows in DECODE_ROWS else 1
+    each, pages = num_rows // segments, -(-(context + num_rows // segments) // PAGE_TOKENS)
+    row = torch.arange(num_rows, device=device)
+    return DeviceRows(
+        row.int(),
+        context + row % each,
+        (row // each).int(),
+        torch.arange(0, num_rows + 1, each, device=device, dtype=torch.int32),
+        torch.arange(segments, device=device, dtype=torch.int32),
+        torch.zeros(segments, device=device, dtype=torch.int64),
+        torch.arange(pages, device=device, dtype=torch.int32).repeat(segments, 1),
+        PAGE_TOKENS,
+    )
+
+
+def key_pool(rows: DeviceRows, ratio: int, shape: Shape, device: torch.device) -> Tensor:
+    """Bytes that are e4m3 and bf16 below 2 in size, with scales of 2^-7."""
+    fmt = RowFormat(shape.head_dim, shape.qk_rope_head_dim, "key")
+    num_rows = rows.pages.shape[1] * (PAGE_TOKENS // ratio)
+    pool = torch.randint(0x30, 0x3F, (num_rows, key_stride(fmt)), dtype=torch.uint8, device=device)
+    pool[:, shape.head_dim + shape.qk_rope_head_dim :] = 120
+    return pool
+
+
+def attend_case(shape: Shape, num_rows: int, context: int, ratio: int) -> Case:
+    chosen = min(shape.index_topk, context // 4) if ratio == 4 else 0
+    entries = chosen or (context // ratio if ratio else 0)
+    keys = shape.sliding_window + entries
+    key_bytes = key_stride(RowFormat(shape.head_dim, shape.qk_rope_head_dim, "key"))
+    shared = num_rows in PREFILL_ROWS and ratio != 4  # the rows of a chunk read the same entries
+    rows_read = num_rows * shape.sliding_window * shape.head_dim * 2 + (1 if shared else num_rows) * entries * key_bytes
+    queries = num_rows * shape.num_attention_heads * shape.head_dim
+
+    def build(device: torch.device) -> Call:
+        rows = step(num_rows, context, device)
+        q = torch.randn(num_rows, shape.num_attention_heads, shape.head_dim, device=device).bfloat16()
+        kv = torch.randn(num_rows, shape.head_dim, device=device).bfloat16()
+        ring = torch.randn(len(rows.slots), RING, shape.head_dim, device=device).bfloat16()
+        pool = key_pool(rows, ratio, shape, device) if ratio else torch.empty(0, 16, dtype=torch.uint8, device=device)
+        choice = None
+        if chosen:
+            choice = (
+                torch.randint(0, len(pool), (num_rows, shape.index_topk), device=device, dtype=torch.int32)
+                .sort(1)
+                .values
+            )
+        sink = torch.randn(shape.num_attention_heads, device=device)
+        w = AttendWeights(sink, shape.head_dim**-0.5, shape.sliding_window, ratio)
+        return lambda: attend(q, kv, rows, ring, pool, choice, w)
+
+    def library(device: torch.device) -> Call:
+        """As many gathered rows as there are keys, already in bf16."""
+        q = torch.randn(num_rows, shape.num_attention_heads, 1, shape.head_dim, device=device).bfloat16()
+        k = torch.randn(num_rows, 1, keys, shape.head_dim, device=device).bfloat16()
+        k = k.expand(-1, shape.num_attention_heads, -1, -1)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k)
+
+    name = {0: "attend window", 4: "attend CSA", 128: "attend HCA"}[ratio]
+    num_ops = queries * keys * 4
+    fits = num_rows * keys < 1 << 21
+    return Case(
+        name, shape, num_rows, context, rows_read + 4 * queries, num_ops, build, None, library if fits else None
+    )
+
+
+def cases() -> Iterator[Case]:
+    for shape in (FLASH, PRO):
+        for num_rows in DECODE_ROWS + PREFILL_ROWS:
+            yield attend_case(shape, num_rows, CONTEXTS[0], 0)
+            yield attend_case(shape, num_rows, CONTEXTS[0], 4)
+            for context in CONTEXTS:
+                yield attend_case(shape, num_rows, context, 128)
