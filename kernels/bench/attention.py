@@ -8,7 +8,9 @@ from torch import Tensor
 from kernels.attention import AttendWeights
 from kernels.bench.case import CONTEXTS, DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
 from kernels.cache import RowFormat
+from kernels.compress import CompressWeights
 from kernels.gpu.attention import attend
+from kernels.gpu.compress import block_rows, complete_blocks, store
 from kernels.gpu.pools import key_stride
 from kernels.gpu.rows import DeviceRows
 
@@ -40,6 +42,12 @@ def key_pool(rows: DeviceRows, ratio: int, shape: Shape, device: torch.device) -
     pool = torch.randint(0x30, 0x3F, (num_rows, key_stride(fmt)), dtype=torch.uint8, device=device)
     pool[:, shape.head_dim + shape.qk_rope_head_dim :] = 120
     return pool
+
+
+def index_pool(rows: DeviceRows, ratio: int, shape: Shape, device: torch.device) -> Tensor:
+    fmt = RowFormat(shape.index_head_dim, 0, "index")
+    num_rows = rows.pages.shape[1] * (PAGE_TOKENS // ratio)
+    return torch.randint(100, 128, (num_rows, fmt.width), dtype=torch.uint8, device=device)
 
 
 def attend_case(shape: Shape, num_rows: int, context: int, ratio: int) -> Case:
@@ -83,6 +91,65 @@ def attend_case(shape: Shape, num_rows: int, context: int, ratio: int) -> Case:
     )
 
 
+def compressor(shape: Shape, ratio: int, device: torch.device) -> CompressWeights:
+    """Random weights of a layer's compressor, of the main one and the indexer's together for ratio 4."""
+    index_dim, num_heads = (shape.index_head_dim, shape.index_n_heads) if ratio == 4 else (0, 0)
+    width = 2 * (shape.head_dim + index_dim) if ratio == 4 else shape.head_dim
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, device=device)
+
+    return CompressWeights(
+        random(2 * width + num_heads, shape.hidden_size).bfloat16(), random(ratio, width), random(shape.head_dim), random(index_dim),
+        random(index_dim, index_dim), random(shape.qk_rope_head_dim // 2).double(), ratio, ratio == 4, 0.01, True, 1e-6,
+    )  # fmt: skip
+
+
+def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
+    """Products of a step's rows, the blocks that they complete (none in most decode steps: here each row does), and the rings."""
+    width = (2 * (shape.head_dim + shape.index_head_dim) if ratio == 4 else shape.head_dim) * 2
+    outputs = width + (shape.index_n_heads if ratio == 4 else 0)
+    context = CONTEXTS[0] - num_rows % ratio if num_rows in PREFILL_ROWS else CONTEXTS[0] - 1
+    blocks = num_rows if num_rows in DECODE_ROWS else num_rows // ratio
+    row_bytes = width * 4
+
+    def inputs(device: torch.device) -> tuple[DeviceRows, Tensor, Tensor, CompressWeights]:
+        rows = step(num_rows, context, device)
+        mixed = torch.randn(num_rows, width, device=device)
+        ring = torch.randn(len(rows.slots), (8 if ratio == 4 else ratio) + 16, width, device=device)
+        return rows, mixed, ring, compressor(shape, ratio, device)
+
+    def build_products(device: torch.device) -> Call:
+        rows, _, _, w = inputs(device)
+        x = torch.randn(num_rows, shape.hidden_size, device=device).bfloat16()
+        return lambda: block_rows(x, rows, w)
+
+    def library(device: torch.device) -> Call:
+        x = torch.randn(num_rows, shape.hidden_size, device=device).bfloat16()
+        w = torch.randn(outputs, shape.hidden_size, device=device).bfloat16()
+        return lambda: x @ w.t()
+
+    def build_blocks(device: torch.device) -> Call:
+        rows, mixed, ring, w = inputs(device)
+        keys = key_pool(rows, ratio, shape, device)
+        index_keys = index_pool(rows, ratio, shape, device)
+        return lambda: complete_blocks(mixed, rows, ring, keys, index_keys, w)
+
+    def build_store(device: torch.device) -> Call:
+        rows, mixed, ring, _ = inputs(device)
+        return lambda: store(mixed, rows, ring)
+
+    weight_bytes = outputs * shape.hidden_size * 2
+    name = "CSA" if ratio == 4 else "HCA"
+    yield Case(
+        f"block_rows {name}", shape, num_rows, 0, weight_bytes + num_rows * (row_bytes + 2 * shape.hidden_size),
+        2 * num_rows * outputs * shape.hidden_size, build_products, None, library,
+    )  # fmt: skip
+    slots = 8 if ratio == 4 else ratio
+    yield Case(f"complete_blocks {name}", shape, num_rows, 0, blocks * slots * row_bytes, 0, build_blocks)
+    yield Case(f"store {name}", shape, num_rows, 0, num_rows * row_bytes * 2, 0, build_store)
+
+
 def cases() -> Iterator[Case]:
     for shape in (FLASH, PRO):
         for num_rows in DECODE_ROWS + PREFILL_ROWS:
@@ -90,3 +157,5 @@ def cases() -> Iterator[Case]:
             yield attend_case(shape, num_rows, CONTEXTS[0], 4)
             for context in CONTEXTS:
                 yield attend_case(shape, num_rows, context, 128)
+            yield from pooling_cases(shape, num_rows, 4)
+            yield from pooling_cases(shape, num_rows, 128)

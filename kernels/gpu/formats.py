@@ -5,9 +5,9 @@ even. Where rows lie is the business of those who call.
 """
 
 from kernels.gpu.jit import kernel, tl
-from kernels.gpu.quant import e8m0, from_e8m0, inverse_pow2, pow2_scale, to_bf16
+from kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, pow2_scale, to_bf16
 
-__all__ = ["e2m1_codes", "e2m1_values", "e4m3_codes", "e4m3_values", "read_keys", "write_keys"]
+__all__ = ["e2m1_codes", "e2m1_values", "e4m3_codes", "e4m3_values", "read_keys", "write_index_key", "write_keys"]
 
 
 @kernel
@@ -89,3 +89,13 @@ def write_keys(x, out, at, kept, NOPE: tl.constexpr, ROPE: tl.constexpr):
     pad = NOPE // 64 // 8 * 8 + tl.arange(0, 8)
     is_pad = (pad >= NOPE // 64) & (NOPE % 512 != 0)
     tl.store(scales + pad[None, :], tl.zeros([1, 8], tl.uint8), mask=kept[:, None] & is_pad[None, :])
+
+
+@kernel
+def write_index_key(x, codes, scales, DIM: tl.constexpr):
+    """An index key x float32 [DIM] that carries bf16 rounding -> e2m1 pairs at `codes`, the even channel in the low half, and scales."""
+    groups = x.reshape(DIM // 32, 32)
+    scale = fp4_scale(tl.max(tl.abs(groups), 1))
+    even, odd = tl.split(e2m1_codes(groups * inverse_pow2(scale)[:, None]).reshape(DIM // 2, 2))
+    tl.store(codes + tl.arange(0, DIM // 2), (even | (odd << 4)).to(tl.uint8))
+    tl.store(scales + tl.arange(0, DIM // 32), e8m0(scale))
