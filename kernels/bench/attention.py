@@ -11,6 +11,7 @@ from kernels.cache import RowFormat
 from kernels.compress import CompressWeights
 from kernels.gpu.attention import attend
 from kernels.gpu.compress import block_rows, complete_blocks, store
+from kernels.gpu.indexer import select
 from kernels.gpu.pools import key_stride
 from kernels.gpu.rows import DeviceRows
 
@@ -150,6 +151,31 @@ def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
     yield Case(f"store {name}", shape, num_rows, 0, num_rows * row_bytes * 2, 0, build_store)
 
 
+def select_case(shape: Shape, num_rows: int, context: int) -> Case:
+    entries, width = context // 4, shape.index_head_dim // 2 + shape.index_head_dim // 32
+    scored = entries if entries > shape.index_topk else 0
+    key_lists = num_rows if num_rows in DECODE_ROWS else 1
+    num_bytes = key_lists * scored * width + num_rows * (
+        shape.index_n_heads * shape.index_head_dim * 2 + shape.index_topk * 4
+    )
+
+    def build(device: torch.device) -> Call:
+        rows = step(num_rows, context, device)
+        q = torch.randn(num_rows, shape.index_n_heads, shape.index_head_dim, device=device).bfloat16()
+        weights = torch.randn(num_rows, shape.index_n_heads, device=device)
+        pool = index_pool(rows, 4, shape, device)
+        return lambda: select(q, weights, rows, pool, 4, shape.index_topk)
+
+    def library(device: torch.device) -> Call:
+        """Of scores that are there already."""
+        scores = torch.randn(num_rows, entries, device=device)
+        return lambda: torch.topk(scores, min(shape.index_topk, entries))
+
+    num_ops = num_rows * scored * shape.index_n_heads * shape.index_head_dim * 2
+    fits = num_rows * entries < 1 << 28
+    return Case("select", shape, num_rows, context, num_bytes, num_ops, build, None, library if fits else None)
+
+
 def cases() -> Iterator[Case]:
     for shape in (FLASH, PRO):
         for num_rows in DECODE_ROWS + PREFILL_ROWS:
@@ -157,5 +183,6 @@ def cases() -> Iterator[Case]:
             yield attend_case(shape, num_rows, CONTEXTS[0], 4)
             for context in CONTEXTS:
                 yield attend_case(shape, num_rows, context, 128)
+                yield select_case(shape, num_rows, context)
             yield from pooling_cases(shape, num_rows, 4)
             yield from pooling_cases(shape, num_rows, 128)
