@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row, scale_stride
+from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row
 from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
 from kernels.gpu.norm import inverse_rms
 from kernels.gpu.quant import fake_e2m1, fake_e4m3, quantise_e4m3, round_bf16, to_bf16
 from kernels.gpu.rope import rotate
 
-INDEX_HEADS = 16  # of a program, the least a tensor core takes
+HEADS = 4  # of a program
+INDEX_HEADS = 16  # the least a tensor core takes
 
 
 def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
@@ -36,26 +37,26 @@ def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     index_heads, index_dim = w.num_index_heads, len(w.hadamard)
     q = torch.empty(num_rows, w.num_heads, dim, dtype=torch.bfloat16, device=x.device)
     index_q = torch.empty(num_rows, index_heads, index_dim, dtype=torch.bfloat16, device=x.device)
-    heads = min(4, w.num_heads)
     launch(
-        _queries, (-(-w.num_heads // heads) + -(-index_heads // INDEX_HEADS), num_rows),
+        _queries, (-(-w.num_heads // HEADS) + -(-index_heads // INDEX_HEADS), num_rows),
         queries, turns, q, index_q, w.eps,
         HEADS=w.num_heads, DIM=dim, ROPE=rope, INDEX_HEADS=index_heads, INDEX_DIM=index_dim,
-        BLOCK_HEADS=heads, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
+        BLOCK_HEADS=HEADS, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
     )  # fmt: skip
     return q, kv, index_q
 
 
 def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
-    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D]. w.wo_a is Fp8Weight
-    [groups, o_lora_rank, in], read by unrounded rows; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
+    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D], or float32 of a rank's part.
+    w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
     num_rows, heads, dim = o.shape
     rope = 2 * turns.shape[1]
     launch(
         _unrotate, (num_rows,), o, turns,
         HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
     )  # fmt: skip
-    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b)
+    is_partial = getattr(w, "is_partial", False)
+    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b, torch.float32 if is_partial else torch.bfloat16)
 
 
 @kernel
