@@ -134,7 +134,7 @@ def _read(
         y = y * inverse_rms(tl.sum(y * y), D, norm_eps)
         weight = tl.load(norm + columns, mask=columns < D, other=0.0)
         tl.store(x + row * D + columns, to_bf16(y * weight), mask=columns < D)
-    else:
+    elif comb is not None:
         raw = _added(row_parts, M + one, PARTS, MIXED, BLOCK_PARTS) * scale + tl.load(base + M + one)
         tl.store(post + row * M + one, tl.sigmoid(raw) * 2.0)
         pair = tl.arange(0, M * M)
@@ -166,14 +166,13 @@ def _sinkhorn(raw, ITERS: tl.constexpr, eps):
 
 @kernel
 def _write(out, streams, post, comb, written, M: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (blocks of D, N)."""
+    """Grid (blocks of D, N): all streams of a row side by side, each read once."""
     row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    k = tl.arange(0, M)[:, None]
     inside = columns < D
-    o = tl.load(out + row * D + columns, mask=inside, other=0.0).to(tl.float32)
-    for k in tl.static_range(M):
-        new = tl.load(post + row * M + k) * o
-        for j in tl.static_range(M):
-            stream = tl.load(streams + (row * M + j) * D + columns, mask=inside, other=0.0).to(tl.float32)
-            new += tl.load(comb + (row * M + j) * M + k) * stream
-        tl.store(written + (row * M + k) * D + columns, to_bf16(new), mask=inside)
+    new = tl.load(post + row * M + k) * tl.load(out + row * D + columns, mask=inside, other=0.0).to(tl.float32)
+    for j in tl.static_range(M):
+        stream = tl.load(streams + (row * M + j) * D + columns, mask=inside, other=0.0).to(tl.float32)
+        new += tl.load(comb + (row * M + j) * M + k) * stream
+    tl.store(written + (row * M + k) * D + columns, to_bf16(new), mask=inside)
