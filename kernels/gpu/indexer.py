@@ -101,10 +101,10 @@ def score_segment(
     for n in range(begin, end):
         visible = visible_entries(n, positions, owners, dropped, RATIO)
         row = tl.cast(n, tl.int64)
-        at_q = index_q + (row * HEADS + head[None, :]) * DIM + channel[:, None]
-        query = tl.load(at_q, mask=head[None, :] < HEADS, other=0.0)
+        at_q = index_q + (row * HEADS + head[:, None]) * DIM + channel[None, :]
+        query = tl.load(at_q, mask=head[:, None] < HEADS, other=0.0)
         weight = tl.load(head_weights + row * HEADS + head, mask=head < HEADS, other=0.0)
-        score = tl.sum(tl.maximum(dot(key, query), 0.0) * weight[None, :], 1)
+        score = tl.sum(tl.maximum(dot(key, tl.trans(query)), 0.0) * weight[None, :], 1)
         bits = to_bf16(score).to(tl.int16, bitcast=True)
         bits = tl.where(bits == -32768, 0, bits)  # zeros are equal
         order = bits ^ ((bits >> 15) & 0x7FFF)
@@ -120,12 +120,12 @@ def read_index_keys(pool, page, place, seen, per_page, DIM: tl.constexpr, TILE: 
     codes_at = (base + place * CODES)[:, None, None]
     scales_at = (base + per_page * CODES + place * GROUPS)[:, None, None]
     group = tl.arange(0, GROUPS)[None, :, None]
-    seen = seen[:, None, None]
-    codes = tl.load(pool + codes_at + group * 16 + tl.arange(0, 16)[None, None, :], mask=seen, other=0)
-    scale = from_e8m0(tl.load(pool + scales_at + group, mask=seen, other=1))
+    is_seen = seen[:, None, None]
+    codes = tl.load(pool + codes_at + group * 16 + tl.arange(0, 16)[None, None, :], mask=is_seen)
+    scale = from_e8m0(tl.load(pool + scales_at + group, mask=is_seen))
     even = (e2m1_values(codes & 15) * scale).to(tl.bfloat16)
     odd = (e2m1_values(codes >> 4) * scale).to(tl.bfloat16)
-    return tl.join(even, odd).reshape(TILE, DIM)
+    return tl.where(seen[:, None], tl.join(even, odd).reshape(TILE, DIM), 0.0)
 
 
 @kernel
