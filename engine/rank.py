@@ -48,7 +48,7 @@ class Rank:
     def connect(self, meeting: str, num_pages: int) -> None:
         """Meet the other ranks, and make room for the same pages and slots as rank 0."""
         model, size = self.model, self.page_tokens
-        self.parallel.connect(Path(meeting))
+        self.parallel.connect(Path(meeting), self.placement)
         self.cache = Cache(model.config, model.numerics, size, num_pages, self.num_slots, self.placement)
         self.compute = steps_of(model, self.cache)
         self._head_tokens = self.pinned_pages * size

@@ -200,7 +200,7 @@ def test_the_parts_of_experts_and_of_outputs_add_up_to_the_whole(tmp_path: Path,
     config = dataclasses.replace(CONFIG, hidden_size=128, q_lora_rank=128, o_lora_rank=128, moe_intermediate_size=256)
     write_checkpoint(tmp_path, config, random_weights(config, seed=5))
     checkpoint, choice = Checkpoint.open(tmp_path, config), Numerics(numerics)
-    ops = Ops(choice.rounding, compiled=False)
+    ops = Ops(choice.rounding, "torch")
     x, ids = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)), np.arange(40)
     turns = ops.rope_table(np.arange(40), layer_frequencies(config, 4))
     o = torch.randn(40, config.num_attention_heads, config.head_dim, generator=torch.Generator().manual_seed(2))
