@@ -285,13 +285,3 @@ def _read_in_a_row(home: Path, page_ids: list[bytes]) -> tuple[int, float]:
     for page_id in page_ids:
         num_bytes += len((home / "blobs" / "pages" / f"{page_id.hex()}.safetensors").read_bytes())
     return num_bytes, time.perf_counter() - started
-
-
-def line(row: Row) -> str:
-    """A row for a person."""
-    values = [f"{key} {_shown(value)}" for key, value in row.items() if key not in ("row", "context")]
-    return f"{row['row']:22} context {row['context']:>9,}: {', '.join(values)}"
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -91,6 +91,9 @@ def _parser() -> Parser:
     bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     bench.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
     bench.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
+    bench.add_argument("--random", choices=["flash", "pro"], help="a real model's shapes with random weights instead")
+    bench.add_argument("--layers", type=int, metavar="N", help="of the random model (default: all)")
+    bench.add_argument("--experts", type=int, metavar="M", help="of each layer of the random model (default: all)")
     bench.add_argument("--json", action="store_true", help="print one result per line")
     model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
         metavar="ACTION", required=True
@@ -202,21 +205,38 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if (args.layers or args.experts) and not args.random:
+        raise UsageError("--layers and --experts are of a random model: add --random flash or --random pro")
     directory = model_directory(args.model)
-    from engine import EngineError, run_bench
+    from engine import EngineError, run_bench, run_random_bench
 
-    if args.sessions:
-        from agent.bench import line, run_sessions_bench
-
-        for row in run_sessions_bench(directory, args.context or [8192]):
-            print(json.dumps(row) if args.json else line(row), flush=True)
-        return 0
     try:
-        for result in run_bench(directory, args.context, args.against == "transformers"):
-            print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
+        if args.random:
+            for row in run_random_bench(args.random, args.layers, args.experts, args.context):
+                print(json.dumps(row) if args.json else _row_line(row), flush=True)
+        elif args.sessions:
+            from agent.bench import run_sessions_bench
+
+            for row in run_sessions_bench(directory, args.context or [8192]):
+                print(json.dumps(row) if args.json else _row_line(row), flush=True)
+        else:
+            for result in run_bench(directory, args.context, args.against == "transformers"):
+                print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
     except EngineError as e:
         return _fail(str(e), 1)
     return 0
+
+
+def _row_line(row: dict[str, Any]) -> str:
+    """A row of a bench for a person."""
+    values = [f"{key} {_shown(value)}" for key, value in row.items() if key != "row"]
+    return f"{row['row']:22} " + ", ".join(values)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from engine.config import ModelConfig
 from engine.engine import Engine
 from engine.errors import CheckpointError, ContextFull, EngineError, StateError
 from engine.inspect import inspect_model
+from engine.random_bench import run_random_bench
 from engine.sampling import SamplingParams
 from engine.sequence import Sequence, Stored
 from engine.settings import EngineConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Tokenizer",
     "inspect_model",
     "run_bench",
+    "run_random_bench",
     "train_tokenizer",
     "write_checkpoint",
 ]

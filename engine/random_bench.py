@@ -201,15 +201,3 @@ def _copy_bandwidth(placement: Placement) -> float:
         placement.synchronize()
         seconds.append(time.perf_counter() - started)
     return 2 * source.nbytes / min(seconds)
-
-
-def line(row: Row) -> str:
-    """A row for a person."""
-    values = [f"{key} {_shown(value)}" for key, value in row.items() if key != "row"]
-    return f"{row['row']:8} " + ", ".join(values)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
