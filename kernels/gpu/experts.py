@@ -194,8 +194,13 @@ def _store_hidden(
     tl.store(at, to_bf16(hidden), mask=(token < count)[None, :])
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == 256 // ROWS - 1:
-        column = block * (ROWS // 2) // 128 * 128 + tl.arange(0, 128)
-        at = out + (first + token)[:, None].to(tl.int64) * WIDTH + column[None, :]
-        mask = (token < count)[:, None]
-        values = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
-        tl.store(at, to_bf16(fake_e4m3(values, 1)), mask=mask)
+        _round_block(out, first, count, block * (ROWS // 2) // 128 * 128, WIDTH, TOKENS)
+
+
+@kernel
+def _round_block(hidden, first, count, first_column, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    token, column = tl.arange(0, TOKENS), first_column + tl.arange(0, 128)
+    at = hidden + (first + token)[:, None].to(tl.int64) * WIDTH + column[None, :]
+    mask = (token < count)[:, None]
+    values = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    tl.store(at, to_bf16(fake_e4m3(values, 1)), mask=mask)
