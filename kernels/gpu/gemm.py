@@ -30,7 +30,7 @@ def linear_fp8(x: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bflo
 def linear_quantised(
     codes: Tensor, scale: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
-    """As `linear_fp8`, of rounded rows: e4m3 [N, K], float32 [N, K / 128]."""
+    """As `linear_fp8`, of rows rounded by `quantise`."""
     return _linear(codes, scale, weight.data, weight.scale, out_dtype, "fp8")
 
 
@@ -45,13 +45,21 @@ def linear_bf16(x: Tensor, weight: Tensor, out_dtype: torch.dtype = torch.bfloat
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x bf16 [N, K] -> e4m3 [N, K] and float32 scales [N, K / 128] of its blocks of 128."""
+    """x bf16 [N, K] -> e4m3 [N, K] and the scales of its blocks of 128, float32 [K / 128, N rounded up to 128]."""
     num_rows, width = x.shape
-    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(num_rows, width // BLOCK_K, device=x.device)
-    blocks = num_rows * width // BLOCK_K
-    launch(_quantise, (-(-blocks // 16),), x.contiguous(), codes, scale, blocks, BLOCKS=16)
+    codes, scale = quantised_like(num_rows, width, x.device)
+    launch(_quantise, (width // BLOCK_K, scale_stride(num_rows) // 16), x.contiguous(), codes, scale, num_rows, WIDTH=width, ROWS=16)
     return codes, scale
+
+
+def quantised_like(num_rows: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for what `quantise` gives. Scales are padded because a tile reads those of all its rows."""
+    codes = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=device)
+    return codes, torch.empty(width // BLOCK_K, scale_stride(num_rows), device=device)
+
+
+def scale_stride(num_rows: int) -> int:
+    return -(-num_rows // 128) * 128
 
 
 def num_splits(num_tiles: int, num_steps: int) -> int:
@@ -70,27 +78,26 @@ def _linear(
     num_rows, x = len(x), x.contiguous()
     steps = -(-depth // BLOCK_K)
     splits = num_splits(groups * -(-width // 64), steps)
-    few = num_rows <= FEW_ROWS
-    block_rows = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64 if few else 128
-    block_out, num_warps, num_stages = _tile(mode, few)
+    own = splits > 1 and num_rows <= FEW_ROWS  # each part of K has a program of its own
+    block_out, block_rows, num_warps = _tile(num_rows, mode, splits)
     tiles = -(-width // block_out) * -(-num_rows // block_rows)
     out = torch.empty(num_rows, groups * width, dtype=out_dtype, device=x.device)
-    own = few and splits > 1  # each part of K has a program of its own
     parts = torch.empty((splits if own else 0, num_rows, groups * width), device=x.device)
     launch(
         _linear_kernel, (tiles, groups, splits if own else 1),
         x, x_scale, weight, scale, out, parts, arrivals(x.device), num_rows,
         GROUPS=groups, OUT=width, K=depth, SPLITS=splits, STEPS=-(-steps // splits), OWN=own, MODE=mode,
-        BLOCK_OUT=block_out, BLOCK_ROWS=block_rows, BLOCK_K=BLOCK_K, num_warps=num_warps, num_stages=num_stages,
+        BLOCK_OUT=block_out, BLOCK_ROWS=block_rows, BLOCK_K=BLOCK_K, num_warps=num_warps, num_stages=4 if num_rows <= FEW_ROWS else 3,
     )  # fmt: skip
     return out
 
 
-def _tile(mode: str, few: bool) -> tuple[int, int, int]:
-    """Rows of a weight tile, warps, stages of the pipeline."""
-    if few:
-        return 64, 4, 4
-    return 64, 4, 3
+def _tile(num_rows: int, mode: str, splits: int) -> tuple[int, int, int]:
+    """Rows of a weight tile, rows of x, warps. The largest tiles that leave all sums in registers."""
+    if num_rows <= FEW_ROWS:
+        return 64, next(n for n in (16, 32, 64) if num_rows <= n), 4
+    is_wide = mode == "bf16" or (mode == "fp8" and splits == 1)
+    return 128, 128 if is_wide else 64, 8
 
 
 @functools.cache
@@ -113,7 +120,6 @@ def _linear_kernel(
     tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     outs = (tile // row_tiles) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     rows = (tile % row_tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    kept = (outs < OUT)[:, None] & (rows < num_rows)[None, :]
     # past the end the last row is read again: what comes of it is not stored
     read_outs = group * OUT + tl.minimum(outs, OUT - 1)
     read_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
@@ -125,15 +131,16 @@ def _linear_kernel(
     if MODE != "bf16":
         scale_at = scale + read_outs * blocks
     if MODE == "fp8":
-        x_scale_at = x_scale + read_rows * blocks
+        x_scale_at = x_scale + rows
 
     total = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
     for s in range(1 if OWN else SPLITS):
         first = (split if OWN else s) * STEPS
         total += _part(
-            w_at, x_at, scale_at, x_scale_at, first, tl.minimum(first + STEPS, blocks), columns,
+            w_at, x_at, scale_at, x_scale_at, first, tl.minimum(first + STEPS, blocks), columns, num_rows,
             K, MODE, BLOCK_OUT, BLOCK_ROWS, BLOCK_K,
         )  # fmt: skip
+    kept = (outs < OUT)[:, None] & (rows < num_rows)[None, :]
     at = (rows.to(tl.int64) * (GROUPS * OUT))[None, :] + (group * OUT + outs)[:, None]
     if OWN:
         counter = counters + group * tl.num_programs(0) + tile
@@ -152,7 +159,7 @@ def _linear_kernel(
 
 @kernel
 def _part(
-    w_at, x_at, scale_at, x_scale_at, first, last, columns,
+    w_at, x_at, scale_at, x_scale_at, first, last, columns, num_rows,
     K: tl.constexpr, MODE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sum over steps first ... last - 1 of K: float32 [BLOCK_OUT, BLOCK_ROWS]. Tensor cores add FP8 products with few bits, so
@@ -173,7 +180,7 @@ def _part(
             codes, v_scale = quantise_e4m3(v.to(tl.float32), 1)
             sums += (dot(w, codes.T) * from_e8m0(tl.load(scale_at + step))[:, None]) * v_scale.T
         else:
-            v_scale = tl.load(x_scale_at + step)
+            v_scale = tl.load(scale_row(x_scale_at, step, num_rows))
             sums += (dot(w, v.T) * from_e8m0(tl.load(scale_at + step))[:, None]) * v_scale[None, :]
     return sums
 
@@ -187,11 +194,18 @@ def _store(at, values, mask):
 
 
 @kernel
-def _quantise(x, codes, scale, num_blocks, BLOCKS: tl.constexpr):
-    """Blocks of 128 values, 16 a program."""
-    blocks = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
-    mask = (blocks < num_blocks)[:, None]
-    at = blocks.to(tl.int64)[:, None] * 128 + tl.arange(0, 128)[None, :]
+def _quantise(x, codes, scale, num_rows, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Grid (blocks of 128 columns, tiles of rows)."""
+    block = tl.program_id(0)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    mask = (rows < num_rows)[:, None]
+    at = rows.to(tl.int64)[:, None] * WIDTH + (block * 128 + tl.arange(0, 128))[None, :]
     rounded, s = quantise_e4m3(tl.load(x + at, mask=mask, other=0.0).to(tl.float32), 1)
     tl.store(codes + at, rounded, mask=mask)
-    tl.store(scale + blocks[:, None], s, mask=mask)
+    tl.store(scale_row(scale, block, num_rows) + rows[:, None], s)
+
+
+@kernel
+def scale_row(scale, block, num_rows):
+    """Where the scales of one block of 128 columns begin, in what `quantise` gives."""
+    return scale + block * (tl.cdiv(num_rows, 128) * 128)
