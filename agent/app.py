@@ -55,7 +55,9 @@ class App:
         ):
             opening_tokens = _opening_tokens(settings, texts)
             config = EngineConfig(
-                max_context=settings.max_context, pinned_pages=-(-opening_tokens // EngineConfig.page_tokens)
+                ranks=settings.ranks,
+                max_context=settings.max_context,
+                pinned_pages=-(-opening_tokens // EngineConfig.page_tokens),
             )
             async with Engine.open(settings.model_dir, config) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:

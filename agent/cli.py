@@ -114,6 +114,9 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
         "--max-context", type=_tokens, metavar="N", help="tokens in the window (default: what the model supports)"
     )
     parser.add_argument(
+        "--ranks", type=_ranks, default=1, metavar="N", help="processes that share the model's weights (default: 1)"
+    )
+    parser.add_argument(
         "--approve",
         choices=POLICIES,
         default="ask",
@@ -128,6 +131,12 @@ def _tokens(text: str) -> int:
     return int(text)
 
 
+def _ranks(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{printable(text)} is not a whole number of at least 1")
+    return int(text)
+
+
 def _settings(args: argparse.Namespace) -> Settings:
     home = data_home()
     if not is_text(str(home)):
@@ -138,6 +147,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         directory,
         max_output_tokens=output_limit(directory),
         max_context=args.max_context,
+        ranks=args.ranks,
         disk_bytes=disk_budget(),
     )
 

@@ -25,7 +25,7 @@ class Settings:
     """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls.
 
     `max_context` tokens at most are in the window (None: what the model supports); then the oldest roll out. State is
-    saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most.
+    saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most. The model runs on `ranks` processes.
     """
 
     home: Path
@@ -37,6 +37,7 @@ class Settings:
     save_every: int = 8192
     max_context: int | None = None
     disk_bytes: int = 20 * 2**30
+    ranks: int = 1
 
 
 def data_home() -> Path:

@@ -8,7 +8,7 @@ Must not know how a turn goes on (loop) nor how state becomes bytes (keeper).
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
@@ -106,7 +106,8 @@ class Session:
             await self.written()
             await self._save_later(is_urgent=True)
             await self.written()
-            await self.live.engine.release(self.live.seq)
+            with suppress(EngineError):  # an engine that has stopped holds nothing any more
+                await self.live.engine.release(self.live.seq)
         finally:
             self.live.log.close()
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.batch import Batch
+from engine.batch import Step
 from engine.cache import LayerCache
-from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.numerics import Numerics
+from engine.weights import Part, Weights
 from kernels.attention import AttendWeights
 from kernels.compress import CompressWeights
 from kernels.dispatch import Ops
@@ -23,40 +23,36 @@ from kernels.rope import rope_frequencies, rope_table, rotate_
 
 
 class Attention:
-    """`x` [N, D] in, [N, D] out; one shared key = value head of head_dim channels."""
+    """`x` [N, D] in, [N, D] out; one shared key = value head of head_dim channels.
 
-    def __init__(
-        self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, ratio: int, numerics: Numerics, ops: Ops
-    ):
+    A rank has some of the query heads; window rows, entries and the indexer are the same on every rank.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics, ops: Ops):
         self.ops, self.ratio, self.index_topk = ops, ratio, config.index_topk
-
-        def weight(name: str) -> Tensor:
-            return checkpoint.weight(prefix + name)
-
+        self.parallel = weights.parallel
         is_indexed = ratio == 4
-        wq_b, hadamard = weight("wq_b.weight"), torch.zeros(0, 0)
-        if is_indexed:
-            wq_b = torch.cat((wq_b, weight("indexer.wq_b.weight")))
-            hadamard = hadamard_matrix(config.index_head_dim)
-        w_in = torch.cat((weight("wq_a.weight"), weight("wkv.weight")))
+        hadamard = hadamard_matrix(config.index_head_dim) if is_indexed else torch.zeros(0, 0)
         frequencies = layer_frequencies(config, ratio)
+        heads, dim = self.parallel.share(config.num_attention_heads), config.head_dim
+        queries = [Part("wq_b.weight", rows=range(heads.start * dim, heads.stop * dim))]
+        queries += [Part("indexer.wq_b.weight")] if is_indexed else []
         self.freqs = ops.array(frequencies)
         self.project = ops.weights(
             ProjectWeights(
-                w_in.t(), weight("q_norm.weight"), weight("kv_norm.weight"), wq_b.t(), hadamard,
-                config.num_attention_heads, config.index_n_heads if is_indexed else 0,
-                numerics.rounds_rows, config.rms_norm_eps,
+                weights.linear("wq_a.weight", "wkv.weight"), weights.value("q_norm.weight"),
+                weights.value("kv_norm.weight"), weights.linear(*queries), hadamard,
+                len(heads), config.index_n_heads if is_indexed else 0, numerics.rounds_rows, config.rms_norm_eps,
             )
         )  # fmt: skip
         self.attend = ops.weights(
-            AttendWeights(weight("attn_sink"), config.head_dim**-0.5, config.sliding_window, ratio)
+            AttendWeights(weights.value("attn_sink", heads), dim**-0.5, config.sliding_window, ratio)
         )
-        wo_a = weight("wo_a.weight").unflatten(0, (config.o_groups, -1))
-        self.output = ops.weights(OutputWeights(wo_a.transpose(1, 2), weight("wo_b.weight").t()))
-        self.no_rows = ops.array(torch.zeros(0, config.head_dim))
+        self.output = ops.weights(_output_weights(weights, config, heads))
+        self.no_rows = ops.array(torch.zeros(0, dim))
         self.no_index_rows = ops.array(torch.zeros(0, 0))
         if ratio:
-            parts = _indexed_parts(weight) if is_indexed else _pooled_parts(weight)
+            parts = _indexed_parts(weights, config) if is_indexed else _pooled_parts(weights)
             index_scale = (config.index_head_dim * config.index_n_heads) ** -0.5
             self.compress = ops.weights(
                 CompressWeights(
@@ -70,7 +66,7 @@ class Attention:
             bundle = {name: ops.array(value) for name, value in as_they_are.items()}
             self.compress_head = self.compress._replace(**bundle, rounds_rows=False)
 
-    def __call__(self, x: Any, batch: Batch, cache: LayerCache) -> Any:
+    def __call__(self, x: Any, batch: Step, cache: LayerCache) -> Any:
         ops, rows = self.ops, batch.rows
         turns = batch.turns(ops, self.ratio, self.freqs)
         q, kv, index_q = ops.project(x, turns, self.project)
@@ -78,14 +74,14 @@ class Attention:
         ring = ops.array(cache.ring)
         o = ops.attend(q, kv, rows, ring, pool, chosen, self.attend)
         ops.store(kv, rows, ring)
-        return ops.output(o, turns, self.output)
+        return self.parallel.sum(ops.output(o, turns, self.output), ops.num)
 
-    def _entries(self, x: Any, index_q: Any, batch: Batch, cache: LayerCache) -> tuple[Any, Any]:
+    def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any]:
         """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see)."""
-        assert cache.rows is not None and cache.blocks is not None
+        assert cache.keys is not None and cache.blocks is not None
         ops, rows = self.ops, batch.rows
-        pool, blocks = ops.array(cache.rows), ops.array(cache.blocks)
-        index_pool = self.no_index_rows if cache.index_rows is None else ops.array(cache.index_rows)
+        pool, blocks = ops.array(cache.keys.rows), ops.array(cache.blocks)
+        index_pool = self.no_index_rows if cache.index_keys is None else ops.array(cache.index_keys.rows)
         mixed, head_weights = ops.block_rows(x, rows, self.compress)
         ops.complete_blocks(mixed, rows, blocks, pool, index_pool, self.compress)
         for head, head_rows in batch.heads:
@@ -99,33 +95,49 @@ class Attention:
     def moved(self, rows: Tensor, index_rows: Tensor, first: int, cache: LayerCache) -> tuple[Tensor, Tensor]:
         """Rows of a pinned head as they are stored when its first token stands at position `first`."""
         turns = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
-        keys = cache.row_format.round(rotate_(rows.clone(), turns))
-        if cache.index_format is None:
+        keys = cache.row_format.round(rotate_(rows.cpu().clone(), turns))
+        if cache.index_keys is None:
             return keys, index_rows
-        return keys, cache.index_format.round(rotate_(index_rows.clone(), turns) @ self.hadamard)
+        return keys, cache.index_keys.fmt.round(rotate_(index_rows.cpu().clone(), turns) @ self.hadamard)
 
 
-def _pooled_parts(weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _output_weights(weights: Weights, config: ModelConfig, heads: range) -> OutputWeights:
+    """What these heads give: whole groups of them, or where ranks are more than groups, a part of one.
+
+    A part reads its own columns of the group's `wo_a` and all that follows: `wo_b` is linear, so parts add up.
+    """
+    per_group, dim, rank = config.num_attention_heads // config.o_groups, config.head_dim, config.o_lora_rank
+    groups = range(heads.start // per_group, -(-heads.stop // per_group))
+    first = heads.start % per_group * dim
+    outputs = range(groups.start * rank, groups.stop * rank)
+    inputs = range(first, first + min(per_group, len(heads)) * dim)
+    wo_a = weights.grouped_linear(Part("wo_a.weight", outputs, inputs), len(groups))
+    wo_b = weights.linear(Part("wo_b.weight", columns=outputs))
+    return OutputWeights(wo_a, wo_b, is_partial=len(heads) < config.num_attention_heads)
+
+
+def _pooled_parts(weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """w_blocks, ape, entry_norm and index_norm of a layer without an indexer."""
-    w_blocks = torch.cat((weight("compressor.wkv.weight"), weight("compressor.wgate.weight")))
-    return w_blocks.t(), weight("compressor.ape"), weight("compressor.norm.weight"), torch.zeros(0)
+    w_blocks = weights.linear("compressor.wkv.weight", "compressor.wgate.weight")
+    return w_blocks, weights.value("compressor.ape"), weights.value("compressor.norm.weight"), torch.zeros(0)
 
 
-def _indexed_parts(weight) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _indexed_parts(weights: Weights, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The main and the indexer's compressor as one, and the head weights, which read the same input (see CompressWeights)."""
+    prefixes = {"compressor.": config.head_dim, "indexer.compressor.": config.index_head_dim}
 
-    def halves(name: str, dim: int) -> Tensor:
-        main, index = weight(f"compressor.{name}"), weight(f"indexer.compressor.{name}")
-        a, b = (t.unflatten(dim, (2, -1)).unbind(dim) for t in (main, index))
-        return torch.cat((a[0], b[0], a[1], b[1]), dim)
+    def halves(name: str) -> list[Part]:
+        return [
+            Part(prefix + name, rows=range(half * dim, (half + 1) * dim))
+            for half in range(2)
+            for prefix, dim in prefixes.items()
+        ]
 
-    w_blocks = torch.cat((halves("wkv.weight", 0), halves("wgate.weight", 0), weight("indexer.weights_proj.weight")))
-    return (
-        w_blocks.t(),
-        halves("ape", 1),
-        weight("compressor.norm.weight"),
-        weight("indexer.compressor.norm.weight"),
-    )
+    w_blocks = weights.linear(*halves("wkv.weight"), *halves("wgate.weight"), "indexer.weights_proj.weight")
+    a, b = (weights.value(prefix + "ape").chunk(2, 1) for prefix in prefixes)
+    ape = torch.cat((a[0], b[0], a[1], b[1]), 1)
+    entry_norm, index_norm = (weights.value(prefix + "norm.weight") for prefix in prefixes)
+    return w_blocks, ape, entry_norm, index_norm
 
 
 def layer_frequencies(config: ModelConfig, ratio: int) -> Tensor:

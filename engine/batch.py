@@ -27,10 +27,37 @@ class Segment:
     start: int
 
 
-class Batch:
+class Step:
+    """What the layers see of a step: its rows, and which of them belong to pinned heads.
+
+    `rows` and those of `heads` are arguments of `ops`; `host_rows` are what they were made of.
+    """
+
+    def __init__(self, rows: Rows, heads: list[tuple[PinnedHead, Rows]], ops: Ops | None = None):
+        as_argument = ops.rows if ops else _as_they_are
+        self.host_rows = rows
+        self.rows: Any = as_argument(rows)
+        self.heads: list[tuple[PinnedHead, Any]] = [(head, as_argument(part)) for head, part in heads]
+        ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
+        self._spans = list(zip(rows.dropped.tolist(), ends))
+        self._turns: dict[bool, Any] = {}
+
+    def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
+        """Rotary table of the rows; compressed layers have another than window-only ones."""
+        key = bool(ratio)
+        if key not in self._turns:
+            self._turns[key] = ops.rope_table(self.rows.positions, freqs)
+        return self._turns[key]
+
+    def most_visible(self, ratio: int) -> int:
+        """Entries that the last row of some segment may see: the most of any row."""
+        return max(end // ratio - dropped // ratio for dropped, end in self._spans)
+
+
+class Batch(Step):
     """`segments` is [(sequence, number of tokens)]: these tokens follow the sequence's `num_tokens` processed ones."""
 
-    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache):
+    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache, ops: Ops | None = None):
         self.segments: list[Segment] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -42,7 +69,7 @@ class Batch:
             ids += known + seq.drafts[: count - len(known)]
             positions += range(seq.num_tokens, seq.num_tokens + count)
         most_pages = max(len(seq.pages) for seq, _ in segments)
-        self.rows = Rows(
+        rows = Rows(
             np.array(ids, np.int64),
             np.array(positions, np.int64),
             np.array([*(s.start for s in self.segments), len(ids)], np.int64),
@@ -51,25 +78,12 @@ class Batch:
             np.array([seq.pages + [0] * (most_pages - len(seq.pages)) for seq, _ in segments], np.int64),
             cache.page_tokens,
         )
-        self.heads = self._heads()
-        self._turns: dict[bool, Any] = {}
-
-    def _heads(self) -> list[tuple[PinnedHead, Rows]]:
-        """The rows of this step that belong to pinned heads."""
         heads = []
         for s in self.segments:
             if (head := s.seq.head) is not None and s.position < head.num_tokens:
-                stop = s.start + min(s.count, head.num_tokens - s.position)
-                heads.append((head, head.rows_of(self.rows, s.start, stop)))
-        return heads
+                heads.append((head, head.rows_of(rows, s.start, s.start + s.count)))
+        super().__init__(rows, heads, ops)
 
-    def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
-        """Rotary table of the rows; compressed layers have another than window-only ones."""
-        key = bool(ratio)
-        if key not in self._turns:
-            self._turns[key] = ops.rope_table(self.rows.positions, freqs)
-        return self._turns[key]
 
-    def most_visible(self, ratio: int) -> int:
-        """Entries that the last row of some segment may see: the most of any row."""
-        return max((s.position + s.count) // ratio - s.seq.dropped_tokens // ratio for s in self.segments)
+def _as_they_are(rows: Rows) -> Rows:
+    return rows

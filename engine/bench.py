@@ -20,6 +20,7 @@ import torch
 from engine.config import ModelConfig
 from engine.engine import Engine
 from engine.errors import EngineError
+from engine.placement import CPU
 from engine.sampling import SamplingParams
 from engine.settings import EngineConfig
 
@@ -98,7 +99,7 @@ def _transformers_speed(directory: Path, ids: list[int]) -> tuple[float, float]:
         from engine.oracle import load_oracle, new_cache, oracle_logits
     except ImportError:
         raise EngineError("transformers is not installed: pip install 'holdfast[dev]' to compare with it") from None
-    model, chunk = load_oracle(directory), EngineConfig().prefill_chunk
+    model, chunk = load_oracle(directory), EngineConfig().prefill_tokens(CPU)
     prefills, decodes = [], []
     for _ in range(RUNS):
         cache, started = new_cache(model), time.perf_counter()

@@ -7,70 +7,87 @@ sequence's position is scratch, and taking tokens back is changing a number. Kno
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.numerics import Numerics
+from engine.placement import CPU, Placement
+from engine.pools import FloatPool, PackedPool, Pool, zeros
 from kernels.cache import RowFormat
+from kernels.gpu.pools import key_stride
 
 MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer than what a query reads
 
 
 @dataclass
 class LayerCache:
-    """State of one layer. Rows are float32 that carry the rounding of their format."""
+    """State of one layer. `ring` and `blocks` are addressed by slot and position, pools by page.
+
+    On a CPU all is float32, rows carry the rounding of their format; on a GPU the ring is bf16, which holds the same values.
+    """
 
     number: int
     ratio: int
-    ring: Tensor  # [slots, ring_tokens, head_dim]
     row_format: RowFormat
-    rows: Tensor | None = None  # [pages * rows_per_page, head_dim]
-    index_format: RowFormat | None = None
-    index_rows: Tensor | None = None  # [pages * rows_per_page, index_head_dim]
+    ring: Tensor  # [slots, ring_tokens, head_dim]
+    keys: Pool | None = None  # entries, of head_dim channels
+    index_keys: Pool | None = None  # index keys, of index_head_dim channels
     blocks: Tensor | None = None  # [slots, block_ring, 2 * width]: values, then gates with ape added
+
+    @property
+    def pools(self) -> list[Pool]:
+        return [pool for pool in (self.keys, self.index_keys) if pool is not None]
 
 
 class Cache:
     """All layers' state for `num_pages` pages and `num_slots` live sequences. The MTP block's ring comes last."""
 
-    def __init__(self, config: ModelConfig, numerics: Numerics, page_tokens: int, num_pages: int, num_slots: int):
+    def __init__(
+        self, config: ModelConfig, numerics: Numerics, page_tokens: int, num_pages: int, num_slots: int,
+        placement: Placement = CPU,
+    ):  # fmt: skip
         if page_tokens % 128:
             raise EngineError(f"page_tokens={page_tokens} is not a multiple of 128, the longest compressed block")
         self.page_tokens, self.num_pages, self.num_slots = page_tokens, num_pages, num_slots
         self.window, self.num_layers = config.sliding_window, config.num_hidden_layers
         self.ring_tokens = self.window + MAX_DRAFTS
+        self.placement, self.device = placement, placement.device
         rounds = numerics.rounds_rows
-        key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
-        index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")
+        self.key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
+        self.index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")
         num_rings = config.num_hidden_layers + config.has_mtp
-        self.layers = [self._layer(config, i, key, index) for i in range(num_rings)]
+        self.layers = [self._layer(config, number) for number in range(num_rings)]
 
-    def _layer(self, config: ModelConfig, number: int, key: RowFormat, index: RowFormat) -> LayerCache:
+    def _layer(self, config: ModelConfig, number: int) -> LayerCache:
         ratio = config.ratio(number)
-        layer = LayerCache(number, ratio, _zeros(self.num_slots, self.ring_tokens, config.head_dim), key)
+        ring = self._tensor(torch.bfloat16, self.num_slots, self.ring_tokens, config.head_dim)
+        layer = LayerCache(number, ratio, self.key, ring)
         if ratio == 0:
             return layer
-        num_rows = self.num_pages * (self.page_tokens // ratio)
-        layer.rows = _zeros(num_rows, key.dim)
+        layer.keys = self._pool("rows", self.key, ratio)
         width = config.head_dim
         if ratio == 4:
-            layer.index_format = index
-            layer.index_rows = _zeros(num_rows, index.dim)
+            layer.index_keys = self._pool("index_rows", self.index, ratio)
             width = 2 * (config.head_dim + config.index_head_dim)
-        layer.blocks = _zeros(self.num_slots, block_ring(ratio), 2 * width)
+        layer.blocks = self._tensor(torch.float32, self.num_slots, block_ring(ratio), 2 * width)
         return layer
+
+    def _tensor(self, packed_dtype: torch.dtype, *shape: int) -> Tensor:
+        return (
+            torch.zeros(shape, dtype=packed_dtype, device=self.device) if self.placement.runs_triton else zeros(*shape)
+        )
+
+    def _pool(self, kind: str, fmt: RowFormat, ratio: int) -> Pool:
+        per_page = self.page_tokens // ratio
+        if self.placement.runs_triton:
+            return PackedPool(kind, fmt, per_page, self.num_pages, self.device)
+        return FloatPool(kind, fmt, per_page, self.num_pages)
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold the history of `num_tokens` tokens."""
         return -(-num_tokens // self.page_tokens)
-
-
-def _zeros(*shape: int) -> Tensor:
-    """Zeros that cost memory only once written (torch would touch every page)."""
-    return torch.from_numpy(np.zeros(shape, np.float32))
 
 
 def block_ring(ratio: int) -> int:
@@ -78,8 +95,10 @@ def block_ring(ratio: int) -> int:
     return (8 if ratio == 4 else ratio) + MAX_DRAFTS
 
 
-def page_bytes(config: ModelConfig, page_tokens: int) -> int:
+def page_bytes(config: ModelConfig, page_tokens: int, placement: Placement = CPU) -> int:
     """Bytes in memory of one page over all layers."""
-    widths = {0: 0, 4: config.head_dim + config.index_head_dim, 128: config.head_dim}
+    key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key")
+    index = RowFormat(config.index_head_dim, 0, "index")
+    row, index_row = (key_stride(key), index.width) if placement.runs_triton else (4 * key.dim, 4 * index.dim)
     ratios = [config.ratio(layer) for layer in range(config.num_hidden_layers)]
-    return sum(page_tokens // ratio * widths[ratio] * 4 for ratio in ratios if ratio)
+    return sum(page_tokens // ratio * (row + index_row * (ratio == 4)) for ratio in ratios if ratio)

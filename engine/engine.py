@@ -20,16 +20,20 @@ from torch import Tensor
 
 from engine.cache import Cache, page_bytes
 from engine.chain import Chain, Roll, digest
+from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
-from engine.errors import EngineError
-from engine.numerics import Numerics
+from engine.errors import EngineError, RankLost
+from engine.model import Model
+from engine.parallel import Parallel, check_ranks
 from engine.pinned import PinnedHead
+from engine.placement import place
+from engine.ranks import Ranks
 from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
 from engine.sequence import Request, Sequence, Stored
 from engine.settings import EngineConfig
-from engine.state import Snapshot, pack_page, place_pages, place_tail, snapshot
+from engine.state import Snapshot, pack_page, place_pages, snapshot
 from engine.tokenizer import Tokenizer
 
 OnPrefill = Callable[[int, int], None]
@@ -44,7 +48,8 @@ class Engine:
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
         self.model_config = ModelConfig.from_dir(directory)
-        self.numerics = Numerics("compact" if config.numerics == "auto" else config.numerics)
+        self.placement = place(config.device)
+        self.numerics = self.placement.numerics(config.numerics)
         self.max_context = 0
         self.identity = ""
         self.layout = b""
@@ -55,6 +60,8 @@ class Engine:
         self._ids = count()
         self._loaded: asyncio.Future[None]
         self._failure: EngineError | None = None
+        self._others: Ranks | None = None  # ranks 1 and on
+        check_ranks(self.model_config, self.numerics, config.ranks)
         self._thread = threading.Thread(target=self._main, name="holdfast-engine", daemon=True)
 
     @classmethod
@@ -137,8 +144,7 @@ class Engine:
             if self._scheduler.is_busy(seq):
                 raise EngineError(f"sequence {seq.id} cannot roll while it is being extended")
             if seq.slot >= 0:  # else it was parked since it was loaded
-                with torch.inference_mode():
-                    self._scheduler.roll(seq, roll, self._runner.model.move_head)
+                self._scheduler.roll(seq, roll, self._runner.move_head)
 
         while roll not in seq.chain.rolls:
             await self.load(seq)
@@ -272,35 +278,42 @@ class Engine:
     def _main(self) -> None:
         loop = self._loaded.get_loop()
         try:
-            if self.config.threads:
-                torch.set_num_threads(self.config.threads)
             self._load()
         except BaseException as e:
+            self._close_others()
             _post(loop, self._loaded.set_exception, e)
             return
         _post(loop, self._loaded.set_result, None)
         is_busy = False
         while self._drain(wait=not is_busy):
             is_busy = self._step()
-        for request in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._scheduler.finish(request, self._failure)
+        self._finish_all()
+        self._close_others()
 
     def _load(self) -> None:
         config, model = self.config, self.model_config
-        one_page = max(page_bytes(model, config.page_tokens), 1)
+        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)  # ranks share the cores
+        torch.set_num_threads(threads)
+        checkpoint = Checkpoint.open(self.directory, model)
+        one_page = max(page_bytes(model, config.page_tokens, self.placement), 1)
         allowed = config.max_context or model.max_position_embeddings
         if allowed > model.max_position_embeddings:
             most = model.max_position_embeddings
             raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
-        num_pages = max(
-            min(config.memory_bytes // one_page, -(-allowed // config.page_tokens) * config.max_sequences), 1
-        )
-        cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences)
-        self._runner = Runner(self.directory, model, self.numerics, cache)
-        self.identity = self._runner.model.identity
+        parallel = Parallel(0, config.ranks)
+        if config.ranks > 1:
+            self._others = Ranks(self.directory, config, self.numerics, threads, self._lose_rank)
+        loaded = Model(checkpoint, self.numerics, self.placement, parallel)
+        most_pages = -(-allowed // config.page_tokens) * config.max_sequences
+        num_pages = max(min(config.pool_bytes(self.placement) // one_page, most_pages), 1)
+        cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences, self.placement)
+        if self._others is not None:
+            self._others.connect(parallel, num_pages)
+        self._runner = Runner(loaded, cache, self._others)
+        self.identity = loaded.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)
         self._scheduler = Scheduler(
-            cache, self.max_context, config.prefill_chunk, config.max_sequences, config.num_drafts,
+            cache, self.max_context, config.prefill_tokens(self.placement), config.max_sequences, config.num_drafts,
             self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
         # once round before anything lies there: the kernels of reading state are compiled by their first call
@@ -328,13 +341,9 @@ class Engine:
         def load() -> None:
             error = None
             try:
-                with torch.inference_mode():
-                    head = PinnedHead.empty(cache, self.config.pinned_pages * cache.page_tokens)
-                    place_pages(cache, [seq.pages[n] for n in missing], stored.read_pages(missing), head)
-                    seq.head = head
-                    full = len(stored.page_ids)
-                    open_page = seq.pages[full] if full < len(seq.pages) else None
-                    place_tail(cache, seq.slot, open_page, len(stored.ids), stored.read_tail(), head)
+                head = PinnedHead.empty(cache, self.config.pinned_pages * cache.page_tokens)
+                self._runner.load(seq, stored, missing, head)
+                seq.head = head
             except Exception as e:  # whoever needed it gets it; the sequence is stored as before
                 error = e
             self._commands.put(lambda: self._scheduler.loaded(request, error))
@@ -355,18 +364,42 @@ class Engine:
 
     def _step(self) -> bool:
         """Schedule, run, commit; False when nothing could run."""
+        if self._failure is not None:  # what was on its way when the engine failed ends too
+            self._finish_all()
+            return False
         try:
             plan = self._scheduler.schedule()
             if plan:
                 for (request, num_tokens), sampled in zip(plan, self._runner.run(plan)):
                     self._scheduler.commit(request, num_tokens, sampled)
             return bool(plan)
+        except RankLost as e:
+            self._fail(e)
         except Exception as e:  # our bug, or memory: nobody may go on from a half-written state
-            self._failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
-            self._failure.__cause__ = e
-            for request in [*self._scheduler.running, *self._scheduler.waiting]:
-                self._scheduler.finish(request, self._failure)
-            return False
+            failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
+            failure.__cause__ = e
+            self._fail(failure)
+        return False
+
+    def _lose_rank(self, error: RankLost) -> None:
+        """Called on another thread."""
+        self._commands.put(lambda: self._fail(error))
+
+    def _fail(self, error: EngineError) -> None:
+        """Nothing goes on: every request ends with this error, and so does every later one."""
+        if self._failure is None:
+            self._failure = error
+            self._finish_all()
+            self._close_others()
+
+    def _finish_all(self) -> None:
+        """End every request with why the engine ended."""
+        for request in [*self._scheduler.running, *self._scheduler.waiting, *self._scheduler.loading]:
+            self._scheduler.finish(request, self._failure)
+
+    def _close_others(self) -> None:
+        if self._others is not None:
+            self._others.close()
 
 
 def _nothing() -> None:

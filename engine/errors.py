@@ -15,3 +15,7 @@ class ContextFull(EngineError):
 
 class StateError(EngineError):
     """Stored state that is no state of this model."""
+
+
+class RankLost(EngineError):
+    """Another rank of the engine has ended; none can go on without it."""

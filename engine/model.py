@@ -1,46 +1,45 @@
 """The whole model: embedding, blocks of attention and experts around residual streams, head, MTP (V4 spec 2)."""
 
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.attention import Attention
-from engine.batch import Batch
+from engine.batch import Step
 from engine.cache import Cache, LayerCache
 from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.moe import MoE
 from engine.numerics import Numerics
+from engine.parallel import ALONE, Parallel
 from engine.pinned import PinnedHead
+from engine.placement import CPU, Placement
+from engine.weights import Part, Weights
 from kernels.dispatch import Ops
 from kernels.hyper import HeadWeights, HyperWeights
 from kernels.norm import rms_norm
 
 
-def hyper_weights(checkpoint: Checkpoint, prefix: str, norm: Tensor, config: ModelConfig) -> HyperWeights:
+def hyper_weights(weights: Weights, sublayer: str, config: ModelConfig) -> HyperWeights:
     """What one sublayer reads from the streams and how it writes back (spec 2.3), and its norm."""
-    m = config.hc_mult
-    scale = checkpoint.weight(prefix + "scale").repeat_interleave(torch.tensor([m, m, m * m]))
-    fn, base = checkpoint.weight(prefix + "fn") * scale.unsqueeze(1), checkpoint.weight(prefix + "base")
-    return HyperWeights(fn.t(), base, norm, config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
+    m, norm = config.hc_mult, weights.value(f"{sublayer}_norm.weight")
+    fn, base, scale = (weights.value(f"hc_{sublayer}_{name}") for name in ("fn", "base", "scale"))
+    fn = fn * torch.cat((scale[:1].expand(m), scale[1:2].expand(m), scale[2:].expand(m * m))).unsqueeze(1)
+    return HyperWeights(weights.matrix(fn), base, norm, config.hc_sinkhorn_iters, config.hc_eps, config.rms_norm_eps)
 
 
 class Block:
     """Attention, then experts, each inside its own hyper-connection; there is no other residual path."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, layer: int, numerics: Numerics, ops: Ops
-    ):
+    def __init__(self, weights: Weights, config: ModelConfig, layer: int, numerics: Numerics, ops: Ops):
         self.ops = ops
-        norms = [checkpoint.weight(f"{prefix}{name}_norm.weight") for name in ("attn", "ffn")]
-        self.hc_attn = ops.weights(hyper_weights(checkpoint, prefix + "hc_attn_", norms[0], config))
-        self.hc_ffn = ops.weights(hyper_weights(checkpoint, prefix + "hc_ffn_", norms[1], config))
-        self.attn = Attention(checkpoint, prefix + "attn.", config, config.ratio(layer), numerics, ops)
-        self.ffn = MoE(checkpoint, prefix + "ffn.", config, config.is_hash_layer(layer), ops)
+        self.hc_attn, self.hc_ffn = (ops.weights(hyper_weights(weights, name, config)) for name in ("attn", "ffn"))
+        self.attn = Attention(weights.inside("attn."), config, config.ratio(layer), numerics, ops)
+        self.ffn = MoE(weights.inside("ffn."), config, config.is_hash_layer(layer), ops)
 
-    def __call__(self, streams: Any, batch: Batch, cache: LayerCache) -> Any:
+    def __call__(self, streams: Any, batch: Step, cache: LayerCache) -> Any:
         """streams [N, M, D] -> [N, M, D]."""
         ops = self.ops
         x, post, comb = ops.hc_pre(streams, self.hc_attn)
@@ -50,33 +49,35 @@ class Block:
 
 
 class Head:
-    """Streams to logits: reduction, norm, vocabulary (spec 2.10)."""
+    """Streams to logits: reduction, norm, vocabulary (spec 2.10). `head` [D, V], of a rank its share of the V."""
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, head: Tensor, ops: Ops):
-        self.ops = ops
-        fn = checkpoint.weight(prefix + "hc_head_fn") * checkpoint.weight(prefix + "hc_head_scale")
-        base, norm = checkpoint.weight(prefix + "hc_head_base"), checkpoint.weight(prefix + "norm.weight")
-        self.weights = ops.weights(HeadWeights(fn.t(), base, norm, head, config.hc_eps, config.rms_norm_eps))
+    def __init__(self, weights: Weights, config: ModelConfig, head: Tensor, ops: Ops):
+        self.ops, self.parallel, self.vocab_size = ops, weights.parallel, config.vocab_size
+        fn = weights.value("hc_head_fn") * weights.value("hc_head_scale")
+        base, norm = weights.value("hc_head_base"), weights.value("norm.weight")
+        self.weights = ops.weights(
+            HeadWeights(weights.matrix(fn), base, norm, head, config.hc_eps, config.rms_norm_eps)
+        )
 
     def __call__(self, streams: Tensor) -> Tensor:
         """streams [N, M, D] -> logits [N, V]."""
-        return self.ops.tensor(self.ops.head(self.ops.array(streams), self.weights))
+        part = self.ops.tensor(self.ops.head(self.ops.array(streams), self.weights))
+        return self.parallel.columns(part, self.vocab_size)
 
 
 class MTP:
     """Predicts the token after next from a position's streams and the token that follows it (spec 2.11)."""
 
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, embed: Tensor, head: Tensor, numerics: Numerics, ops: Ops
+        self, weights: Weights, config: ModelConfig, embed: Tensor, head: Tensor, numerics: Numerics, ops: Ops
     ):
         self.ops, self.num, self.eps, self.embed = ops, numerics.rounding, config.rms_norm_eps, embed
-        self.e_proj = checkpoint.weight("mtp.0.e_proj.weight").t()
-        self.h_proj = checkpoint.weight("mtp.0.h_proj.weight").t()
-        self.enorm, self.hnorm = checkpoint.weight("mtp.0.enorm.weight"), checkpoint.weight("mtp.0.hnorm.weight")
-        self.block = Block(checkpoint, "mtp.0.", config, config.num_hidden_layers, numerics, ops)
-        self.head = Head(checkpoint, "mtp.0.", config, head, ops)
+        self.e_proj, self.h_proj = weights.linear("e_proj.weight"), weights.linear("h_proj.weight")
+        self.enorm, self.hnorm = weights.value("enorm.weight"), weights.value("hnorm.weight")
+        self.block = Block(weights, config, config.num_hidden_layers, numerics, ops)
+        self.head = Head(weights, config, head, ops)
 
-    def __call__(self, streams: Tensor, next_ids: Tensor, batch: Batch, cache: LayerCache) -> Tensor:
+    def __call__(self, streams: Tensor, next_ids: Tensor, batch: Step, cache: LayerCache) -> Tensor:
         """streams [N, M, D] out of the last block, next_ids [N] -> logits [N, V]."""
         num, ops = self.num, self.ops
         e = num.bf16(rms_norm(self.embed[next_ids], self.enorm, self.eps))
@@ -86,36 +87,51 @@ class MTP:
 
 
 class Model:
-    """Weights and the forward pass of one checkpoint, on one device."""
+    """Weights and the forward pass of one checkpoint, or of one rank's part of it, on one device."""
 
-    def __init__(self, directory: Path, config: ModelConfig, numerics: Numerics):
-        checkpoint = Checkpoint.open(directory, config)
+    def __init__(
+        self, checkpoint: Checkpoint, numerics: Numerics, placement: Placement = CPU, parallel: Parallel = ALONE
+    ):
         config = checkpoint.config  # what the files really hold: the MTP block may be missing
-        self.config, self.numerics, self.ops = config, numerics, Ops(numerics.rounding)
-        embed, head = checkpoint.weight("embed.weight"), checkpoint.weight("head.weight").t().contiguous()
+        weights: Weights
+        if placement.runs_triton:
+            from engine.packed_weights import PackedWeights
+
+            self.ops = Ops(numerics.rounding, "gpu", placement.device)
+            weights = PackedWeights(checkpoint, parallel, placement.device)
+        else:
+            self.ops, weights = Ops(numerics.rounding), Weights(checkpoint, parallel)
+        self.config, self.numerics = config, numerics
+        embed = weights.table("embed.weight")
+        head = weights.linear(Part("head.weight", rows=parallel.share(config.vocab_size))).contiguous()
         self.embed = self.ops.array(embed)
         self.layers = [
-            Block(checkpoint, f"layers.{i}.", config, i, numerics, self.ops) for i in range(config.num_hidden_layers)
+            Block(weights.inside(f"layers.{i}."), config, i, numerics, self.ops)
+            for i in range(config.num_hidden_layers)
         ]
-        self.head = Head(checkpoint, "", config, head, self.ops)
-        self.mtp = MTP(checkpoint, config, embed, head, numerics, self.ops) if config.has_mtp else None
-        self.identity = checkpoint.identity()
+        self.head = Head(weights, config, head, self.ops)
+        self.mtp = None
+        if config.has_mtp and not placement.runs_triton:  # steps do not use it
+            self.mtp = MTP(weights.inside("mtp.0."), config, embed, head, numerics, self.ops)
+        self.identity = checkpoint.identity() if parallel.rank == 0 else ""
 
     def move_head(self, head: PinnedHead, pages: list[int], first: int, cache: Cache) -> None:
         """Write a pinned head into pages of the pool, its first token at position `first`."""
         for block, layer in zip(self.layers, cache.layers):
-            if layer.rows is not None:
-                keys, index_keys = block.attn.moved(
-                    head.rows[layer.number], head.index_rows[layer.number], first, layer
-                )
-                for n, page in enumerate(pages):
-                    per_page = cache.page_tokens // layer.ratio
-                    source, target = (slice(p * per_page, (p + 1) * per_page) for p in (n, page))
-                    layer.rows[target] = keys[source]
-                    if layer.index_rows is not None:
-                        layer.index_rows[target] = index_keys[source]
+            if layer.ratio:
+                rows, index_rows = head.rows[layer.number], head.index_rows[layer.number]
+                for pool, moved in zip(layer.pools, block.attn.moved(rows, index_rows, first, layer)):
+                    for page, values in zip(pages, moved.split(pool.per_page)):
+                        pool.write(page, values)
 
-    def streams(self, batch: Batch, cache: Cache) -> Tensor:
+    def logits(self, batch: Step, cache: Cache, rows: np.ndarray) -> Tensor:
+        """Run the batch; logits [len(rows), V] of these of its rows."""
+        streams = self.streams(batch, cache)
+        if not len(rows):
+            return torch.empty(0, self.config.vocab_size)
+        return self.head(streams[torch.from_numpy(rows).to(streams.device)])
+
+    def streams(self, batch: Step, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""
         x = self.ops.embed(batch.rows.ids, self.embed, self.config.hc_mult)
         for block, layer_cache in zip(self.layers, cache.layers):

@@ -3,43 +3,40 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from engine.batch import Batch
-from engine.checkpoint import Checkpoint
+from engine.batch import Step
 from engine.config import ModelConfig
+from engine.weights import Part, Weights
 from kernels.dispatch import Ops
 from kernels.moe import MoEWeights
 
 
 class MoE:
-    """`x` [N, D] in, [N, D] out. The first layers choose experts by token id, the others by score."""
+    """`x` [N, D] in, [N, D] out. The first layers choose experts by token id, the others by score.
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, config: ModelConfig, hashed: bool, ops: Ops):
-        self.ops = ops
+    A rank has some of the routed experts and a part of the shared one; every rank routes.
+    """
 
-        def weight(name: str) -> Tensor:
-            return checkpoint.weight(prefix + name)
-
-        def stacked(name: str) -> Tensor:
-            return torch.stack([weight(f"experts.{e}.{name}.weight").t() for e in range(config.n_routed_experts)])
-
-        k = config.num_experts_per_tok
-        shared_w13 = torch.cat((weight("shared_experts.w1.weight"), weight("shared_experts.w3.weight")))
+    def __init__(self, weights: Weights, config: ModelConfig, hashed: bool, ops: Ops):
+        self.ops, self.parallel = ops, weights.parallel
+        k, parallel = config.num_experts_per_tok, weights.parallel
+        experts, inner = parallel.share(config.n_routed_experts), parallel.share(config.moe_intermediate_size)
         self.weights = ops.weights(
             MoEWeights(
-                weight("gate.weight").t(),
-                torch.zeros(0) if hashed else weight("gate.bias"),
-                checkpoint.tensor(prefix + "gate.tid2eid").long() if hashed else torch.zeros(0, k, dtype=torch.int64),
-                torch.cat((stacked("w1"), stacked("w3")), 2),
-                stacked("w2"),
-                shared_w13.t(),
-                weight("shared_experts.w2.weight").t(),
+                weights.linear("gate.weight"),
+                torch.zeros(0) if hashed else weights.value("gate.bias"),
+                weights.value("gate.tid2eid") if hashed else torch.zeros(0, k, dtype=torch.int64),
+                *weights.experts(experts),
+                weights.linear(*(Part(f"shared_experts.{name}.weight", rows=inner) for name in ("w1", "w3"))),
+                weights.linear(Part("shared_experts.w2.weight", columns=inner)),
                 k,
                 config.routed_scaling_factor,
                 config.swiglu_limit,
+                parallel.ranks > 1,
+                experts.start,
             )
         )
 
-    def __call__(self, x: Any, batch: Batch) -> Any:
-        return self.ops.moe(x, batch.rows.ids, self.weights)
+    def __call__(self, x: Any, batch: Step) -> Any:
+        ops = self.ops
+        return self.parallel.sum(ops.moe(x, batch.rows.ids, self.weights), ops.num)

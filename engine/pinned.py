@@ -30,15 +30,16 @@ class PinnedHead:
         rows: dict[int, Tensor] = {}
         index_rows: dict[int, Tensor] = {}
         for number, layer in enumerate(cache.layers):
-            if layer.rows is not None:
-                index_dim = 0 if layer.index_rows is None else layer.index_rows.shape[1]
+            if layer.keys is not None:
+                index_dim = 0 if layer.index_keys is None else layer.index_keys.fmt.dim
                 count = num_tokens // layer.ratio
-                rows[number] = torch.zeros(count, layer.rows.shape[1])
-                index_rows[number] = torch.zeros(count if index_dim else 0, index_dim)
+                rows[number] = torch.zeros(count, layer.keys.fmt.dim, device=cache.device)
+                index_rows[number] = torch.zeros(count if index_dim else 0, index_dim, device=cache.device)
         return cls(num_tokens, rows, index_rows)
 
     def rows_of(self, step: Rows, start: int, stop: int) -> Rows:
-        """Rows start ... stop - 1 of a step, of one sequence, with the head as their page table."""
+        """Those of rows start ... stop - 1 of a step, of one sequence, that lie in the head, which is their page table."""
+        stop = min(stop, start + self.num_tokens - int(step.positions[start]))
         pages = np.arange(self.num_tokens // step.page_tokens, dtype=np.int64)[None]
         segment = int(np.searchsorted(step.starts, start))
         bounds, none = np.array([start, stop], np.int64), np.zeros(1, np.int64)

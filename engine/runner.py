@@ -1,62 +1,111 @@
-"""Runs one step on one device: a plan in, the sampled tokens out. Owns the model and the cache."""
+"""Runs one step: a plan in, the sampled tokens out. Owns the model and the cache of rank 0.
 
-from pathlib import Path
+Whatever changes the cache is told to the other ranks too, before it is done here: they keep the same rows.
+"""
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.batch import Batch, Segment
 from engine.cache import Cache
-from engine.config import ModelConfig
+from engine.errors import RankLost
+from engine.graphs import steps_of
 from engine.model import Model
-from engine.numerics import Numerics
+from engine.pinned import PinnedHead
+from engine.ranks import Ranks
 from engine.sampling import sample
-from engine.sequence import Request
+from engine.sequence import Request, Sequence, Stored
+from engine.state import place_pages, place_tail
 
 
 class Runner:
-    def __init__(self, directory: Path, config: ModelConfig, numerics: Numerics, cache: Cache):
-        self.model, self.cache = Model(directory, config, numerics), cache
+    """`others`: ranks 1 and on, which it waits for; None when the model has one rank."""
+
+    def __init__(self, model: Model, cache: Cache, others: Ranks | None = None):
+        self.model, self.cache, self.others = model, cache, others
+        self._compute = steps_of(model, cache)
 
     @torch.inference_mode()
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
         """Compute the planned tokens; for each request what was sampled after its last waiting token.
 
         That is nothing (in the middle of a prompt), or one token, or with drafts those that held and the one after.
+        Raises RankLost.
         """
-        requests = {id(r.seq): r for r, _ in plan}
-        batch = Batch([(r.seq, count) for r, count in plan], self.cache)
-        streams = self.model.streams(batch, self.cache)
-        by_request: dict[int, list[int]] = {}
-        wanted = [s for s in batch.segments if _wants_token(requests[id(s.seq)], s)]
-        if wanted:
-            ends = [(s.start + s.count - len(s.seq.drafts) - 1, s.start + s.count) for s in wanted]
-            logits = self.logits(streams, torch.cat([torch.arange(*end) for end in ends]))
-            for rows, segment in zip(logits.split([end - start for start, end in ends]), wanted):
-                request = requests[id(segment.seq)]
-                by_request[id(request)] = _sample(rows, request)
-        for segment in batch.segments:
-            scores = requests[id(segment.seq)].scores
-            if scores is not None:
-                rows = torch.arange(segment.start, segment.start + segment.count)
-                scores.append(self.logits(streams, rows))
-        return [by_request.get(id(r), []) for r, _ in plan]
+        batch = Batch([(request.seq, count) for request, count in plan], self.cache, self.model.ops)
+        wanted = [_logit_rows(request, segment) for (request, _), segment in zip(plan, batch.segments)]
+        logits = self._logits(batch, np.array([row for rows in wanted for row in rows], np.int64))
+        sampled: list[list[int]] = []
+        for (request, _), rows in zip(plan, logits.split([len(rows) for rows in wanted])):
+            if request.scores is not None:
+                request.scores.append(rows.cpu())
+            sampled.append(_sample(rows, request) if len(rows) and request.scores is None else [])
+        return sampled
 
-    def logits(self, streams: Tensor, rows: Tensor) -> Tensor:
-        """Logits [len(rows), V] of some rows of the streams."""
-        return self.model.head(streams[rows])
+    def _logits(self, batch: Batch, rows: np.ndarray) -> Tensor:
+        if self.others is None:
+            return self._compute(batch, rows)
+        heads = np.array([head_rows.starts.tolist() for _, head_rows in batch.heads], np.int64).reshape(-1, 2)
+        self.others.send("step", {}, *batch.host_rows[:-1], heads, rows)
+        try:
+            return self._compute(batch, rows)
+        except RankLost as e:
+            raise self.others.explain(e) from None
+
+    @torch.inference_mode()
+    def move_head(self, seq: Sequence, pages: list[int], first: int) -> None:
+        """Write a sequence's pinned head into pages of the pool, its first token at position `first`."""
+        assert seq.head is not None
+        if self.others:
+            self.others.send("head", {"slot": seq.slot, "pages": pages, "first": first})
+        self.model.move_head(seq.head, pages, first, self.cache)
+
+    @torch.inference_mode()
+    def load(self, seq: Sequence, stored: Stored, missing: list[int], head: PinnedHead) -> None:
+        """Read stored state into the memory that the sequence holds: its tail, these of its full pages, and `head`.
+
+        Called on another thread than the rest. Raises what the readers raise, StateError and RankLost.
+        """
+        cache, full, position = self.cache, len(stored.page_ids), len(stored.ids)
+        pages = [seq.pages[number] for number in missing]
+        place_pages(cache, pages, self._told(seq, stored, missing), head)
+        open_page = seq.pages[full] if full < len(seq.pages) else None
+        tail = stored.read_tail()
+        self._tell_place("tail", tail, slot=seq.slot, open_page=open_page, position=position)
+        place_tail(cache, seq.slot, open_page, position, tail, head)
+        seq.head = head
+
+    def _told(self, seq: Sequence, stored: Stored, missing: list[int]) -> Iterator[bytes]:
+        """The stored pages, each told to the others as it is read."""
+        for number, data in zip(missing, stored.read_pages(missing)):
+            self._tell_place("page", data, slot=seq.slot, page=seq.pages[number], number=number)
+            yield data
+
+    def _tell_place(self, kind: str, data: bytes, **place: int | None) -> None:
+        if self.others:
+            self.others.send(kind, place, np.frombuffer(data, np.uint8))
+
+
+def _logit_rows(request: Request, segment: Segment) -> range:
+    """Rows of the step whose logits are needed: all to score, the last and those of the drafts to sample."""
+    start, end = segment.start, segment.start + segment.count
+    if request.scores is not None:
+        return range(start, end)
+    is_last = segment.position + segment.count >= len(segment.seq.token_ids)
+    wants_token = is_last and request.num_sampled < request.max_tokens
+    return range(end - len(segment.seq.drafts) - 1, end) if wants_token else range(0)
 
 
 def _sample(rows: Tensor, request: Request) -> list[int]:
     """Sample after each draft as long as the one before it held; a stop token is the last."""
+    greedy = rows.argmax(-1).tolist() if request.params.temperature == 0 else None
     sampled: list[int] = []
-    for row, draft in zip(rows, [*request.seq.drafts, None]):
-        sampled.append(sample(row, request.params, request.num_sampled + len(sampled)))
+    for at, draft in enumerate([*request.seq.drafts, None]):
+        draw = request.num_sampled + len(sampled)
+        sampled.append(sample(rows[at].cpu(), request.params, draw) if greedy is None else greedy[at])
         if sampled[-1] != draft or sampled[-1] in request.params.stop_ids:
             break
     return sampled
-
-
-def _wants_token(request: Request, segment: Segment) -> bool:
-    last = segment.position + segment.count >= len(segment.seq.token_ids)
-    return last and request.num_sampled < request.max_tokens

@@ -18,7 +18,7 @@ from engine.pinned import PinnedHead
 from engine.sequence import Request, Sequence
 
 MAX_AHEAD = 8  # tokens sampled before the consumer took them: a cancel takes them back
-MoveHead = Callable[[PinnedHead, list[int], int, Cache], None]
+MoveHead = Callable[[Sequence, list[int], int], None]
 # ... with those of one more step and its guesses, which must all still be within reach of the rings
 assert MAX_AHEAD + ROWS_AT_ONCE + (ROWS_AT_ONCE - 1) <= MAX_DRAFTS
 
@@ -181,7 +181,7 @@ class Scheduler:
         self.pool.drop(reversed(seq.pages[:first]))
         moved = self.pool.take(head_pages)
         if seq.head is not None:
-            move_head(seq.head, moved, roll.dropped_tokens, self.cache)
+            move_head(seq, moved, roll.dropped_tokens)
         seq.pages[:first] = moved
         seq.chain.extend(seq.token_ids, seq.num_tokens)
         seq.chain.rolls.append(roll)

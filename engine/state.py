@@ -22,7 +22,6 @@ from engine.chain import Roll
 from engine.errors import StateError
 from engine.pinned import PinnedHead
 from engine.sequence import Sequence
-from kernels.cache import RowFormat
 
 TOGETHER = 32  # pages unpacked at a time
 
@@ -89,10 +88,10 @@ class TailRows:
     """A tail as tensors cut out of the cache, not packed yet."""
 
     position: int
-    tensors: dict[str, tuple[Tensor, RowFormat | None]] = field(default_factory=dict)
+    tensors: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
 
     def pack(self) -> bytes:
-        packed = {name: (fmt.pack(rows) if fmt else rows).contiguous() for name, (rows, fmt) in self.tensors.items()}
+        packed = {name: pack(rows).contiguous() for name, (rows, pack) in self.tensors.items()}
         return save(packed, {"holdfast": json.dumps({"position": self.position})})
 
 
@@ -102,19 +101,18 @@ def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, head
     tail = TailRows(position)
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
-        tail.tensors[f"{name}.window"] = layer.ring[slot, window % cache.ring_tokens], layer.row_format
+        rows = layer.ring[slot, window % cache.ring_tokens].float().cpu()
+        tail.tensors[f"{name}.window"] = rows, layer.row_format.pack
         if layer.blocks is not None:
-            tail.tensors[f"{name}.blocks"] = (
-                layer.blocks[slot, _open(position, layer.ratio) % layer.blocks.shape[1]],
-                None,
-            )
+            blocks = layer.blocks[slot, _open(position, layer.ratio) % layer.blocks.shape[1]]
+            tail.tensors[f"{name}.blocks"] = blocks.cpu(), _as_it_is
             count = num_open // layer.ratio
-            for kind, rows, fmt in _pooled(layer):
-                part = rows[:0] if open_page is None else _page(rows, open_page, cache, layer)[:count].clone()
-                tail.tensors[f"{name}.{kind}"] = part, fmt
+            for pool in layer.pools:
+                part = pool.cut(open_page or 0, 0 if open_page is None else count)
+                tail.tensors[f"{name}.{pool.kind}"] = part, pool.pack
             if head is not None:
                 for kind, rows in head.part(layer, page, count, cache.page_tokens).items():
-                    tail.tensors[f"{name}.{kind}"] = rows.clone(), None
+                    tail.tensors[f"{name}.{kind}"] = rows.cpu().clone(), _as_it_is
     return tail
 
 
@@ -124,30 +122,29 @@ def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, da
     _place_head(cache, position // cache.page_tokens, position % cache.page_tokens, tensors, head)
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
-        layer.ring[slot, window % cache.ring_tokens] = _unpacked(
-            tensors, f"{name}.window", layer.row_format, len(window)
-        )
+        fmt = layer.row_format
+        rows = fmt.unpack(_take(tensors, f"{name}.window", (len(window), fmt.width), fmt.dtype))
+        layer.ring[slot, window % cache.ring_tokens] = rows.to(layer.ring)
         if layer.blocks is not None:
-            rows = _open(position, layer.ratio)
-            layer.blocks[slot, rows % block_ring(layer.ratio)] = _take(
-                tensors, f"{name}.blocks", (len(rows), layer.blocks.shape[2]), torch.float32
-            )
+            at = _open(position, layer.ratio)
+            blocks = _take(tensors, f"{name}.blocks", (len(at), layer.blocks.shape[2]), torch.float32)
+            layer.blocks[slot, at % block_ring(layer.ratio)] = blocks.to(cache.device)
             count = position % cache.page_tokens // layer.ratio
-            for kind, pool, fmt in _pooled(layer):
-                part = _unpacked(tensors, f"{name}.{kind}", fmt, count)
+            for pool in layer.pools:
+                part = _take(tensors, f"{name}.{pool.kind}", (count, pool.fmt.width), pool.fmt.dtype)
                 if count and open_page is not None:
-                    _page(pool, open_page, cache, layer)[:count] = part
+                    pool.place_first(open_page, part)
 
 
 def pack_page(cache: Cache, page: int, head: PinnedHead | None, number: int) -> bytes:
     """The bytes of one full page; of a page of the head also the rows before rotation."""
     tensors: dict[str, Tensor] = {}
     for name, layer in _layers(cache):
-        for kind, rows, fmt in _pooled(layer):
-            tensors[f"{name}.{kind}"] = fmt.pack(_page(rows, page, cache, layer)).contiguous()
+        for pool in layer.pools:
+            tensors[f"{name}.{pool.kind}"] = pool.pack(pool.cut(page, pool.per_page)).contiguous()
         if head is not None and layer.ratio:
             part = head.part(layer, number, cache.page_tokens // layer.ratio, cache.page_tokens)
-            tensors |= {f"{name}.{kind}": rows.clone() for kind, rows in part.items()}
+            tensors |= {f"{name}.{kind}": rows.cpu().clone() for kind, rows in part.items()}
     return save(tensors)
 
 
@@ -157,16 +154,21 @@ def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: Pin
     Raises StateError for bytes of another layout.
     """
     done, items = 0, iter(data)
-    for number in range(min(len(pages), head.num_tokens // cache.page_tokens)):
-        if some := list(islice(items, 1)):
-            _place_together(cache, pages[number : number + 1], some)
-            _place_head(cache, number, cache.page_tokens, _read(some[0], None), head)
-            done += 1
+    for item in islice(items, min(len(pages), head.num_tokens // cache.page_tokens)):
+        place_page(cache, pages[done], item, head, done)
+        done += 1
     while some := list(islice(items, TOGETHER)):
         _place_together(cache, pages[done : done + len(some)], some)
         done += len(some)
     if done < len(pages):
         raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
+
+
+def place_page(cache: Cache, page: int, data: bytes, head: PinnedHead, number: int) -> None:
+    """The inverse of `pack_page`. Raises StateError for bytes of another layout."""
+    _place_together(cache, [page], [data])
+    if number * cache.page_tokens < head.num_tokens:
+        _place_head(cache, number, cache.page_tokens, _read(data, None), head)
 
 
 def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
@@ -178,15 +180,11 @@ def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
     places = {name: entry["data_offsets"] for name, entry in _header(items[0]).items() if name != "__metadata__"}
     columns = torch.frombuffer(bytearray(b"".join(items)), dtype=torch.uint8).view(len(items), -1)[:, start:]
     for name, layer in _layers(cache):
-        for kind, rows, fmt in _pooled(layer):
-            per_page = cache.page_tokens // layer.ratio
-            key = f"{name}.{kind}"
-            _take(first, key, (per_page, fmt.width), fmt.dtype)
+        for pool in layer.pools:
+            key = f"{name}.{pool.kind}"
+            _take(first, key, (pool.per_page, pool.fmt.width), pool.fmt.dtype)
             begin, end = places[key]
-            packed = columns[:, begin:end].contiguous().view(fmt.dtype).view(-1, fmt.width)
-            unpacked = torch.empty(len(packed), fmt.dim)
-            fmt.unpack_into(packed, unpacked)
-            rows.view(-1, per_page, fmt.dim)[torch.tensor(pages)] = unpacked.view(len(items), per_page, fmt.dim)
+            pool.place(pages, columns[:, begin:end].contiguous().view(pool.fmt.dtype).view(-1, pool.fmt.width))
 
 
 def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], head: PinnedHead) -> None:
@@ -198,19 +196,6 @@ def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor
 
 def _layers(cache: Cache) -> Iterable[tuple[str, LayerCache]]:
     return ((f"layers.{number}", layer) for number, layer in enumerate(cache.layers[: cache.num_layers]))
-
-
-def _pooled(layer: LayerCache) -> Iterable[tuple[str, Tensor, RowFormat]]:
-    """The tensors of a layer that lie in pages."""
-    if layer.rows is not None:
-        yield "rows", layer.rows, layer.row_format
-    if layer.index_rows is not None and layer.index_format is not None:
-        yield "index_rows", layer.index_rows, layer.index_format
-
-
-def _page(rows: Tensor, page: int, cache: Cache, layer: LayerCache) -> Tensor:
-    per_page = cache.page_tokens // layer.ratio
-    return rows[page * per_page : (page + 1) * per_page]
 
 
 def _last(position: int, count: int) -> Tensor:
@@ -250,5 +235,5 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: 
     return tensor
 
 
-def _unpacked(tensors: dict[str, Tensor], name: str, fmt: RowFormat, count: int) -> Tensor:
-    return fmt.unpack(_take(tensors, name, (count, fmt.width), fmt.dtype))
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows

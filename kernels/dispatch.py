@@ -1,11 +1,13 @@
 """The one place that chooses which implementation of an op runs.
 
 An op is a torch function, its twin, which is the specification and runs anywhere, and siblings under the same name and
-signature: a function in `kernels.cpu` compiled for this machine, and one day a launcher of a Triton kernel (`twin`).
-Twins take `num`, what `official` numerics round inside; compiled kernels round nothing but stored rows.
+signature: a function in `kernels.cpu` compiled for this machine, and a launcher of Triton kernels in `kernels.gpu`.
+Twins take `num`, what `official` numerics round inside. Compiled CPU kernels round nothing but stored rows, Triton kernels
+are `official`.
 """
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -23,16 +25,21 @@ from kernels.cpu import jit
 from kernels.cpu import moe as cpu_moe
 from kernels.cpu import project as cpu_project
 from kernels.cpu.threads import settle
+from kernels.gpu.rows import to_device
 from kernels.rounding import Rounding
+from kernels.rows import Rows
 
+# Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
 SIBLINGS = (
-    (hyper, cpu_hyper, ("embed", "hc_pre", "hc_post", "head")),
-    (project, cpu_project, ("rope_table", "project", "output")),
-    (compress, cpu_compress, ("block_rows", "complete_blocks", "store")),
-    (indexer, cpu_indexer, ("select",)),
-    (attention, cpu_attention, ("attend",)),
-    (moe, cpu_moe, ("moe",)),
+    (hyper, cpu_hyper, "kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "head")),
+    (project, cpu_project, "kernels.gpu.project", ("rope_table", "project", "output")),
+    (compress, cpu_compress, "kernels.gpu.compress", ("block_rows", "complete_blocks", "store")),
+    (indexer, cpu_indexer, "kernels.gpu.indexer", ("select",)),
+    (attention, cpu_attention, "kernels.gpu.attention", ("attend",)),
+    (moe, cpu_moe, "kernels.gpu.moe", ("moe",)),
 )
+KINDS = ("torch", "cpu", "gpu")
+CPU = torch.device("cpu")
 
 
 class Ops:
@@ -53,18 +60,28 @@ class Ops:
     moe: Callable[..., Any]
     compiles = False  # the first steps compile kernels, which takes half a minute
 
-    def __init__(self, num: Rounding, compiled: bool = jit.AVAILABLE):
-        self.compiled = compiled and not num.official
-        if self.compiled:
+    def __init__(self, num: Rounding, kind: str = "", device: torch.device = CPU):
+        """`kind` is one of KINDS; by default what is fastest on a CPU."""
+        self.num, self.kind = num, kind or ("cpu" if jit.AVAILABLE and not num.official else "torch")
+        self.device = device
+        assert self.kind in KINDS and num.official >= (self.kind == "gpu"), f"{self.kind} ops are not for {num}"
+        if self.kind == "cpu":
             self.compiles = not jit.keep_machine_code()
-        for twins, siblings, names in SIBLINGS:
+        for twins, compiled, launchers, names in SIBLINGS:
+            module = importlib.import_module(launchers) if self.kind == "gpu" else compiled
             for name in names:
-                reference = functools.partial(getattr(twins, name), num=num)
-                setattr(self, name, getattr(siblings, name) if self.compiled else reference)
+                reference = getattr(twins, name)
+                if self.kind == "torch":
+                    setattr(self, name, functools.partial(reference, num=num))
+                else:
+                    check_signature(getattr(module, name), reference)
+                    setattr(self, name, getattr(module, name))
 
     def array(self, tensor: Tensor) -> Any:
-        """A tensor as an argument of ops; both see the same memory where it is contiguous."""
-        return tensor.contiguous().numpy() if self.compiled else tensor
+        """A tensor as an argument of ops; on a CPU both see the same memory where it is contiguous."""
+        if self.kind == "cpu":
+            return tensor.contiguous().numpy()
+        return tensor.to(self.device) if self.kind == "gpu" else tensor
 
     def tensor(self, array: Any) -> Tensor:
         """A result of ops as a tensor."""
@@ -72,31 +89,19 @@ class Ops:
         return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
     def weights(self, bundle: Any) -> Any:
-        """A named tuple of weights and numbers as an argument of ops."""
-        return bundle._make(self.array(x) if isinstance(x, Tensor) else x for x in bundle)
+        """A named tuple of weights and numbers as an argument of ops; a part of it may be such a tuple itself."""
+        return bundle._make(self._weight(x) for x in bundle)
 
+    def rows(self, rows: Rows) -> Any:
+        """The rows of a step as an argument of ops."""
+        return to_device(rows, self.device) if self.kind == "gpu" else rows
 
-def twin(reference: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Pair the launcher of a Triton kernel with its torch twin: CUDA tensors go to the launcher, all others to the twin."""
-
-    def pair(launcher: Callable[..., Any]) -> Callable[..., Any]:
-        check_signature(launcher, reference)
-
-        @functools.wraps(reference)
-        def op(*args: Any, **kwargs: Any) -> Any:
-            tensor = next(a for a in args if isinstance(a, Tensor))
-            return (launcher if tensor.is_cuda else reference)(*args, **kwargs)
-
-        return op
-
-    return pair
+    def _weight(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.array(value)
+        return self.weights(value) if hasattr(value, "_make") else value
 
 
 def check_signature(sibling: Callable[..., Any], reference: Callable[..., Any]) -> None:
     names, own = ([n for n in inspect.signature(f).parameters if n != "num"] for f in (reference, sibling))
     assert names == own, f"{sibling.__name__}{own} is not the twin of {reference.__name__}{names}"
-
-
-for _twins, _siblings, _names in SIBLINGS:
-    for _name in _names:
-        check_signature(getattr(_siblings, _name), getattr(_twins, _name))

@@ -14,13 +14,15 @@ class MoEWeights(NamedTuple):
     gate: Tensor  # [D, E]
     bias: Tensor  # [E], or [0] in a hash layer
     tid2eid: Tensor  # int64 [V, k]: experts by token id, in a hash layer; else [0, k]
-    w13: Tensor  # [E, D, 2 * inner]: gate, then up
-    w2: Tensor  # [E, inner, D]
-    shared_w13: Tensor  # [D, 2 * inner]
-    shared_w2: Tensor  # [inner, D]
+    w13: Tensor  # [experts here, D, 2 * inner]: gate, then up
+    w2: Tensor  # [experts here, inner, D]
+    shared_w13: Tensor  # [D, 2 * shared inner]
+    shared_w2: Tensor  # [shared inner, D]
     k: int
     factor: float
     limit: float
+    is_partial: bool = False  # the sum over all ranks is rounded, not this
+    first_expert: int = 0  # w13[0] is this one; experts that are not here add nothing
 
 
 def moe(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> Tensor:
@@ -32,11 +34,15 @@ def moe(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> Tensor:
     dense = torch.zeros_like(scores).scatter_(1, chosen, weights)
     quantised, out = num.act(x), torch.zeros_like(x)
     for expert in sorted(set(chosen.flatten().tolist())):
+        place = expert - w.first_expert
+        if not 0 <= place < len(w.w13):
+            continue
         rows = (chosen == expert).any(1).nonzero().flatten()
-        hidden = swiglu(num.bf16(quantised[rows] @ w.w13[expert]), w.limit) * dense[rows, expert].unsqueeze(1)
-        out.index_add_(0, rows, num.bf16(num.act(num.bf16(hidden)) @ w.w2[expert]))
+        hidden = swiglu(num.bf16(quantised[rows] @ w.w13[place]), w.limit) * dense[rows, expert].unsqueeze(1)
+        out.index_add_(0, rows, num.bf16(num.act(num.bf16(hidden)) @ w.w2[place]))
     hidden = num.bf16(swiglu(num.bf16(quantised @ w.shared_w13), w.limit))
-    return num.bf16(out + num.bf16(num.act(hidden) @ w.shared_w2))
+    shared = num.act(hidden) @ w.shared_w2
+    return out + shared if w.is_partial else num.bf16(out + num.bf16(shared))
 
 
 def route(scores: Tensor, bias: Tensor, chosen: Tensor | None, k: int, factor: float) -> tuple[Tensor, Tensor]:

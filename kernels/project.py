@@ -28,6 +28,7 @@ class ProjectWeights(NamedTuple):
 class OutputWeights(NamedTuple):
     wo_a: Tensor  # [groups, num_heads * head_dim / groups, o_lora_rank]
     wo_b: Tensor  # [groups * o_lora_rank, D]
+    is_partial: bool = False  # of some heads only: the sum over all ranks is rounded, not this
 
 
 def rope_table(positions: Indices, freqs: Tensor, *, num: Rounding) -> Tensor:
@@ -56,4 +57,5 @@ def output(o: Tensor, turns: Tensor, w: OutputWeights, *, num: Rounding) -> Tens
     """Attention's o [N, H, head_dim], which is overwritten -> [N, D]: values carry the rotation, so it is undone first."""
     o = num.bf16(rotate_(num.bf16(o), turns.conj().unsqueeze(1)))
     low = torch.einsum("ngk,gkr->ngr", o.reshape(len(o), *w.wo_a.shape[:2]), w.wo_a)
-    return num.bf16(num.act(num.bf16(low.flatten(1))) @ w.wo_b)
+    out = num.act(num.bf16(low.flatten(1))) @ w.wo_b
+    return out if w.is_partial else num.bf16(out)

@@ -38,9 +38,9 @@ from .snapshot_rows import (
 )
 from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
-READERS = 8  # threads that read and check files
-READ_TOGETHER = 8  # pages that one thread reads in a row: handing a small page over costs as much as reading it
-READ_AHEAD = 8  # pages in memory before they are asked for
+READERS = 4  # threads that read and check files
+READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
+READ_AHEAD = 4  # such stretches in memory before they are asked for
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 

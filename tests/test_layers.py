@@ -48,6 +48,7 @@ HOMES = {
 # Modules with imports inside functions, and why.
 LATE_IMPORTS = {
     "engine.bench": "transformers is a development dependency: only a comparison with it needs it",
+    "engine.model": "Triton may be absent, and is loaded only where a model runs on a GPU",
     "agent.cli": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it",
 }
 

@@ -1,63 +1,133 @@
-"""Mixture-of-experts layers: routing, the chosen experts and the shared one."""
+"""Cases of a mixture-of-experts layer: routing, 6 routed experts a row and the shared one."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Case, Shape
+from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
 from kernels.gpu.fp4 import PackedFp4
-from kernels.gpu.moe import moe
-from kernels.gpu.weights import Fp8Weight
+from kernels.gpu.moe import PackedExperts, moe, pack_experts
+from kernels.gpu.weights import Fp4Weight, Fp8Weight
 from kernels.moe import MoEWeights
+from kernels.moe import moe as twin
+from kernels.quant import from_e8m0, unpack_fp4
+from kernels.rounding import Rounding
+
+OFFICIAL = Rounding(official=True)
+EXPERTS_OF_TWIN = 32  # dequantised ones that fit a GPU beside everything else
 
 
 def cases() -> Iterator[Case]:
     for shape in (FLASH, PRO):
-        for rows in DECODE_ROWS + PREFILL_ROWS:
-            yield _case(shape, rows)
+        for rows in (*DECODE_ROWS, *PREFILL_ROWS):
+            yield _case(shape, rows, shape.n_routed_experts, "moe")
+    for rows in (1, 64, 512):
+        few = Shape(**{**vars(FLASH), "n_routed_experts": EXPERTS_OF_TWIN})
+        yield _case(few, rows, EXPERTS_OF_TWIN, f"moe of {EXPERTS_OF_TWIN} experts", partial(_twin, few, rows))
 
 
-def _case(shape: Shape, rows: int) -> Case:
+def _case(shape: Shape, rows: int, experts: int, op: str, twin: Callable[[torch.device], Call] | None = None) -> Case:
     width, inner, k = shape.hidden_size, shape.moe_intermediate_size, shape.num_experts_per_tok
-    touched = shape.n_routed_experts * (1 - (1 - k / shape.n_routed_experts) ** rows)  # on average, of uniform choices
-    weights = 3 * width * inner
-    num_bytes = int(touched * weights * 17 / 32 + weights + 2 * shape.n_routed_experts * width + 4 * rows * width)
-    num_ops = 2 * rows * (weights * (k + 1) + shape.n_routed_experts * width)
-
-    def build(device: torch.device) -> Callable[[], Tensor]:
-        w = _weights(shape, device)
-        x = torch.empty(rows, width, dtype=torch.bfloat16, device=device)
-        ids = torch.empty(rows, dtype=torch.int32, device=device)
-        return lambda: moe(x, ids, w)
-
-    return Case("moe", shape, rows, 0, num_bytes, num_ops, build)
-
-
-def _weights(shape: Shape, device: torch.device) -> MoEWeights:
-    width, inner, experts, k = shape.hidden_size, shape.moe_intermediate_size, shape.n_routed_experts, shape.num_experts_per_tok
-
-    def fp4(out: int, columns: int) -> PackedFp4:
-        tiles = (experts, out // 64, columns // 128, 64)
-        return PackedFp4(
-            torch.empty(*tiles, 64, dtype=torch.uint8, device=device), torch.empty(tiles, dtype=torch.int32, device=device)
-        )
-
-    def fp8(out: int, columns: int) -> Fp8Weight:
-        return Fp8Weight(
-            torch.empty(out, columns, dtype=torch.float8_e4m3fn, device=device),
-            torch.empty(out, columns // 128, dtype=torch.uint8, device=device),
-        )
-
-    return MoEWeights(
-        torch.empty(experts, width, dtype=torch.bfloat16, device=device),
-        torch.empty(experts, device=device),
-        torch.empty(0, k, dtype=torch.int32, device=device),
-        fp4(2 * inner, width),
-        fp4(width, inner),
-        fp8(2 * inner, width),
-        fp8(width, inner),
-        k,
-        shape.routed_scaling_factor,
-        shape.swiglu_limit,
+    per_expert = 3 * width * inner
+    chosen = experts * (1 - (1 - k / experts) ** rows)  # that so many rows touch, of uniform choices
+    num_bytes = round(chosen * per_expert * 17 / 32) + per_expert + 2 * experts * width + 4 * rows * width
+    return Case(
+        op,
+        shape,
+        rows,
+        0,
+        num_bytes,
+        2 * rows * (per_expert * (k + 1) + experts * width),
+        partial(_build, shape, rows),
+        twin,
     )
+
+
+def _build(shape: Shape, rows: int, device: torch.device) -> Call:
+    x, ids, weights = _inputs(shape, rows, device)
+    packed = _packed(shape, device) if device.type == "meta" else pack_experts(*_experts(shape, device))
+    bundle = MoEWeights(*weights[:3], *packed, *weights[3:])  # type: ignore[arg-type, call-arg]
+    return lambda: moe(x, ids, bundle)
+
+
+def _twin(shape: Shape, rows: int, device: torch.device) -> Call:
+    x, _, weights = _inputs(shape, rows, device)
+    w1, w3, w2 = (_values(weight) for weight in _experts(shape, device))
+    shared13, shared2 = (w.data.float().t() * _spread(w.data.shape[1]) for w in weights[3:5])
+    bundle = MoEWeights(
+        weights[0].float().t(),
+        weights[1],
+        weights[2].long(),
+        torch.cat((w1, w3), 2),
+        w2,
+        shared13,
+        shared2,
+        *weights[5:],
+    )
+    numbers = np.zeros(rows, np.int64)
+    return lambda: twin(x.float(), numbers, bundle, num=OFFICIAL)
+
+
+def _inputs(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Tensor, tuple]:
+    """x, ids and the other weights, the same for our op and its twin."""
+    width, inner = shape.hidden_size, shape.moe_intermediate_size
+    random = partial(_random, device)
+    gate, bias = (random(shape.n_routed_experts, width) * width**-0.5).bfloat16(), random(shape.n_routed_experts) / 8
+    table = torch.empty(0, shape.num_experts_per_tok, dtype=torch.int32, device=device)
+    shared = [
+        Fp8Weight(random(out, k).to(torch.float8_e4m3fn), _full(device, _exponent(k), out, -(-k // 128)))
+        for out, k in ((2 * inner, width), (width, inner))
+    ]
+    x, ids = random(rows, width).bfloat16(), torch.zeros(rows, dtype=torch.int32, device=device)
+    rest = (shape.num_experts_per_tok, shape.routed_scaling_factor, shape.swiglu_limit)
+    return x, ids, (gate, bias, table, *shared, *rest)
+
+
+def _experts(shape: Shape, device: torch.device) -> list[Fp4Weight]:
+    """w1, w3, w2 of all experts: random codes."""
+    width, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.n_routed_experts
+    made = []
+    for seed, (out, k) in enumerate(((inner, width), (inner, width), (width, inner))):
+        generator = torch.Generator(device).manual_seed(seed)
+        codes = torch.randint(256, (experts, out, k // 2), generator=generator, device=device, dtype=torch.uint8)
+        made.append(Fp4Weight(codes, _full(device, _exponent(k) - 1, experts, out, k // 32)))
+    return made
+
+
+def _values(weight: Fp4Weight) -> Tensor:
+    """[E, out, in / 2] -> float32 [E, in, out]."""
+    values = unpack_fp4(weight.data).unflatten(-1, (-1, 32)) * from_e8m0(weight.scale).unsqueeze(-1)
+    return values.flatten(-2).transpose(1, 2)
+
+
+def _packed(shape: Shape, device: torch.device) -> PackedExperts:
+    """What `pack_experts` would give, without the values."""
+    width, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.n_routed_experts
+
+    def tiles(out: int, k: int) -> PackedFp4:
+        codes = torch.empty(experts, out // 64, k // 128, 64, 64, dtype=torch.uint8, device=device)
+        return PackedFp4(codes, torch.empty(experts, out // 64, k // 128, 64, dtype=torch.int32, device=device))
+
+    return PackedExperts(tiles(2 * inner, width), tiles(width, inner))
+
+
+def _random(device: torch.device, *shape: int) -> Tensor:
+    if device.type == "meta":
+        return torch.empty(shape, device=device)
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(sum(shape)), device=device)
+
+
+def _full(device: torch.device, value: int, *shape: int) -> Tensor:
+    return torch.full(shape, value, dtype=torch.uint8, device=device)
+
+
+def _exponent(k: int) -> int:
+    """The scale byte of about 1 / sqrt(k)."""
+    return 127 - (k.bit_length() - 1) // 2
+
+
+def _spread(k: int) -> float:
+    return 2.0 ** (_exponent(k) - 127)

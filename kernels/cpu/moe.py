@@ -65,7 +65,7 @@ def _add(row, out):
 @kernel
 def _moe(start, stop, x, ids, w, out):
     d, num, inner, limit = x.shape[1], w.gate.shape[1], w.w2.shape[1], np.float32(w.limit)
-    most = min(BLOCK, stop - start)
+    shared, most = len(w.shared_w2), min(BLOCK, stop - start)  # a rank's part of the shared expert is narrower
     scores, weights = np.empty((most, num), np.float32), np.empty((most, num), np.float32)
     gathered, result = np.empty((most, d), np.float32), np.empty((most, d), np.float32)
     gate_up, hidden = np.empty((most, 2 * inner), np.float32), np.empty((most, inner), np.float32)
@@ -76,22 +76,22 @@ def _moe(start, stop, x, ids, w, out):
         for i in range(block):
             _route(scores[i], ids[first + i], w, weights[i])
         clear_row(out, first * d, block * d)
-        for e in range(num):
+        for e in range(len(w.w13)):
             count = 0
             for i in range(block):
-                if weights[i, e] != ZERO:
+                if weights[i, w.first_expert + e] != ZERO:
                     chosen[count] = i
                     copy_row(x, (first + i) * d, gathered, count * d, d)
                     count += 1
             gemm(gathered, 0, d, w.w13, e * d * 2 * inner, 2 * inner, gate_up, 0, 2 * inner, count, d, 2 * inner, False)
             for i in range(count):
-                _swiglu(gate_up[i], limit, weights[chosen[i], e], hidden[i])
+                _swiglu(gate_up[i], limit, weights[chosen[i], w.first_expert + e], hidden[i])
             gemm(hidden, 0, inner, w.w2, e * inner * d, d, result, 0, d, count, inner, d, False)
             for i in range(count):
                 _add(result[i], out[first + chosen[i]])
-        gemm(x, first * d, d, w.shared_w13, 0, 2 * inner, gate_up, 0, 2 * inner, block, d, 2 * inner, False)
+        gemm(x, first * d, d, w.shared_w13, 0, 2 * shared, gate_up, 0, 2 * inner, block, d, 2 * shared, False)
         for i in range(block):
-            _swiglu(gate_up[i], limit, ONE, hidden[i])
-        gemm(hidden, 0, inner, w.shared_w2, 0, d, result, 0, d, block, inner, d, False)
+            _swiglu(gate_up[i, : 2 * shared], limit, ONE, hidden[i, :shared])
+        gemm(hidden, 0, inner, w.shared_w2, 0, d, result, 0, d, block, shared, d, False)
         for i in range(block):
             _add(result[i], out[first + i])

@@ -117,7 +117,9 @@ def _down(
     if tile < shared_tiles:
         row = tile * TOKENS + token
         read = tl.minimum(row, num_rows - 1)
-        acc = _shared_product(shared, read * SHARED_INNER, shared_data, shared_scale, column, SHARED_INNER, ROWS, TOKENS)
+        acc = _shared_product(
+            shared, read * SHARED_INNER, shared_data, shared_scale, column, SHARED_INNER, ROWS, TOKENS
+        )
         at = shared_out + row.to(tl.int64)[None, :] * WIDTH + column[:, None]
         acc = to_bf16(acc) if shared_out.dtype.element_ty == tl.bfloat16 else acc
         tl.store(at, acc, mask=(row < num_rows)[None, :])

@@ -48,7 +48,16 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """x bf16 [N, K] -> e4m3 [N, K] and the scales of its blocks of 128, float32 [K / 128, N rounded up to 128]."""
     num_rows, width = x.shape
     codes, scale = quantised_like(num_rows, width, x.device)
-    launch(_quantise, (width // BLOCK_K, scale_stride(num_rows) // 16), x.contiguous(), codes, scale, num_rows, WIDTH=width, ROWS=16)
+    launch(
+        _quantise,
+        (width // BLOCK_K, scale_stride(num_rows) // 16),
+        x.contiguous(),
+        codes,
+        scale,
+        num_rows,
+        WIDTH=width,
+        ROWS=16,
+    )
     return codes, scale
 
 

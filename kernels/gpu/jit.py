@@ -22,7 +22,7 @@ try:
 except ImportError:  # no wheel for this platform
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "INTERPRETED", "compiling", "dot", "kernel", "launch", "tl"]
+__all__ = ["AVAILABLE", "INTERPRETED", "compiling", "dot", "kernel", "launch", "next_power_of_two", "tl"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Compiled = Callable[[str, Any, dict[str, Any]], None]  # name of a kernel, Triton's CompiledKernel, its constants
@@ -31,6 +31,7 @@ _on_compiled: Compiled | None = None
 if not AVAILABLE:
     triton = tl = None
 
+VERSION = triton.__version__ if AVAILABLE else ""
 INTERPRETED = AVAILABLE and triton.knobs.runtime.interpret
 
 
@@ -52,6 +53,11 @@ def launch(function: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4,
         _on_compiled(function.__name__, compiled, constants)
     elif math.prod(grid):
         function[grid](*args, **options, **constants)
+
+
+def next_power_of_two(n: int) -> int:
+    """n rounded up to what `tl.arange` takes."""
+    return 1 << (n - 1).bit_length()
 
 
 @contextmanager

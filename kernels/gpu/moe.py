@@ -21,7 +21,7 @@ class PackedExperts(NamedTuple):
 
 def pack_experts(w1: Fp4Weight, w3: Fp4Weight, w2: Fp4Weight) -> PackedExperts:
     """Weights of the experts here, as in the checkpoint: w1, w3 [E, inner, D], w2 [E, D, inner]."""
-    experts, inner, _ = w1.data.shape
+    inner = w1.data.shape[1]
 
     def in_turns(gate: Tensor, up: Tensor) -> Tensor:
         """By 8 rows, which puts gate and up of a column into one thread's rows."""
@@ -42,7 +42,7 @@ def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
     tokens = tile_tokens(len(x) * w.k, len(w.gate))
     scores = linear_bf16(x, w.gate, torch.float32)
     groups = max(w.w13.codes.shape[1] * 32, len(w.shared_w13.data) // 2) // 128
-    order, rounded = plan(x, scores, ids, w, getattr(w, "first_expert", 0), num_here, tokens, groups)
+    order, rounded = plan(x, scores, ids, w, w.first_expert, num_here, tokens, groups)
     hidden = gate_up(rounded, order, w.w13, w.shared_w13, w.limit, tokens)
-    out_dtype = torch.float32 if getattr(w, "is_partial", False) else torch.bfloat16
+    out_dtype = torch.float32 if w.is_partial else torch.bfloat16
     return down(hidden, order, w.w2, w.shared_w2, tokens, out_dtype)

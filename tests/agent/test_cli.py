@@ -125,6 +125,7 @@ def test_approve_decides_about_edits(ws: Path, capfd: pytest.CaptureFixture[str]
         (["bench", "--model", "{tmp}/none"], "model {tmp}/none is not a directory"),
         (["run"], "the following arguments are required: PROMPT"),
         (["run", "hi", "--approve", "yes"], "invalid choice: 'yes'"),
+        (["run", "hi", "--ranks", "0"], "0 is not a whole number of at least 1"),
         (["run", "hi", "there"], "unrecognized arguments: there"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["model"], "required"),

@@ -1,19 +1,35 @@
 """Whatever ends a process, the next one goes on with the same bits. `python -m tests.long.exact`, `.crashes` and
 `.together` do all of what a few cases stand for here."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import aclosing, closing
 from pathlib import Path
 from signal import SIGINT, SIGKILL, Signals
 
 import pytest
 
+from agent.app import App
+from agent.config import POCKET_DIR, Settings
+from agent.messages import Error, Event
 from memory import Database, SessionStore
-from tests.agent.real_session import ASK, KNOWN, TELL, answer, ask_anew, done, make_workspace, notices
+from tests.agent.real_session import (
+    ASK,
+    KNOWN,
+    TELL,
+    WHERE,
+    answer,
+    ask,
+    ask_anew,
+    done,
+    make_workspace,
+    notices,
+    session_of,
+)
 from tests.long import crashes, exact, together
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +107,28 @@ def killed_run(home: Path, workspace: Path, prompt: str, after: str, signal_: Si
     assert process.wait(60) in (0, 130 if signal_ == SIGINT else -signal_)
     process.stdout.close()
     return said
+
+
+def test_a_turn_whose_rank_is_killed_says_so_and_the_session_is_gone_on_with(tmp_path: Path) -> None:
+    """On two ranks; then on one, as if it had read everything again."""
+    home, workspace = tmp_path / "home", make_workspace(tmp_path / "ws")
+
+    async def turns() -> list[Event]:
+        settings = Settings(home, POCKET_DIR, max_output_tokens=200, ranks=2)
+        async with App.open(settings) as app, aclosing(await session_of(app, workspace)) as session:
+            answer(await ask(session, TELL))
+            seen: list[Event] = []
+            async with aclosing(session.turn(WHERE)) as events:
+                async for event in events:
+                    if not seen:
+                        os.kill(app.engine._others._ranks[0].process.pid, SIGKILL)  # type: ignore[union-attr]
+                    seen.append(event)
+            return seen
+
+    *_, error = asyncio.run(turns())
+    assert isinstance(error, Error) and error.message.startswith("rank 1 of 2 ended (signal 9, SIGKILL)")
+    shutil.copytree(home, tmp_path / "reread")
+    shutil.rmtree(tmp_path / "reread" / "blobs")
+    events, reread = (ask_anew(directory, workspace, ASK) for directory in (home, tmp_path / "reread"))
+    assert done(events).usage.from_disk > 0 and done(reread).usage.from_disk == 0
+    assert answer(events) == answer(reread) and token_log(home) == token_log(tmp_path / "reread")

@@ -15,6 +15,7 @@ from agent.pocket.net import NetConfig
 from engine import ModelConfig, write_checkpoint
 from engine.batch import Batch
 from engine.cache import Cache
+from engine.checkpoint import Checkpoint
 from engine.checkpoint_writer import random_weights
 from engine.model import Model
 from engine.numerics import Numerics
@@ -42,7 +43,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["plain", "compact"])
 def model(request: pytest.FixtureRequest, directory: Path) -> Model:
-    return Model(directory, CONFIG, Numerics(request.param))
+    return Model(Checkpoint.open(directory, CONFIG), Numerics(request.param))
 
 
 @pytest.fixture(scope="module")

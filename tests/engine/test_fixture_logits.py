@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.cache import Cache
 from engine.chain import Roll
+from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.model import Model
 from engine.numerics import Numerics
@@ -23,7 +24,7 @@ DECODED = (5, 129, 300, 517)
 
 @cache
 def model(numerics: str) -> Model:
-    return Model(FLASH, ModelConfig.from_dir(FLASH), Numerics(numerics))
+    return Model(Checkpoint.open(FLASH, ModelConfig.from_dir(FLASH)), Numerics(numerics))
 
 
 @cache

@@ -21,7 +21,7 @@ from kernels.rows import Rows
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="numba is not installed")
 
-TWINS, CPU = Ops(Rounding(official=False), compiled=False), Ops(Rounding(official=False))
+TWINS, CPU = Ops(Rounding(official=False), "torch"), Ops(Rounding(official=False))
 D, M, HEADS, DIM, ROPE, INDEX_HEADS, INDEX_DIM, EXPERTS, INNER, VOCAB = 48, 2, 4, 96, 32, 3, 32, 5, 40, 50
 WINDOW, RING, PAGE_TOKENS, NUM_PAGES, K = 128, 144, 128, 12, 16
 SIZES = (1, 2, 4, 5, 8, 9, 15, 16, 17, 33, 64, 65, 130)

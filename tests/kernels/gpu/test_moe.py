@@ -1,11 +1,12 @@
 """Routing and experts against their torch twin in official numerics."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.gpu import jit
-from kernels.gpu.fp4 import pack
 from kernels.gpu.moe import moe, pack_experts
 from kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
 from kernels.moe import MoEWeights
@@ -41,7 +42,9 @@ def layer(
     width: int = 256, inner: int = 128, experts: int = 8, k: int = 3, hashed: bool = False, limit: float = 1.0
 ) -> tuple[MoEWeights, MoEWeights]:
     """Weights of our op and of its twin. A limit of 1 is often reached."""
-    (w1, v1), (w3, v3), (w2, v2) = (fp4(experts, *s, i) for i, s in enumerate(((inner, width),) * 2 + ((width, inner),)))
+    (w1, v1), (w3, v3), (w2, v2) = (
+        fp4(experts, *s, i) for i, s in enumerate(((inner, width),) * 2 + ((width, inner),))
+    )
     shared13, shared2 = fp8(2 * inner, width, 3), fp8(width, inner, 4)
     gate = (randn(experts, width, seed=5) * width**-0.5).bfloat16()
     bias = torch.zeros(0) if hashed else randn(experts, seed=6) * 0.1
@@ -55,12 +58,69 @@ def layer(
 
 def close(got: Tensor, expected: Tensor) -> None:
     assert got.shape == expected.shape and got.dtype == torch.bfloat16
+    if not len(expected):
+        return
     torch.testing.assert_close(got.float(), expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
 
 
+@pytest.fixture(autouse=True)
+def poisoned_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody may read is NaN, or no number of anything."""
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> Tensor:
+        room = empty(*shape, **options)
+        return room.fill_(torch.nan if room.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", lambda x: poisoned(x.shape, dtype=x.dtype))
+
+
 @pytest.mark.parametrize("hashed", [False, True])
-@pytest.mark.parametrize("rows", [1, 5, 17])
+@pytest.mark.parametrize("rows", [0, 1, 5, 17])
 def test_rows_get_what_the_twin_gives(rows: int, hashed: bool) -> None:
     ours, theirs = layer(hashed=hashed)
     x, ids = randn(rows, 256, seed=9).bfloat16(), torch.arange(rows) % 64
     close(moe(x, ids.int(), ours), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))
+
+
+def test_a_small_layer() -> None:
+    """Sizes of the embedded model."""
+    ours, theirs = layer(width=128, inner=128, experts=4, k=2, limit=10.0)
+    x, ids = randn(3, 128, seed=9).bfloat16(), torch.zeros(3, dtype=torch.int64)
+    close(moe(x, ids.int(), ours), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))
+
+
+def test_equal_scores_go_to_the_lower_expert() -> None:
+    ours, theirs = layer(experts=8, k=3)
+    ours, theirs = (w._replace(gate=torch.zeros_like(w.gate), bias=torch.zeros_like(w.bias)) for w in (ours, theirs))
+    x, ids = randn(2, 256, seed=9).bfloat16(), torch.zeros(2, dtype=torch.int64)
+    close(moe(x, ids.int(), ours), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))
+
+
+def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
+    ours, _ = layer()
+    x, ids = randn(70, 256, seed=9).bfloat16(), (torch.arange(70) % 64).int()
+    together = moe(x, ids, ours)
+    for count in (1, 2, 16, 17):
+        assert torch.equal(moe(x[:count], ids[:count], ours), together[:count]), count
+    order = randn(70, seed=10).argsort()
+    assert torch.equal(moe(x[order], ids[order], ours), together[order])
+
+
+def test_parts_of_the_experts_add_up_to_all() -> None:
+    """Experts 0-4 and 5-7, as two ranks have them; the shared expert is with the first."""
+    w1, w3, w2 = (fp4(8, *s, i)[0] for i, s in enumerate(((128, 256),) * 2 + ((256, 128),)))
+    whole, theirs = layer()
+    x, ids = randn(5, 256, seed=9).bfloat16(), torch.arange(5)
+    total = torch.zeros(5, 256)
+    for experts in (range(5), range(5, 8)):
+        here = slice(experts.start, experts.stop)
+        packed = pack_experts(*(Fp4Weight(w.data[here], w.scale[here]) for w in (w1, w3, w2)))
+        part = whole._replace(w13=packed.w13, w2=packed.w2, is_partial=True, first_expert=experts.start)
+        if experts.start:
+            part = part._replace(shared_w2=Fp8Weight(torch.zeros_like(part.shared_w2.data), part.shared_w2.scale))
+        got = moe(x, ids.int(), part)
+        assert got.dtype == torch.float32
+        total += got
+    close(total.bfloat16(), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))

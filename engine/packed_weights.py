@@ -1,0 +1,84 @@
+"""The weights of a model as Triton kernels take them: on the device, packed as in the checkpoint, in its orientation [out, in]."""
+
+import torch
+from kernels.gpu.moe import pack_experts
+from torch import Tensor
+
+from engine.checkpoint import Checkpoint, scale_name
+from engine.errors import CheckpointError
+from engine.parallel import Parallel
+from engine.weights import Part, Weights
+from kernels.gpu.weights import Fp4Weight, Fp8Weight
+
+BLOCK = 128  # of FP8 scales
+FP8, FP4, BF16 = "F8_E4M3", "I8", "BF16"
+
+
+class PackedWeights(Weights):
+    """As `Weights`: FP8 linears are `Fp8Weight`, bf16 ones tensors, routed experts what `pack_experts` makes.
+
+    Raises CheckpointError for a weight that is not stored in its official format.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, parallel: Parallel, device: torch.device, prefix: str = ""):
+        super().__init__(checkpoint, parallel, prefix)
+        self._device = device
+
+    def inside(self, prefix: str) -> "PackedWeights":
+        return PackedWeights(self._checkpoint, self.parallel, self._device, self._prefix + prefix)
+
+    def value(self, name: str, rows: range | None = None) -> Tensor:
+        return super().value(name, rows).to(self._device)
+
+    def table(self, name: str) -> Tensor:
+        return self._tensor(Part(name), BF16)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return weight.to(self._device).contiguous()
+
+    def linear(self, *parts: Part | str) -> Fp8Weight | Tensor:
+        asked = [Part(part) if isinstance(part, str) else part for part in parts]
+        if self._dtype(asked[0]) == BF16:
+            return torch.cat([self._tensor(part, BF16) for part in asked])
+        data, scale = zip(*(self._fp8(part) for part in asked))
+        return Fp8Weight(torch.cat(data), torch.cat(scale))
+
+    def grouped_linear(self, part: Part, groups: int) -> Fp8Weight:
+        data, scale = self._fp8(part)
+        return Fp8Weight(data.unflatten(0, (groups, -1)), scale.unflatten(0, (groups, -1)))
+
+    def experts(self, experts: range) -> tuple[object, object]:
+        return pack_experts(*(self._fp4(experts, name) for name in ("w1", "w3", "w2")))
+
+    def _fp4(self, experts: range, name: str) -> Fp4Weight:
+        parts = [Part(f"experts.{e}.{name}.weight") for e in experts]
+        data = torch.stack([self._tensor(part, FP4).view(torch.uint8) for part in parts])
+        scales = [self._tensor(Part(scale_name(part.name)), "F8_E8M0").view(torch.uint8) for part in parts]
+        return Fp4Weight(data, torch.stack(scales))
+
+    def _fp8(self, part: Part) -> tuple[Tensor, Tensor]:
+        """A part's e4m3 values and its scales, one per row and 128 columns."""
+        rows, columns = part.rows, part.columns
+        if columns and (columns.start % BLOCK or columns.stop % BLOCK):
+            raise CheckpointError(f"{self._prefix}{part.name} cannot be cut at columns {columns.start}..{columns.stop}")
+        data = self._tensor(part, FP8)
+        scale = self._tensor(Part(scale_name(part.name), _blocks(rows), _blocks(columns)), "F8_E8M0")
+        first = rows.start % BLOCK if rows else 0
+        by_row = scale.view(torch.uint8).repeat_interleave(BLOCK, 0)[first : first + len(data)]
+        return data.contiguous(), by_row.contiguous()
+
+    def _tensor(self, part: Part, dtype: str) -> Tensor:
+        if self._dtype(part) != dtype:
+            raise CheckpointError(
+                f"{self._prefix}{part.name} is stored as {self._dtype(part)}, a GPU needs {dtype}: use device cpu, or the"
+                " checkpoint as it was published"
+            )
+        return self._checkpoint.tensor(self._prefix + part.name, part.rows, part.columns).to(self._device)
+
+    def _dtype(self, part: Part) -> str:
+        return self._checkpoint.stored[self._prefix + part.name].dtype
+
+
+def _blocks(part: range | None) -> range | None:
+    """The blocks that a part of rows or columns touches."""
+    return range(part.start // BLOCK, -(-part.stop // BLOCK)) if part else None

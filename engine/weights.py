@@ -1,0 +1,65 @@
+"""The weights of a model as one rank's ops take them: reads only this rank's part of the checkpoint.
+
+Layers say what they need and which part of it; how a weight is kept (here: dense float32) is decided here alone. A
+linear is transposed, [in, out], and several that read the same input become one.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.checkpoint import Checkpoint
+from engine.parallel import Parallel
+
+
+class Part(NamedTuple):
+    """Some rows (outputs) or columns (inputs) of a stored weight [out, in]; None: all."""
+
+    name: str
+    rows: range | None = None
+    columns: range | None = None
+
+
+class Weights:
+    """Weights below `prefix` in the checkpoint. All methods raise CheckpointError for damaged values."""
+
+    def __init__(self, checkpoint: Checkpoint, parallel: Parallel, prefix: str = ""):
+        self.parallel = parallel
+        self._checkpoint, self._prefix = checkpoint, prefix
+
+    def inside(self, prefix: str) -> "Weights":
+        return Weights(self._checkpoint, self.parallel, self._prefix + prefix)
+
+    def value(self, name: str, rows: range | None = None) -> Tensor:
+        """A tensor that is used as it is stored, float32 (tid2eid int64): norms, biases, sinks."""
+        return self._checkpoint.weight(self._prefix + name, rows)
+
+    def table(self, name: str) -> Any:
+        """A row for each token."""
+        return self.value(name)
+
+    def matrix(self, weight: Tensor) -> Any:
+        """A float32 linear [out, in] that was computed from values."""
+        return weight.t()
+
+    def linear(self, *parts: Part | str) -> Any:
+        """Parts side by side: [in, the sum of their outs]."""
+        return self._outputs(*parts).t()
+
+    def grouped_linear(self, part: Part, groups: int) -> Any:
+        """A part whose outputs are `groups` groups, each with an input of its own: [groups, in, out / groups]."""
+        return self._outputs(part).unflatten(0, (groups, -1)).transpose(1, 2)
+
+    def experts(self, experts: range) -> tuple[Any, Any]:
+        """These experts' w1 and w3 side by side, [experts, in, 2 * inner], and their w2, [experts, inner, in]."""
+
+        def stacked(*names: str) -> Tensor:
+            return torch.stack([self.linear(*(f"experts.{e}.{name}.weight" for name in names)) for e in experts])
+
+        return stacked("w1", "w3"), stacked("w2")
+
+    def _outputs(self, *parts: Part | str) -> Tensor:
+        asked = [Part(part) if isinstance(part, str) else part for part in parts]
+        read = [self._checkpoint.weight(self._prefix + part.name, part.rows, part.columns) for part in asked]
+        return read[0] if len(read) == 1 else torch.cat(read)

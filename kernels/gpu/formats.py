@@ -1,0 +1,101 @@
+"""Rows between the values that kernels compute with and the bytes of a pool: functions that kernels call (V4 spec 3.4, 5.2).
+
+Plain integer and float32 arithmetic, exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to
+even. Where rows lie is the business of those who call.
+"""
+
+from kernels.gpu.jit import kernel, tl
+from kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, pow2_scale, to_bf16
+
+__all__ = ["e2m1_codes", "e2m1_values", "e4m3_codes", "e4m3_values", "read_keys", "write_index_key", "write_keys"]
+
+
+@kernel
+def round_integer(x):
+    """float32 in 0 ... 2^22 -> the nearest integer."""
+    return (x + 8388608.0) - 8388608.0
+
+
+@kernel
+def e4m3_codes(x):
+    """float32 within +-448 -> e4m3 bytes. Below 2^-6 the grid is even, in steps of 2^-9."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
+    small = round_integer(tl.minimum(tl.abs(x), 1.0) * 512.0).to(tl.int32)
+    code = tl.where(tl.abs(x) < 0.015625, small, normal)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@kernel
+def e4m3_values(code):
+    """e4m3 bytes -> float32, exact. The bits make a float32 that is 2^120 times too small, perhaps a subnormal one."""
+    bits = code.to(tl.int32)
+    return (((bits & 0x7F) << 20) | ((bits & 0x80) << 24)).to(tl.float32, bitcast=True) * 1.329227995784916e36
+
+
+@kernel
+def e2m1_codes(x):
+    """float32 -> 4-bit codes int32; beyond 6 the code of 6."""
+    size = tl.minimum(tl.abs(x), 6.0)
+    small, middle = round_integer(size * 2.0), round_integer(size) + 2.0
+    code = tl.where(size < 2.0, small, tl.where(size < 4.0, middle, round_integer(size * 0.5) + 4.0))
+    return code.to(tl.int32) | ((x.to(tl.int32, bitcast=True) >> 28) & 8)
+
+
+@kernel
+def e2m1_values(code):
+    """4-bit codes -> float32, exact. The bits make a float32 that is 2^126 times too small, perhaps a subnormal one."""
+    bits = code.to(tl.int32)
+    return (((bits & 7) << 22) | ((bits & 8) << 28)).to(tl.float32, bitcast=True) * 8.507059173023462e37
+
+
+@kernel
+def read_keys(source, at, seen, out, out_at, NOPE: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Key rows from bytes to bf16 [BLOCK >= NOPE + ROPE], zeros past the end, and all zeros for a row that is not seen.
+
+    at, out_at: where each row begins, in bytes of `source` and elements of `out`, int64 [R]; seen [R].
+    """
+    GROUPS: tl.constexpr = BLOCK // 64
+    at, out_at, seen = at[:, None, None], out_at[:, None, None], seen[:, None, None]
+    group = tl.arange(0, GROUPS)[None, :, None]
+    channel = tl.arange(0, 64)[None, None, :]
+    is_coded = group < NOPE // 64
+    codes = tl.load(source + at + group * 64 + channel, mask=seen & is_coded, other=0)
+    scales = tl.load(source + at + NOPE + 2 * ROPE + group, mask=seen & is_coded, other=1)
+    values = to_bf16(e4m3_values(codes) * from_e8m0(scales))
+    tl.store(out + out_at + group * 64 + channel, values, mask=is_coded)
+
+    column = NOPE + tl.arange(0, BLOCK)[None, None, :]
+    tail = source.to(tl.pointer_type(tl.bfloat16)) + at // 2 + NOPE // 2 + column - NOPE
+    turned = tl.load(tail, mask=seen & (column < NOPE + ROPE), other=0.0)
+    tl.store(out + out_at + column, turned, mask=column < BLOCK)
+
+
+@kernel
+def write_keys(x, out, at, kept, NOPE: tl.constexpr, ROPE: tl.constexpr):
+    """Key rows x float32 [R, BLOCK / 64, 64] that carry bf16 rounding -> bytes of `out` from at, int64 [R], where kept [R]."""
+    scale = pow2_scale(tl.maximum(tl.max(tl.abs(x), 2), 1e-4), 448.0)  # [R, BLOCK / 64]
+    codes = e4m3_codes(x * inverse_pow2(scale)[:, :, None])
+    group = tl.arange(0, x.shape[1])
+    column = group[None, :, None] * 64 + tl.arange(0, 64)[None, None, :]
+    at3, kept3 = at[:, None, None], kept[:, None, None]
+    tl.store(out + at3 + column, codes, mask=kept3 & (column < NOPE))
+    tail = out.to(tl.pointer_type(tl.bfloat16)) + at3 // 2 + NOPE // 2 + column - NOPE
+    tl.store(tail, to_bf16(x), mask=kept3 & (column >= NOPE) & (column < NOPE + ROPE))
+
+    scales = out + at[:, None] + NOPE + 2 * ROPE
+    tl.store(scales + group[None, :], e8m0(scale), mask=kept[:, None] & (group < NOPE // 64)[None, :])
+    pad = NOPE // 64 // 8 * 8 + tl.arange(0, 8)
+    is_pad = (pad >= NOPE // 64) & (NOPE % 512 != 0)
+    tl.store(scales + pad[None, :], tl.zeros([1, 8], tl.uint8), mask=kept[:, None] & is_pad[None, :])
+
+
+@kernel
+def write_index_key(x, codes, scales, DIM: tl.constexpr):
+    """An index key x float32 [DIM] that carries bf16 rounding -> e2m1 pairs at `codes`, the even channel in the low half, and scales."""
+    groups = x.reshape(DIM // 32, 32)
+    scale = fp4_scale(tl.max(tl.abs(groups), 1))
+    even, odd = tl.split(e2m1_codes(groups * inverse_pow2(scale)[:, None]).reshape(DIM // 2, 2))
+    tl.store(codes + tl.arange(0, DIM // 2), (even | (odd << 4)).to(tl.uint8))
+    tl.store(scales + tl.arange(0, DIM // 32), e8m0(scale))

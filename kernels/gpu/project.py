@@ -1,0 +1,153 @@
+"""The products around attention (V4 spec 2.4, 2.7). Twins: `kernels/project.py`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row, scale_stride
+from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
+from kernels.gpu.norm import inverse_rms
+from kernels.gpu.quant import fake_e2m1, fake_e4m3, quantise_e4m3, round_bf16, to_bf16
+from kernels.gpu.rope import rotate
+
+INDEX_HEADS = 16  # of a program, the least a tensor core takes
+
+
+def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
+    """positions int64 [N], freqs float64 [P] -> (cos, sin) float32 [N, P, 2]; angles are float64."""
+    angles = positions.double()[:, None] * freqs
+    return torch.stack((angles.cos(), angles.sin()), 2).float()
+
+
+def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """x bf16 [N, D] -> q bf16 [N, H, head_dim], kv bf16 [N, head_dim], index_q bf16 [N, HI, index_head_dim]. w.w_in and w.wq_b are
+    Fp8Weight [out, in]; of w.hadamard only the size is read."""
+    num_rows, rank, dim, rope = len(x), len(w.q_norm), len(w.kv_norm), 2 * turns.shape[1]
+    joint = linear_fp8(x, w.w_in)
+    codes, scale = quantised_like(num_rows, rank, x.device)
+    kv = torch.empty(num_rows, dim, dtype=torch.bfloat16, device=x.device)
+    launch(
+        _norms, (2, num_rows), joint, turns, w.q_norm, w.kv_norm, codes, scale, kv, num_rows, w.eps,
+        RANK=rank, DIM=dim, ROPE=rope, ROUNDS=w.rounds_rows, RANK_BLOCKS=next_power_of_two(rank // 128),
+        BLOCK=next_power_of_two(dim),
+    )  # fmt: skip
+    queries = linear_quantised(codes, scale, w.wq_b)
+    index_heads, index_dim = w.num_index_heads, len(w.hadamard)
+    q = torch.empty(num_rows, w.num_heads, dim, dtype=torch.bfloat16, device=x.device)
+    index_q = torch.empty(num_rows, index_heads, index_dim, dtype=torch.bfloat16, device=x.device)
+    heads = min(4, w.num_heads)
+    launch(
+        _queries, (-(-w.num_heads // heads) + -(-index_heads // INDEX_HEADS), num_rows),
+        queries, turns, q, index_q, w.eps,
+        HEADS=w.num_heads, DIM=dim, ROPE=rope, INDEX_HEADS=index_heads, INDEX_DIM=index_dim,
+        BLOCK_HEADS=heads, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
+    )  # fmt: skip
+    return q, kv, index_q
+
+
+def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
+    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D]. w.wo_a is Fp8Weight
+    [groups, o_lora_rank, in], read by unrounded rows; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
+    num_rows, heads, dim = o.shape
+    rope = 2 * turns.shape[1]
+    launch(
+        _unrotate, (num_rows,), o, turns,
+        HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
+    )  # fmt: skip
+    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b)
+
+
+@kernel
+def _norms(
+    joint, turns, q_norm, kv_norm, codes, scale, kv, num_rows, eps,
+    RANK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (2, N), of joint [N, RANK + DIM]: the first program of a row normalises and quantises what the queries come from, the
+    second normalises, rotates and rounds the window row."""
+    row = tl.program_id(1).to(tl.int64)
+    source = joint + row * (RANK + DIM)
+    if tl.program_id(0) == 0:
+        block = tl.arange(0, RANK_BLOCKS)[:, None]
+        columns = block * 128 + tl.arange(0, 128)[None, :]
+        inside = columns < RANK
+        x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(q_norm + columns, mask=inside, other=0.0)
+        x = round_bf16(x * inverse_rms(tl.sum(x * x), RANK, eps) * weight)
+        rounded, s = quantise_e4m3(x, 1)
+        tl.store(codes + row * RANK + columns, rounded, mask=inside)
+        tl.store(scale_row(scale, block, num_rows) + row, s, mask=block < RANK // 128)
+    else:
+        columns = tl.arange(0, BLOCK)[None, :]
+        inside = columns < DIM
+        x = tl.load(source + RANK + columns, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(kv_norm + columns, mask=inside, other=0.0)
+        x = round_bf16(x * inverse_rms(tl.sum(x * x), DIM, eps) * weight)
+        x = round_bf16(rotate(x, turns + row * ROPE, DIM, ROPE))
+        if ROUNDS:
+            rounded = fake_e4m3(x.reshape(BLOCK // 64, 64), 1).reshape(1, BLOCK)
+            x = tl.where(columns < DIM - ROPE, rounded, x)
+        tl.store(kv + row * DIM + columns, to_bf16(x), mask=inside)
+
+
+@kernel
+def _queries(
+    queries, turns, q, index_q, eps,
+    HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, INDEX_HEADS: tl.constexpr, INDEX_DIM: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_INDEX: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of heads, then of index heads; N), of queries [N, HEADS * DIM + INDEX_HEADS * INDEX_DIM]."""
+    tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    source = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM)
+    tiles: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    if tile < tiles:
+        head = (tile * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
+        columns = tl.arange(0, BLOCK)[None, :]
+        inside = (head < HEADS) & (columns < DIM)
+        x = tl.load(source + head * DIM + columns, mask=inside, other=0.0).to(tl.float32)
+        x = rotate(_head_norm(x, DIM, eps), turns + row * ROPE, DIM, ROPE)
+        tl.store(q + (row * HEADS + head) * DIM + columns, to_bf16(x), mask=inside)
+    elif INDEX_HEADS > 0:
+        head = ((tile - tiles) * BLOCK_INDEX + tl.arange(0, BLOCK_INDEX))[:, None]
+        columns = tl.arange(0, INDEX_DIM)[None, :]
+        inside = head < INDEX_HEADS
+        x = tl.load(source + HEADS * DIM + head * INDEX_DIM + columns, mask=inside, other=0.0).to(tl.float32)
+        x = hadamard(to_bf16(rotate(x, turns + row * ROPE, INDEX_DIM, ROPE)))
+        x = fake_e2m1(round_bf16(x).reshape(BLOCK_INDEX, INDEX_DIM // 32, 32), 2).reshape(BLOCK_INDEX, INDEX_DIM)
+        tl.store(index_q + (row * INDEX_HEADS + head) * INDEX_DIM + columns, to_bf16(x), mask=inside)
+
+
+@kernel
+def _head_norm(x, DIM: tl.constexpr, eps):
+    """RMS norm of each row of x, in bf16 throughout: the reference does it so (spec 5.3)."""
+    mean = round_bf16(tl.sum(round_bf16(x * x), 1, keep_dims=True) / DIM)
+    return round_bf16(x * round_bf16(tl.rsqrt(round_bf16(mean + eps))))
+
+
+@kernel
+def hadamard(x):
+    """x bf16 [R, n] times the orthonormal Walsh-Hadamard matrix in Sylvester order, float32. Its entry (i, j) is negative where i and
+    j have an odd number of bits in common."""
+    n: tl.constexpr = x.shape[1]
+    common = tl.arange(0, n)[:, None] & tl.arange(0, n)[None, :]
+    common ^= common >> 4
+    common ^= common >> 2
+    common ^= common >> 1
+    signs = (1 - 2 * (common & 1)).to(tl.float32)
+    return dot(x, to_bf16(signs)) * n**-0.5
+
+
+@kernel
+def _unrotate(o, turns, HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr):
+    """Rotate a row's heads back, in place."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, BLOCK_HEADS)[:, None]
+    columns = tl.arange(0, ROPE)[None, :]
+    at = o + (row * HEADS + head) * DIM + DIM - ROPE + columns
+    x = tl.load(at, mask=head < HEADS, other=0.0).to(tl.float32)
+    even, odd = tl.split(x.reshape(BLOCK_HEADS, ROPE // 2, 2))
+    pair = tl.arange(0, ROPE // 2)
+    cos, sin = tl.load(turns + row * ROPE + 2 * pair)[None, :], tl.load(turns + row * ROPE + 2 * pair + 1)[None, :]
+    back = tl.join(even * cos + odd * sin, odd * cos - even * sin).reshape(BLOCK_HEADS, ROPE)
+    tl.store(at, to_bf16(back), mask=head < HEADS)

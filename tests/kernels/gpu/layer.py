@@ -1,0 +1,87 @@
+"""Rows of several sequences at awkward places, with the state that a layer keeps for them, as twins and as kernels hold it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cache import RowFormat
+from kernels.gpu.pools import index_keys_from_stored, key_stride
+from kernels.gpu.rows import DeviceRows, to_device
+from kernels.rows import Rows
+
+PAGE_TOKENS = 128
+NAN_BYTE = 0xFF  # as e4m3, as half of a bf16 and as an e8m0 scale
+
+
+@dataclass(frozen=True)
+class Segment:
+    first: int  # position of its first row
+    num_rows: int
+    dropped: int = 0
+
+
+def make_rows(segments: list[Segment], seed: int = 0) -> Rows:
+    """Pages in no order, slots in no order."""
+    rng = np.random.default_rng(seed)
+    positions = np.concatenate([np.arange(s.first, s.first + s.num_rows) for s in segments])
+    num_pages = max(-(-(s.first + s.num_rows - s.dropped) // PAGE_TOKENS) for s in segments)
+    pages = rng.permutation(len(segments) * num_pages).reshape(len(segments), num_pages)
+    return Rows(
+        rng.integers(0, 100, len(positions)),
+        positions,
+        np.concatenate(([0], np.cumsum([s.num_rows for s in segments]))),
+        rng.permutation(len(segments)),
+        np.array([s.dropped for s in segments]),
+        pages,
+        PAGE_TOKENS,
+    )
+
+
+def device_rows(rows: Rows, device: torch.device, num_padding: int = 0) -> DeviceRows:
+    """With rows and segments that a captured graph has, but this step has not."""
+    step = to_device(rows, device)
+    if not num_padding:
+        return step
+
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        return torch.cat((tensor, tensor.new_full((num_padding, *tensor.shape[1:]), value)))
+
+    last = int(rows.starts[-1])
+    return DeviceRows(
+        padded(step.ids, 0), padded(step.positions, 0), padded(step.owners, -1), padded(step.starts, last), padded(step.slots, 0),
+        padded(step.dropped, 0), padded(step.pages, 0), step.page_tokens,
+    )  # fmt: skip
+
+
+def one_segment(rows: Rows, segment: int, start: int, end: int) -> Rows:
+    """Rows start ... end of a segment as a step of their own."""
+    own = slice(rows.starts[segment] + start, rows.starts[segment] + end)
+    pick = slice(segment, segment + 1)
+    starts = np.array([0, end - start])
+    return Rows(
+        rows.ids[own],
+        rows.positions[own],
+        starts,
+        rows.slots[pick],
+        rows.dropped[pick],
+        rows.pages[pick],
+        rows.page_tokens,
+    )
+
+
+def key_pool(values: Tensor, fmt: RowFormat) -> Tensor:
+    """Rows float32 [n, dim] that carry the rounding of their format -> a pool as kernels hold it."""
+    pool = torch.full((len(values), key_stride(fmt)), NAN_BYTE, dtype=torch.uint8, device=values.device)
+    pool[:, : fmt.width] = fmt.pack(values.cpu()).to(values.device)
+    return pool
+
+
+def index_pool(values: Tensor, fmt: RowFormat, per_page: int) -> Tensor:
+    stored = fmt.pack(values.cpu()).to(values.device)
+    pool = torch.empty_like(stored)
+    for page in range(len(stored) // per_page):
+        own = slice(page * per_page, (page + 1) * per_page)
+        index_keys_from_stored(stored[own], fmt, pool[own])
+    return pool
