@@ -74,7 +74,7 @@ class Attention:
         ring = ops.array(cache.ring)
         o = ops.attend(q, kv, rows, ring, pool, chosen, self.attend)
         ops.store(kv, rows, ring)
-        return self.parallel.sum(ops.output(o, turns, self.output), ops.num)
+        return self.parallel.sum(ops.output(o, turns, self.output), ops)
 
     def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any]:
         """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see)."""

@@ -308,7 +308,7 @@ class Engine:
         num_pages = max(min(config.pool_bytes(self.placement) // one_page, most_pages), 1)
         cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences, self.placement)
         if self._others is not None:
-            self._others.connect(parallel, num_pages)
+            self._others.connect(parallel, self.placement, num_pages)
         self._runner = Runner(loaded, cache, self._others)
         self.identity = loaded.identity
         self.max_context = min(allowed, num_pages * config.page_tokens)

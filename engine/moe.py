@@ -39,4 +39,4 @@ class MoE:
 
     def __call__(self, x: Any, batch: Step) -> Any:
         ops = self.ops
-        return self.parallel.sum(ops.moe(x, batch.rows.ids, self.weights), ops.num)
+        return self.parallel.sum(ops.moe(x, batch.rows.ids, self.weights), ops)

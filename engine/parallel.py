@@ -17,8 +17,9 @@ from torch.distributed import FileStore, ProcessGroupGloo
 from engine.config import ModelConfig
 from engine.errors import EngineError, RankLost
 from engine.numerics import Numerics
+from engine.placement import Placement
 from kernels.cpu.threads import settle
-from kernels.rounding import Rounding
+from kernels.dispatch import Ops
 
 CONNECT_S = 30
 # A rank that died is noticed at once; this ends the wait for one that hangs, and must outlast compiling the kernels.
@@ -32,24 +33,34 @@ class Parallel:
         self.rank, self.ranks = rank, ranks
         self._group: Any = None
 
-    def connect(self, meeting: Path) -> None:
-        """Meet the other ranks at a file that only this user can read; raises RankLost when one does not come."""
+    def connect(self, meeting: Path, placement: Placement) -> None:
+        """Meet the other ranks, by NCCL on GPUs, at a file that only this user can read; raises RankLost when
+        one does not come."""
+        try:
+            store = FileStore(str(meeting), self.ranks)
+            store.set_timeout(timedelta(seconds=CONNECT_S))
+            self._group = (self._nccl if placement.is_gpu else self._gloo)(store)
+        except RuntimeError as e:
+            raise RankLost(f"the {self.ranks} ranks could not meet: {e}") from None
+
+    def _gloo(self, store: FileStore) -> Any:
         gloo: Any = ProcessGroupGloo  # its options have no types
         options = gloo._Options()
         options._devices = [gloo.create_device(hostname="127.0.0.1")]
         options._timeout = timedelta(seconds=ANSWER_S)
-        try:
-            store = FileStore(str(meeting), self.ranks)
-            store.set_timeout(timedelta(seconds=CONNECT_S))
-            self._group = gloo(store, self.rank, self.ranks, options)
-        except RuntimeError as e:
-            raise RankLost(f"the {self.ranks} ranks could not meet: {e}") from None
+        return gloo(store, self.rank, self.ranks, options)
+
+    def _nccl(self, store: FileStore) -> Any:
+        nccl: Any = torch.distributed.ProcessGroupNCCL  # only there in builds for CUDA
+        options = nccl.Options()
+        options._timeout = timedelta(seconds=ANSWER_S)
+        return nccl(store, self.rank, self.ranks, options)
 
     def share(self, count: int) -> range:
         """This rank's part of `count` things: contiguous, in the order of the ranks, as even as can be."""
         return range(self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks)
 
-    def sum(self, part: Any, num: Rounding) -> Any:
+    def sum(self, part: Any, ops: Ops) -> Any:
         """The sum of all ranks' parts, an array of ops [N, D], rounded once: the same bits on every rank.
 
         Raises RankLost.
@@ -60,7 +71,7 @@ class Parallel:
         total = parts[0] + parts[1]
         for other in parts[2:]:
             total += other
-        return total.numpy() if isinstance(part, np.ndarray) else num.bf16(total)
+        return ops.activation(total)
 
     def columns(self, part: Tensor, count: int) -> Tensor:
         """Each rank's share of `count` columns, [N, share] -> all of them in order, [N, count]."""
@@ -75,7 +86,7 @@ class Parallel:
         """[N, K] of every rank -> [ranks, N, K]."""
         settle()
         own = torch.from_numpy(part) if isinstance(part, np.ndarray) else part.contiguous()
-        parts = torch.empty(self.ranks, *own.shape)
+        parts = torch.empty(self.ranks, *own.shape, device=own.device)
         try:
             self._group._allgather_base(parts.flatten(0, 1), own).wait()
         except RuntimeError as e:

@@ -48,12 +48,11 @@ class Rank:
     def connect(self, meeting: str, num_pages: int) -> None:
         """Meet the other ranks, and make room for the same pages and slots as rank 0."""
         model, size = self.model, self.page_tokens
-        self.parallel.connect(Path(meeting))
+        self.parallel.connect(Path(meeting), self.placement)
         self.cache = Cache(model.config, model.numerics, size, num_pages, self.num_slots, self.placement)
         self.compute = steps_of(model, self.cache)
-        # by slot: rank 0 has one per sequence, but all that is read of one was written since its slot was taken
-        heads = (PinnedHead.empty(self.cache, self.pinned_pages * size) for _ in range(self.num_slots))
-        self.heads = list(heads)
+        self._head_tokens = self.pinned_pages * size
+        self._heads: dict[int, PinnedHead] = {}
 
     @torch.inference_mode()
     def do(self, message: Message) -> None:
@@ -63,27 +62,33 @@ class Rank:
         elif message.kind == "step":
             self._step(*arrays)
         elif message.kind == "head":
-            self.model.move_head(self.heads[fields["slot"]], fields["pages"], fields["first"], self.cache)
+            self.model.move_head(self._head(fields["slot"]), fields["pages"], fields["first"], self.cache)
         else:
             try:
                 self._place(message.kind, arrays[0].tobytes(), **fields)
             except StateError:  # rank 0 finds the same in the same bytes, and will not use what was to be here
                 return
 
+    def _head(self, slot: int) -> PinnedHead:
+        """Rank 0 has one per sequence; here one per slot will do, since a slot's next sequence writes all that is read."""
+        if slot not in self._heads:
+            self._heads[slot] = PinnedHead.empty(self.cache, self._head_tokens)
+        return self._heads[slot]
+
     def _step(self, *arrays: np.ndarray) -> None:
         ids, positions, starts, slots, dropped, pages, heads, logit_rows = arrays
         rows = Rows(ids, positions, starts, slots, dropped, pages, self.cache.page_tokens)
         pinned = []
         for start, stop in heads.tolist():
-            head = self.heads[slots[np.searchsorted(starts, start)]]
+            head = self._head(int(slots[np.searchsorted(starts, start)]))
             pinned.append((head, head.rows_of(rows, start, stop)))
         self.compute(Step(rows, pinned, self.model.ops), logit_rows)
 
     def _place(self, kind: str, data: bytes, slot: int, **place: Any) -> None:
         if kind == "page":
-            place_page(self.cache, data=data, head=self.heads[slot], **place)
+            place_page(self.cache, data=data, head=self._head(slot), **place)
         else:
-            place_tail(self.cache, slot, data=data, head=self.heads[slot], **place)
+            place_tail(self.cache, slot, data=data, head=self._head(slot), **place)
 
 
 def serve(connection: socket.socket) -> int:

@@ -23,6 +23,7 @@ import numpy as np
 from engine.errors import EngineError, RankLost
 from engine.numerics import Numerics
 from engine.parallel import Parallel
+from engine.placement import Placement
 from engine.settings import EngineConfig
 from engine.wire import encode, receive, send
 
@@ -75,13 +76,13 @@ class Ranks:
         for watcher in self._watchers:
             watcher.start()
 
-    def connect(self, parallel: Parallel, num_pages: int) -> None:
+    def connect(self, parallel: Parallel, placement: Placement, num_pages: int) -> None:
         """Wait until all have loaded, then meet them; each makes room for so many pages. Raises RankLost."""
         self._wait_for_all("loaded")
         meeting = self._meeting / "meeting"
         self.send("connect", {"meeting": str(meeting), "num_pages": num_pages})
         try:
-            parallel.connect(meeting)
+            parallel.connect(meeting, placement)
         except RankLost as e:
             raise self.explain(e) from None
         self._wait_for_all("connected")

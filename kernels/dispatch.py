@@ -88,6 +88,12 @@ class Ops:
         settle()
         return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
 
+    def activation(self, total: Tensor) -> Any:
+        """A float32 sum of several ranks' parts as an argument of ops."""
+        if self.kind == "gpu":
+            return total.bfloat16()
+        return self.array(self.num.bf16(total))
+
     def weights(self, bundle: Any) -> Any:
         """A named tuple of weights and numbers as an argument of ops; a part of it may be such a tuple itself."""
         return bundle._make(self._weight(x) for x in bundle)

@@ -12,6 +12,7 @@ from kernels.compress import CompressWeights
 from kernels.gpu.attention import attend
 from kernels.gpu.compress import block_rows, complete_blocks, store
 from kernels.gpu.indexer import select
+from kernels.gpu.pages import gather_pages, scatter_pages
 from kernels.gpu.pools import key_stride
 from kernels.gpu.rows import DeviceRows
 
@@ -176,7 +177,38 @@ def select_case(shape: Shape, num_rows: int, context: int) -> Case:
     return Case("select", shape, num_rows, context, num_bytes, num_ops, build, None, library if fits else None)
 
 
+def page_cases(shape: Shape, num_tokens: int, fmt: RowFormat) -> Iterator[Case]:
+    """Pages of so many tokens of a CSA layer, out of a pool of twice as many and back. The library copies whole rows."""
+    per_page, num_pages = PAGE_TOKENS // 4, num_tokens // PAGE_TOKENS
+    stride = fmt.width if fmt.kind == "index" else key_stride(fmt)
+
+    def inputs(device: torch.device) -> tuple[Tensor, Tensor]:
+        pool = torch.zeros(2 * num_pages * per_page, stride, dtype=torch.uint8, device=device)
+        return pool, torch.randperm(2 * num_pages, device=device)[:num_pages].int()
+
+    def build_gather(device: torch.device) -> Call:
+        pool, pages = inputs(device)
+        return lambda: gather_pages(pool, pages, fmt, per_page)
+
+    def build_scatter(device: torch.device) -> Call:
+        pool, pages = inputs(device)
+        stored = torch.zeros(num_pages * per_page, fmt.width, dtype=torch.uint8, device=device)
+        return lambda: scatter_pages(stored, pages, fmt, per_page, pool)
+
+    def library(device: torch.device) -> Call:
+        pool, pages = inputs(device)
+        by_page, numbers = pool.view(2 * num_pages, -1), pages.long()
+        return lambda: by_page[numbers]
+
+    num_bytes = 2 * num_pages * per_page * fmt.width
+    yield Case(f"gather_pages {fmt.kind}", shape, num_tokens, 0, num_bytes, 0, build_gather, None, library)
+    yield Case(f"scatter_pages {fmt.kind}", shape, num_tokens, 0, num_bytes, 0, build_scatter)
+
+
 def cases() -> Iterator[Case]:
+    for num_pages in (1, 40):
+        yield from page_cases(FLASH, num_pages * PAGE_TOKENS, RowFormat(FLASH.head_dim, FLASH.qk_rope_head_dim, "key"))
+        yield from page_cases(FLASH, num_pages * PAGE_TOKENS, RowFormat(FLASH.index_head_dim, 0, "index"))
     for shape in (FLASH, PRO):
         for num_rows in DECODE_ROWS + PREFILL_ROWS:
             yield attend_case(shape, num_rows, CONTEXTS[0], 0)

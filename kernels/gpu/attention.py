@@ -56,8 +56,8 @@ def attend(
         gather(kv, rows, ring, pool, chosen, band, entries, first, count, lists, num_slots, shape)
         launch(
             attend_rows, (count, -(-heads // HEAD_TILE), num_splits), q, band, entries, chosen, rows.positions, rows.owners, rows.dropped,
-            partial, stats, first, chunk, num_splits, num_slots, room, w.scale * math.log2(math.e), **shape,
-            HEADS=heads, SPLIT=split, HEAD_TILE=HEAD_TILE,
+            partial, stats, first, chunk, heads, num_splits, num_slots, room, w.scale * math.log2(math.e), **shape,
+            SPLIT=split, HEAD_TILE=HEAD_TILE,
         )  # fmt: skip
         launch(
             combine_splits, (count, heads), partial, stats, w.sink, rows.owners, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
@@ -161,8 +161,8 @@ def gather_entries(
 
 @kernel
 def attend_rows(
-    q, band, entries, chosen, positions, owners, dropped, partial, stats, num_before, num_chunk, num_splits, num_slots,
-    num_room, scale, WINDOW: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
+    q, band, entries, chosen, positions, owners, dropped, partial, stats, num_before, num_chunk, num_heads, num_splits, num_slots,
+    num_room, scale, WINDOW: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
     SPLIT: tl.constexpr, HEAD_TILE: tl.constexpr, IS_CHOSEN: tl.constexpr,
 ):  # fmt: skip
     """One split of one row for some heads: its unnormalised output, the largest score and the sum of weights, in powers of two."""
@@ -175,10 +175,10 @@ def attend_rows(
     t = tl.load(positions + row)
     heads = tl.program_id(1) * HEAD_TILE + tl.arange(0, HEAD_TILE)
     columns, tile = tl.arange(0, BLOCK), tl.arange(0, 64)
-    out = (at.to(tl.int64) * HEADS + heads) * num_splits + split
+    out = (at.to(tl.int64) * num_heads + heads) * num_splits + split
     top = tl.full([HEAD_TILE], -1e30, tl.float32)  # below any score, and its difference to one is finite
     total = tl.zeros([HEAD_TILE], tl.float32)
-    num_stats = num_chunk.to(tl.int64) * HEADS * num_splits
+    num_stats = num_chunk.to(tl.int64) * num_heads * num_splits
 
     base = (split - 1) * SPLIT  # first entry
     if split == 0:
@@ -192,8 +192,8 @@ def attend_rows(
         keys = entries + ((owner - tl.load(owners + num_before)).to(tl.int64) * num_room + base) * BLOCK
         size, lowest = tl.minimum(SPLIT, visible - base), 0
     if size > 0:
-        is_head = heads[None, :] < HEADS
-        at_q = q + (row * HEADS + heads[None, :]) * DIM + columns[:, None]
+        is_head = heads[None, :] < num_heads
+        at_q = q + (row * num_heads + heads[None, :]) * DIM + columns[:, None]
         query = tl.load(at_q, mask=is_head & (columns[:, None] < DIM), other=0.0)  # [BLOCK, HEAD_TILE]
         o = tl.zeros([BLOCK, HEAD_TILE], tl.float32)
         for start in tl.range(0, size, 64, num_stages=2):
@@ -210,8 +210,8 @@ def attend_rows(
             o = o * fade[None, :] + dot(tl.trans(key), to_bf16(p))
             top = higher
         tl.store(partial + out[None, :] * BLOCK + columns[:, None], o, mask=is_head)
-    tl.store(stats + out, top, mask=heads < HEADS)
-    tl.store(stats + num_stats + out, total, mask=heads < HEADS)
+    tl.store(stats + out, top, mask=heads < num_heads)
+    tl.store(stats + num_stats + out, total, mask=heads < num_heads)
 
 
 @kernel

@@ -36,7 +36,7 @@ def linear_quantised(
 
 def grouped_fp8(x: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x bf16 [N, G, K], not rounded, times e4m3 weights [G, out, K] -> [N, G * out]."""
-    return _linear(x, None, weight.data, weight.scale, out_dtype, "widen")
+    return _linear(x, None, weight.data.view(torch.uint8), weight.scale, out_dtype, "widen")
 
 
 def linear_bf16(x: Tensor, weight: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -55,10 +55,10 @@ def _reduce(streams: Tensor, w: Any, post: Tensor | None, comb: Tensor | None, i
     num_parts = -(-depth // PART)
     parts = torch.empty(num_rows, num_parts, MIXED, device=streams.device)
     x = torch.empty(num_rows, d, dtype=torch.bfloat16, device=streams.device)
-    block_rows = 16 if num_rows <= 16 else 64
+    block_rows, num_warps = (16, 4) if num_rows <= 16 else (64, 8)
     launch(
         _mix, (-(-num_rows // block_rows), num_parts), streams, w.fn, parts, num_rows,
-        K=depth, COUNT=count, PARTS=num_parts, PART=PART, MIXED=MIXED, BLOCK_ROWS=block_rows,
+        K=depth, COUNT=count, PARTS=num_parts, PART=PART, MIXED=MIXED, STEP=64, BLOCK_ROWS=block_rows, num_warps=num_warps,
     )  # fmt: skip
     launch(
         _read, (1 if comb is None else 2, num_rows),
@@ -84,7 +84,7 @@ def _embed(ids, table, streams, COPIES: tl.constexpr, D: tl.constexpr, BLOCK: tl
 def _mix(
     streams, fn, parts, num_rows,
     K: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    STEP: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, parts of K): the products of fn [COUNT, K] with the rows over PART columns, to parts [N, PARTS, MIXED]."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -92,8 +92,8 @@ def _mix(
     read_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
     part = tl.program_id(1)
     sums = tl.zeros((MIXED, BLOCK_ROWS), tl.float32)
-    for start in tl.static_range(0, PART, 128):
-        columns = part * PART + start + tl.arange(0, 128)
+    for start in range(0, PART, STEP):
+        columns = part * PART + start + tl.arange(0, STEP)
         inside = columns < K
         f = tl.load(
             fn + outs[:, None] * K + columns[None, :], mask=(outs < COUNT)[:, None] & inside[None, :], other=0.0
@@ -134,7 +134,7 @@ def _read(
         y = y * inverse_rms(tl.sum(y * y), D, norm_eps)
         weight = tl.load(norm + columns, mask=columns < D, other=0.0)
         tl.store(x + row * D + columns, to_bf16(y * weight), mask=columns < D)
-    else:
+    elif comb is not None:
         raw = _added(row_parts, M + one, PARTS, MIXED, BLOCK_PARTS) * scale + tl.load(base + M + one)
         tl.store(post + row * M + one, tl.sigmoid(raw) * 2.0)
         pair = tl.arange(0, M * M)
@@ -166,14 +166,13 @@ def _sinkhorn(raw, ITERS: tl.constexpr, eps):
 
 @kernel
 def _write(out, streams, post, comb, written, M: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (blocks of D, N)."""
+    """Grid (blocks of D, N): all streams of a row side by side, each read once."""
     row = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    k = tl.arange(0, M)[:, None]
     inside = columns < D
-    o = tl.load(out + row * D + columns, mask=inside, other=0.0).to(tl.float32)
-    for k in tl.static_range(M):
-        new = tl.load(post + row * M + k) * o
-        for j in tl.static_range(M):
-            stream = tl.load(streams + (row * M + j) * D + columns, mask=inside, other=0.0).to(tl.float32)
-            new += tl.load(comb + (row * M + j) * M + k) * stream
-        tl.store(written + (row * M + k) * D + columns, to_bf16(new), mask=inside)
+    new = tl.load(post + row * M + k) * tl.load(out + row * D + columns, mask=inside, other=0.0).to(tl.float32)
+    for j in tl.static_range(M):
+        stream = tl.load(streams + (row * M + j) * D + columns, mask=inside, other=0.0).to(tl.float32)
+        new += tl.load(comb + (row * M + j) * M + k) * stream
+    tl.store(written + (row * M + k) * D + columns, to_bf16(new), mask=inside)

@@ -27,6 +27,7 @@ def select(index_q: Tensor, head_weights: Tensor, rows: DeviceRows, index_pool: 
     per_page, num_pages = rows.page_tokens // ratio, rows.pages.shape[1]
     count, num_warps = (8192, 8) if num_pages * per_page > 4096 else (2048, 4)
     num_blocks = -(-num_pages * per_page // count)
+    assert k <= num_blocks * count, (k, num_blocks, count)
     chunk = min(n, max(1, WORKSPACE_BYTES // (num_blocks * (2 * count + 2048))))
     scores = torch.empty(chunk, num_blocks * count, dtype=torch.int16, device=index_q.device)
     high, low = torch.empty(2, chunk, num_blocks, 256, dtype=torch.int32, device=index_q.device)
@@ -37,18 +38,18 @@ def select(index_q: Tensor, head_weights: Tensor, rows: DeviceRows, index_pool: 
         last = min(first + chunk, n)
         launch(
             score_entries, (num_blocks * (count // KEY_TILE), -(-(last - first) // queries)), index_q, head_weights, index_pool, *where,
-            rows.starts, rows.pages, scores, first, last, num_pages, num_blocks * count, per_page, RATIO=ratio, K=k, HEADS=heads,
+            rows.starts, rows.pages, scores, first, last, num_pages, num_blocks * count, per_page, k, RATIO=ratio, HEADS=heads,
             HEAD_TILE=max(16, 1 << (heads - 1).bit_length()), DIM=dim, TILE=KEY_TILE, QUERIES=queries,
         )  # fmt: skip
         grid = (last - first, num_blocks)
         for level in range(2):
             launch(
-                count_scores, grid, scores, *where, high, low, first, num_blocks, RATIO=ratio, K=k, COUNT=count, LEVEL=level,
+                count_scores, grid, scores, *where, high, low, first, num_blocks, k, RATIO=ratio, COUNT=count, LEVEL=level,
                 num_warps=num_warps,
             )  # fmt: skip
         launch(
-            choose, grid, scores, *where, rows.pages, high, low, chosen, first, num_blocks, num_pages, per_page, RATIO=ratio, K=k,
-            COUNT=count, SLOTS=1 << (k - 1).bit_length(), num_warps=num_warps,
+            choose, grid, scores, *where, rows.pages, high, low, chosen, first, num_blocks, num_pages, per_page, k,
+            RATIO=ratio, COUNT=count, num_warps=num_warps,
         )  # fmt: skip
     return chosen
 
@@ -64,10 +65,10 @@ def visible_entries(row, positions, owners, dropped, RATIO: tl.constexpr):
 @kernel
 def score_entries(
     index_q, head_weights, index_pool, positions, owners, dropped, starts, pages, scores, num_before, num_last, num_pages, num_room,
-    per_page, RATIO: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
+    per_page, num_chosen, RATIO: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
     TILE: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """Scores of TILE entries for QUERIES rows, as int16 that order as the scores do. Rows that see no more than K need none."""
+    """Scores of TILE entries for QUERIES rows, as int16 that order as the scores do. Rows that see no more than num_chosen need none."""
     first_row = num_before + tl.program_id(1) * QUERIES
     last_row = tl.minimum(first_row + QUERIES, num_last)
     row = first_row + tl.arange(0, QUERIES)
@@ -79,17 +80,17 @@ def score_entries(
         begin = tl.maximum(tl.load(starts + segment), first_row)
         end = tl.minimum(tl.load(starts + segment + 1), last_row)
         most = visible_entries(tl.maximum(end - 1, 0), positions, owners, dropped, RATIO)
-        if (begin < end) & (first < most) & (most > K):
+        if (begin < end) & (first < most) & (most > num_chosen):
             score_segment(
                 index_q, head_weights, index_pool, positions, owners, dropped, pages + tl.cast(segment, tl.int64) * num_pages, scores, begin,
-                end, first, most, num_before, num_room, per_page, RATIO, K, HEADS, HEAD_TILE, DIM, TILE,
+                end, first, most, num_before, num_room, per_page, RATIO, HEADS, HEAD_TILE, DIM, TILE,
             )  # fmt: skip
 
 
 @kernel
 def score_segment(
     index_q, head_weights, index_pool, positions, owners, dropped, pages, scores, begin, end, first, most, num_before, num_room,
-    per_page, RATIO: tl.constexpr, K: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
+    per_page, RATIO: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """Of rows begin ... end, which are of one segment, and entries from `first` on."""
@@ -101,10 +102,10 @@ def score_segment(
     for n in range(begin, end):
         visible = visible_entries(n, positions, owners, dropped, RATIO)
         row = tl.cast(n, tl.int64)
-        at_q = index_q + (row * HEADS + head[None, :]) * DIM + channel[:, None]
-        query = tl.load(at_q, mask=head[None, :] < HEADS, other=0.0)
+        at_q = index_q + (row * HEADS + head[:, None]) * DIM + channel[None, :]
+        query = tl.load(at_q, mask=head[:, None] < HEADS, other=0.0)
         weight = tl.load(head_weights + row * HEADS + head, mask=head < HEADS, other=0.0)
-        score = tl.sum(tl.maximum(dot(key, query), 0.0) * weight[None, :], 1)
+        score = tl.sum(tl.maximum(dot(key, tl.trans(query)), 0.0) * weight[None, :], 1)
         bits = to_bf16(score).to(tl.int16, bitcast=True)
         bits = tl.where(bits == -32768, 0, bits)  # zeros are equal
         order = bits ^ ((bits >> 15) & 0x7FFF)
@@ -120,31 +121,31 @@ def read_index_keys(pool, page, place, seen, per_page, DIM: tl.constexpr, TILE: 
     codes_at = (base + place * CODES)[:, None, None]
     scales_at = (base + per_page * CODES + place * GROUPS)[:, None, None]
     group = tl.arange(0, GROUPS)[None, :, None]
-    seen = seen[:, None, None]
-    codes = tl.load(pool + codes_at + group * 16 + tl.arange(0, 16)[None, None, :], mask=seen, other=0)
-    scale = from_e8m0(tl.load(pool + scales_at + group, mask=seen, other=1))
+    is_seen = seen[:, None, None]
+    codes = tl.load(pool + codes_at + group * 16 + tl.arange(0, 16)[None, None, :], mask=is_seen)
+    scale = from_e8m0(tl.load(pool + scales_at + group, mask=is_seen))
     even = (e2m1_values(codes & 15) * scale).to(tl.bfloat16)
     odd = (e2m1_values(codes >> 4) * scale).to(tl.bfloat16)
-    return tl.join(even, odd).reshape(TILE, DIM)
+    return tl.where(seen[:, None], tl.join(even, odd).reshape(TILE, DIM), 0.0)
 
 
 @kernel
 def count_scores(
-    scores, positions, owners, dropped, high, low, num_before, num_blocks, RATIO: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr,
+    scores, positions, owners, dropped, high, low, num_before, num_blocks, num_chosen, RATIO: tl.constexpr, COUNT: tl.constexpr,
     LEVEL: tl.constexpr,
 ):  # fmt: skip
     """Of one block of one row: how often each upper byte (level 0) or, among scores with the upper byte of the k-th best, each lower
     byte (level 1) occurs. What is past the end counts as the lowest score."""
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     visible = visible_entries(num_before + at, positions, owners, dropped, RATIO)
-    if (visible <= K) | (block * COUNT >= visible):
+    if (visible <= num_chosen) | (block * COUNT >= visible):
         return
     e = block * COUNT + tl.arange(0, COUNT)
     score = tl.load(scores + at * num_blocks * COUNT + e, mask=e < visible, other=-32768).to(tl.int32)
     if LEVEL == 0:
         tl.store(high + (at * num_blocks + block) * 256 + tl.arange(0, 256), tl.histogram((score >> 8) + 128, 256))
     else:
-        upper, _, _, _ = find_byte(high + at * num_blocks * 256, tl.cdiv(visible, COUNT), block, K)
+        upper, _, _, _ = find_byte(high + at * num_blocks * 256, tl.cdiv(visible, COUNT), block, num_chosen)
         byte = tl.where((score >> 8) + 128 == upper, score & 255, 256)
         counts, bins = tl.histogram(byte, 512), tl.arange(0, 512)
         tl.store(low + (at * num_blocks + block) * 256 + bins, counts, mask=bins < 256)
@@ -172,27 +173,25 @@ def find_byte(counts, num_blocks, block, wanted):
 
 @kernel
 def choose(
-    scores, positions, owners, dropped, pages, high, low, chosen, num_before, num_blocks, num_pages, per_page, RATIO: tl.constexpr,
-    K: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
+    scores, positions, owners, dropped, pages, high, low, chosen, num_before, num_blocks, num_pages, per_page, num_chosen,
+    RATIO: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """The chosen ones among the entries of one block, for one row: those above the k-th best score, and as many as are wanted of
     those equal to it, the lower first."""
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = num_before + at
     visible = visible_entries(row, positions, owners, dropped, RATIO)
-    if block == 0:
-        slot = tl.arange(0, SLOTS)
-        none = tl.zeros([SLOTS], tl.int32) - 1
-        tl.store(chosen + row * K + slot, none, mask=(slot >= visible) & (slot < K))
+    e = block * COUNT + tl.arange(0, COUNT)
+    none = tl.full([COUNT], -1, tl.int32)
+    tl.store(chosen + row * num_chosen + e, none, mask=(e >= visible) & (e < num_chosen))
     if block * COUNT >= visible:
         return
-    e = block * COUNT + tl.arange(0, COUNT)
-    if visible <= K:
+    if visible <= num_chosen:
         is_chosen = (e < visible).to(tl.int32)
         slot = e
     else:
         filled = tl.cdiv(visible, COUNT)
-        upper, wanted, above, _ = find_byte(high + at * num_blocks * 256, filled, block, K)
+        upper, wanted, above, _ = find_byte(high + at * num_blocks * 256, filled, block, num_chosen)
         lower, wanted, above_here, equal = find_byte(low + at * num_blocks * 256, filled, block, wanted)
         limit = ((upper - 128) << 8) | lower
         score = tl.load(scores + at * num_blocks * COUNT + e, mask=e < visible, other=-32768).to(tl.int32)
@@ -202,4 +201,4 @@ def choose(
         slot = above + above_here + tl.minimum(equal, wanted) + tl.cumsum(is_chosen, 0) - 1
     owner = tl.load(owners + row).to(tl.int64)
     page = tl.load(pages + owner * num_pages + e // per_page, mask=is_chosen > 0, other=0)
-    tl.store(chosen + row * K + slot, page * per_page + e % per_page, mask=is_chosen > 0)
+    tl.store(chosen + row * num_chosen + slot, page * per_page + e % per_page, mask=is_chosen > 0)

@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row, scale_stride
+from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row
 from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
 from kernels.gpu.norm import inverse_rms
 from kernels.gpu.quant import fake_e2m1, fake_e4m3, quantise_e4m3, round_bf16, to_bf16
 from kernels.gpu.rope import rotate
 
-INDEX_HEADS = 16  # of a program, the least a tensor core takes
+HEADS = 4  # of a program
+INDEX_HEADS = 16  # the least a tensor core takes
 
 
 def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
@@ -36,26 +37,26 @@ def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     index_heads, index_dim = w.num_index_heads, len(w.hadamard)
     q = torch.empty(num_rows, w.num_heads, dim, dtype=torch.bfloat16, device=x.device)
     index_q = torch.empty(num_rows, index_heads, index_dim, dtype=torch.bfloat16, device=x.device)
-    heads = min(4, w.num_heads)
     launch(
-        _queries, (-(-w.num_heads // heads) + -(-index_heads // INDEX_HEADS), num_rows),
+        _queries, (-(-w.num_heads // HEADS) + -(-index_heads // INDEX_HEADS), num_rows),
         queries, turns, q, index_q, w.eps,
         HEADS=w.num_heads, DIM=dim, ROPE=rope, INDEX_HEADS=index_heads, INDEX_DIM=index_dim,
-        BLOCK_HEADS=heads, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
+        BLOCK_HEADS=HEADS, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
     )  # fmt: skip
     return q, kv, index_q
 
 
 def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
-    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D]. w.wo_a is Fp8Weight
-    [groups, o_lora_rank, in], read by unrounded rows; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
+    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D], or float32 of a rank's part.
+    w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
     num_rows, heads, dim = o.shape
     rope = 2 * turns.shape[1]
     launch(
         _unrotate, (num_rows,), o, turns,
         HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
     )  # fmt: skip
-    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b)
+    is_partial = getattr(w, "is_partial", False)
+    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b, torch.float32 if is_partial else torch.bfloat16)
 
 
 @kernel
@@ -64,31 +65,45 @@ def _norms(
     RANK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (2, N), of joint [N, RANK + DIM]: the first program of a row normalises and quantises what the queries come from, the
-    second normalises, rotates and rounds the window row."""
+    """Grid (2, N), of joint [N, RANK + DIM]: the first program of a row makes what the queries come from, the second its window
+    row."""
     row = tl.program_id(1).to(tl.int64)
     source = joint + row * (RANK + DIM)
     if tl.program_id(0) == 0:
-        block = tl.arange(0, RANK_BLOCKS)[:, None]
-        columns = block * 128 + tl.arange(0, 128)[None, :]
-        inside = columns < RANK
-        x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(q_norm + columns, mask=inside, other=0.0)
-        x = round_bf16(x * inverse_rms(tl.sum(x * x), RANK, eps) * weight)
-        rounded, s = quantise_e4m3(x, 1)
-        tl.store(codes + row * RANK + columns, rounded, mask=inside)
-        tl.store(scale_row(scale, block, num_rows) + row, s, mask=block < RANK // 128)
+        _low_rank(source, q_norm, codes + row * RANK, scale + row, num_rows, eps, RANK, RANK_BLOCKS)
     else:
-        columns = tl.arange(0, BLOCK)[None, :]
-        inside = columns < DIM
-        x = tl.load(source + RANK + columns, mask=inside, other=0.0).to(tl.float32)
-        weight = tl.load(kv_norm + columns, mask=inside, other=0.0)
-        x = round_bf16(x * inverse_rms(tl.sum(x * x), DIM, eps) * weight)
-        x = round_bf16(rotate(x, turns + row * ROPE, DIM, ROPE))
-        if ROUNDS:
-            rounded = fake_e4m3(x.reshape(BLOCK // 64, 64), 1).reshape(1, BLOCK)
-            x = tl.where(columns < DIM - ROPE, rounded, x)
-        tl.store(kv + row * DIM + columns, to_bf16(x), mask=inside)
+        _window_row(source + RANK, turns + row * ROPE, kv_norm, kv + row * DIM, eps, DIM, ROPE, ROUNDS, BLOCK)
+
+
+@kernel
+def _low_rank(source, norm, codes, scale, num_rows, eps, RANK: tl.constexpr, RANK_BLOCKS: tl.constexpr):
+    """Normalise and round to FP8."""
+    block = tl.arange(0, RANK_BLOCKS)[:, None]
+    columns = block * 128 + tl.arange(0, 128)[None, :]
+    inside = columns < RANK
+    x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(norm + columns, mask=inside, other=0.0)
+    x = round_bf16(x * inverse_rms(tl.sum(x * x), RANK, eps) * weight)
+    rounded, s = quantise_e4m3(x, 1)
+    tl.store(codes + columns, rounded, mask=inside)
+    tl.store(scale_row(scale, block, num_rows), s, mask=block < RANK // 128)
+
+
+@kernel
+def _window_row(
+    source, turns, norm, kv, eps, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Normalise, rotate, and round as rows are stored."""
+    columns = tl.arange(0, BLOCK)[None, :]
+    inside = columns < DIM
+    x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(norm + columns, mask=inside, other=0.0)
+    x = round_bf16(x * inverse_rms(tl.sum(x * x), DIM, eps) * weight)
+    x = round_bf16(rotate(x, turns, DIM, ROPE))
+    if ROUNDS:
+        rounded = fake_e4m3(x.reshape(BLOCK // 64, 64), 1).reshape(1, BLOCK)
+        x = tl.where(columns < DIM - ROPE, rounded, x)
+    tl.store(kv + columns, to_bf16(x), mask=inside)
 
 
 @kernel
@@ -99,23 +114,42 @@ def _queries(
 ):  # fmt: skip
     """Grid (tiles of heads, then of index heads; N), of queries [N, HEADS * DIM + INDEX_HEADS * INDEX_DIM]."""
     tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    source = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM)
+    source, row_turns = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM), turns + row * ROPE
     tiles: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     if tile < tiles:
-        head = (tile * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS))[:, None]
-        columns = tl.arange(0, BLOCK)[None, :]
-        inside = (head < HEADS) & (columns < DIM)
-        x = tl.load(source + head * DIM + columns, mask=inside, other=0.0).to(tl.float32)
-        x = rotate(_head_norm(x, DIM, eps), turns + row * ROPE, DIM, ROPE)
-        tl.store(q + (row * HEADS + head) * DIM + columns, to_bf16(x), mask=inside)
+        first = tile * BLOCK_HEADS
+        _turn_heads(source, row_turns, q + row * HEADS * DIM, first, eps, HEADS, DIM, ROPE, BLOCK_HEADS, BLOCK)
     elif INDEX_HEADS > 0:
-        head = ((tile - tiles) * BLOCK_INDEX + tl.arange(0, BLOCK_INDEX))[:, None]
-        columns = tl.arange(0, INDEX_DIM)[None, :]
-        inside = head < INDEX_HEADS
-        x = tl.load(source + HEADS * DIM + head * INDEX_DIM + columns, mask=inside, other=0.0).to(tl.float32)
-        x = hadamard(to_bf16(rotate(x, turns + row * ROPE, INDEX_DIM, ROPE)))
-        x = fake_e2m1(round_bf16(x).reshape(BLOCK_INDEX, INDEX_DIM // 32, 32), 2).reshape(BLOCK_INDEX, INDEX_DIM)
-        tl.store(index_q + (row * INDEX_HEADS + head) * INDEX_DIM + columns, to_bf16(x), mask=inside)
+        first = (tile - tiles) * BLOCK_INDEX
+        target = index_q + row * INDEX_HEADS * INDEX_DIM
+        _turn_index_heads(source + HEADS * DIM, row_turns, target, first, INDEX_HEADS, INDEX_DIM, ROPE, BLOCK_INDEX)
+
+
+@kernel
+def _turn_heads(
+    source, turns, target, first, eps,
+    HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Normalise heads and rotate them."""
+    head = (first + tl.arange(0, BLOCK_HEADS))[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    inside = (head < HEADS) & (columns < DIM)
+    x = tl.load(source + head * DIM + columns, mask=inside, other=0.0).to(tl.float32)
+    x = rotate(_head_norm(x, DIM, eps), turns, DIM, ROPE)
+    tl.store(target + head * DIM + columns, to_bf16(x), mask=inside)
+
+
+@kernel
+def _turn_index_heads(
+    source, turns, target, first, HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr
+):
+    """Rotate, spread by the Hadamard matrix, and round to FP4."""
+    head = (first + tl.arange(0, BLOCK_HEADS))[:, None]
+    columns = tl.arange(0, DIM)[None, :]
+    x = tl.load(source + head * DIM + columns, mask=head < HEADS, other=0.0).to(tl.float32)
+    x = round_bf16(hadamard(to_bf16(rotate(x, turns, DIM, ROPE))))
+    x = fake_e2m1(x.reshape(BLOCK_HEADS, DIM // 32, 32), 2).reshape(BLOCK_HEADS, DIM)
+    tl.store(target + head * DIM + columns, to_bf16(x), mask=head < HEADS)
 
 
 @kernel

@@ -19,18 +19,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from agent.config import POCKET_DIR
 from engine import CheckpointError, Engine, EngineConfig, EngineError, ModelConfig, Roll, SamplingParams, Sequence
+from engine.attention import Attention, layer_frequencies
 from engine.checkpoint import Checkpoint
 from engine.checkpoint_writer import random_weights, write_checkpoint
 from engine.model import Model
+from engine.moe import MoE
 from engine.numerics import Numerics
 from engine.parallel import Parallel, check_ranks
 from engine.sequence import Stored
+from engine.weights import Weights
+from kernels.dispatch import Ops
 from tests.agent.real_session import killed
 from tests.engine.test_engine import CONFIG, run_async
 
@@ -187,6 +192,32 @@ def test_state_of_any_number_of_ranks_goes_on_at_any_other(engines: Engines) -> 
                     assert got == expected, (writer, reader, rolls)
 
     engines.run(check())
+
+
+@pytest.mark.parametrize("numerics", ["plain", "official"])
+def test_the_parts_of_experts_and_of_outputs_add_up_to_the_whole(tmp_path: Path, numerics: str) -> None:
+    """`official` rounds the sum alone, so the whole may lie a bf16 step or two away: layer by layer, since a model amplifies that."""
+    config = dataclasses.replace(CONFIG, hidden_size=128, q_lora_rank=128, o_lora_rank=128, moe_intermediate_size=256)
+    write_checkpoint(tmp_path, config, random_weights(config, seed=5))
+    checkpoint, choice = Checkpoint.open(tmp_path, config), Numerics(numerics)
+    ops = Ops(choice.rounding, "torch")
+    x, ids = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)), np.arange(40)
+    turns = ops.rope_table(np.arange(40), layer_frequencies(config, 4))
+    o = torch.randn(40, config.num_attention_heads, config.head_dim, generator=torch.Generator().manual_seed(2))
+
+    def layer_outputs(parallel: Parallel) -> tuple[Tensor, Tensor]:
+        weights = Weights(checkpoint, parallel, "layers.2.")
+        ffn, attn = (
+            MoE(weights.inside("ffn."), config, False, ops),
+            Attention(weights.inside("attn."), config, 4, choice, ops),
+        )
+        heads = parallel.share(config.num_attention_heads)
+        return ops.moe(x, ids, ffn.weights), ops.output(o[:, heads.start : heads.stop].clone(), turns, attn.output)
+
+    parts = zip(*(layer_outputs(Parallel(rank, 2)) for rank in range(2)))
+    for whole, (first, second) in zip(layer_outputs(Parallel()), parts):
+        total, most = choice.rounding.bf16(first + second), float(whole.abs().max())
+        assert float((total - whole).abs().max()) <= (NOISE if numerics == "plain" else 2**-6) * most
 
 
 # A rank that ends.
