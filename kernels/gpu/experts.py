@@ -35,14 +35,13 @@ def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: flo
     num_rows, width = x.shape
     inner, shared_inner = w13.codes.shape[1] * 32, len(shared.data) // 2
     hidden = Hidden(x.new_empty(plan.order.numel(), inner), x.new_empty(num_rows, shared_inner))
-    shared_tiles = -(-num_rows // tokens)
+    num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
-    groups = plan.arrivals.shape[1]
     launch(
-        _gate_up, (groups * 256 // rows, shared_tiles + len(plan.tiles)),
+        _gate_up, (plan.arrivals.shape[1] * 256 // rows, num_shared_tiles + len(plan.tiles)),
         x, *w13, *shared, plan.weights, plan.order, plan.num_tiles, plan.tiles, plan.arrivals, *hidden,
-        num_rows, shared_tiles, limit,
-        K=width, INNER=inner, SHARED_INNER=shared_inner, GROUPS=groups, SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
+        num_rows, num_shared_tiles, width, inner, shared_inner, limit,
+        SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return hidden
@@ -51,20 +50,20 @@ def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: flo
 def down(hidden: Hidden, plan: Plan, w2: PackedFp4, shared: Fp8Weight, tokens: int, out_dtype: torch.dtype) -> Tensor:
     """Second products, added over a row's experts in ascending order and the shared one: [N, D]."""
     num_rows, width = len(hidden.shared), len(shared.data)
-    shared_tiles = -(-num_rows // tokens)
+    num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
     routed_out = hidden.shared.new_empty(plan.order.numel(), width)
     shared_out = torch.empty(num_rows, width, dtype=out_dtype, device=routed_out.device)
     launch(
-        _down, (width // rows, shared_tiles + len(plan.tiles)),
-        *hidden, *w2, *shared, plan.order, plan.num_tiles, plan.tiles, routed_out, shared_out, num_rows, shared_tiles,
-        WIDTH=width, INNER=hidden.routed.shape[1], SHARED_INNER=hidden.shared.shape[1], ROWS=rows, TOKENS=tokens,
+        _down, (width // rows, num_shared_tiles + len(plan.tiles)),
+        *hidden, *w2, *shared, plan.order, plan.num_tiles, plan.tiles, routed_out, shared_out, num_rows, num_shared_tiles,
+        width, hidden.routed.shape[1], hidden.shared.shape[1], ROWS=rows, TOKENS=tokens,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     out = torch.empty_like(shared_out)
     launch(
-        _add, (num_rows, -(-width // 1024)), routed_out, shared_out, plan.experts, out,
-        WIDTH=width, SLOTS=plan.weights.shape[1], COLUMNS=1024,
+        _add, (num_rows, -(-width // 1024)), routed_out, shared_out, plan.experts, out, width,
+        SLOTS=plan.weights.shape[1], COLUMNS=1024,
     )  # fmt: skip
     return out
 
@@ -77,101 +76,99 @@ def _tile(tokens: int) -> tuple[int, int, int]:
 @kernel
 def _gate_up(
     x, codes, scale, shared_data, shared_scale, weights, order, num_tiles, tiles, arrivals, routed, shared,
-    num_rows, shared_tiles, limit,
-    K: tl.constexpr, INNER: tl.constexpr, SHARED_INNER: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    num_rows, num_shared_tiles, width, inner, shared_inner, limit,
+    SLOTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows of weights, tiles): ROWS / 2 columns of hidden, for the rows of one tile."""
     block, tile = tl.program_id(0), tl.program_id(1)
-    counter = arrivals + tile * GROUPS + block * (ROWS // 2) // 128
+    counter = arrivals + tile * (tl.num_programs(0) * ROWS // 256) + block * (ROWS // 2) // 128
     token = tl.arange(0, TOKENS)
-    if tile < shared_tiles:
-        if block * (ROWS // 2) < SHARED_INNER:
+    if tile < num_shared_tiles:
+        if block * (ROWS // 2) < shared_inner:
             first = tile * TOKENS
             row = tl.minimum(first + token, num_rows - 1)
             at = tl.arange(0, ROWS)  # gate and up rows in turns of eight
-            out = at // 8 % 2 * SHARED_INNER + block * (ROWS // 2) + at // 16 * 8 + at % 8
-            acc = _shared_product(x, row * K, shared_data, shared_scale, out, K, ROWS, TOKENS)
+            out = at // 8 % 2 * shared_inner + block * (ROWS // 2) + at // 16 * 8 + at % 8
+            acc = _shared_product(x, row * width, shared_data, shared_scale, out, width, ROWS, TOKENS)
             hidden = _swiglu(acc, limit, ROWS, TOKENS)
             count = tl.minimum(num_rows - first, TOKENS)
-            _store_hidden(shared, counter, hidden, first, count, block, SHARED_INNER, ROWS, TOKENS)
-    elif (tile - shared_tiles < tl.load(num_tiles)) & (block * (ROWS // 2) < INNER):
-        tiles += (tile - shared_tiles) * 3
+            _store_hidden(shared, counter, hidden, first, count, block, shared_inner, ROWS, TOKENS)
+    elif (tile - num_shared_tiles < tl.load(num_tiles)) & (block * (ROWS // 2) < inner):
+        tiles += (tile - num_shared_tiles) * 3
         expert, first, count = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2)
         pair = tl.load(order + first + tl.minimum(token, count - 1))
-        start = (expert.to(tl.int64) * (INNER // 32) + block * (ROWS // 64)) * (K // 128 * 64)
-        acc = _routed_product(x, pair // SLOTS * K, codes + start * 64, scale + start, K, ROWS, TOKENS)
+        start = (expert.to(tl.int64) * (inner // 32) + block * (ROWS // 64)) * (width // 128 * 64)
+        acc = _routed_product(x, pair // SLOTS * width, codes + start * 64, scale + start, width, ROWS, TOKENS)
         hidden = _swiglu(acc, limit, ROWS, TOKENS) * tl.load(weights + pair)[None, :]
-        _store_hidden(routed, counter, hidden, first, count, block, INNER, ROWS, TOKENS)
+        _store_hidden(routed, counter, hidden, first, count, block, inner, ROWS, TOKENS)
 
 
 @kernel
 def _down(
     routed, shared, codes, scale, shared_data, shared_scale, order, num_tiles, tiles, routed_out, shared_out,
-    num_rows, shared_tiles,
-    WIDTH: tl.constexpr, INNER: tl.constexpr, SHARED_INNER: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    num_rows, num_shared_tiles, width, inner, shared_inner, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows of weights, tiles): ROWS columns of the products, for the rows of one tile; those of a pair go to its number."""
     block, tile = tl.program_id(0), tl.program_id(1)
     token, column = tl.arange(0, TOKENS), block * ROWS + tl.arange(0, ROWS)
-    if tile < shared_tiles:
+    if tile < num_shared_tiles:
         row = tile * TOKENS + token
         read = tl.minimum(row, num_rows - 1)
         acc = _shared_product(
-            shared, read * SHARED_INNER, shared_data, shared_scale, column, SHARED_INNER, ROWS, TOKENS
+            shared, read * shared_inner, shared_data, shared_scale, column, shared_inner, ROWS, TOKENS
         )
-        at = shared_out + row.to(tl.int64)[None, :] * WIDTH + column[:, None]
+        at = shared_out + row.to(tl.int64)[None, :] * width + column[:, None]
         acc = to_bf16(acc) if shared_out.dtype.element_ty == tl.bfloat16 else acc
         tl.store(at, acc, mask=(row < num_rows)[None, :])
-    elif tile - shared_tiles < tl.load(num_tiles):
-        tiles += (tile - shared_tiles) * 3
+    elif tile - num_shared_tiles < tl.load(num_tiles):
+        tiles += (tile - num_shared_tiles) * 3
         expert, first, count = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2)
         row = first + tl.minimum(token, count - 1)
-        start = (expert.to(tl.int64) * (WIDTH // 64) + block * (ROWS // 64)) * (INNER // 128 * 64)
-        acc = _routed_product(routed, row * INNER, codes + start * 64, scale + start, INNER, ROWS, TOKENS)
-        at = routed_out + tl.load(order + row).to(tl.int64)[None, :] * WIDTH + column[:, None]
+        start = (expert.to(tl.int64) * (width // 64) + block * (ROWS // 64)) * (inner // 128 * 64)
+        acc = _routed_product(routed, row * inner, codes + start * 64, scale + start, inner, ROWS, TOKENS)
+        at = routed_out + tl.load(order + row).to(tl.int64)[None, :] * width + column[:, None]
         tl.store(at, to_bf16(acc), mask=(token < count)[None, :])
 
 
 @kernel
-def _add(routed, shared, experts, out, WIDTH: tl.constexpr, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add(routed, shared, experts, out, width, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid (rows, columns): the products of a row's experts in order of slots, then that of the shared expert."""
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    mask = column < WIDTH
+    mask = column < width
     total = tl.zeros((COLUMNS,), tl.float32)
     for slot in tl.static_range(SLOTS):
         pair = row * SLOTS + slot
         here = tl.load(experts + pair) + tl.zeros((COLUMNS,), tl.int32) >= 0
-        total += tl.load(routed + pair * WIDTH + column, mask=mask & here, other=0.0).to(tl.float32)
-    total += tl.load(shared + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(routed + pair * width + column, mask=mask & here, other=0.0).to(tl.float32)
+    total += tl.load(shared + row * width + column, mask=mask, other=0.0).to(tl.float32)
     total = to_bf16(total) if out.dtype.element_ty == tl.bfloat16 else total
-    tl.store(out + row * WIDTH + column, total, mask=mask)
+    tl.store(out + row * width + column, total, mask=mask)
 
 
 @kernel
-def _routed_product(x, token, codes, scale, K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+def _routed_product(x, token, codes, scale, width, ROWS: tl.constexpr, TOKENS: tl.constexpr):
     """The tiles from codes and scale on, ROWS rows and all columns, times the rows of x that start at `token` [TOKENS]: float32
     [ROWS, TOKENS]."""
     tile, row = tile_rows(ROWS)
-    codes += (tile * (K // 128 * 4096) + row * 64)[:, None] + tl.arange(0, 64)[None, :]
-    scale += tile * (K // 128 * 64) + row
+    codes += (tile * (width // 128 * 4096) + row * 64)[:, None] + tl.arange(0, 64)[None, :]
+    scale += tile * (width // 128 * 64) + row
     x += token[None, :] + tl.arange(0, 128)[:, None]
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
-    for step in range(K // 128):
+    for step in range(width // 128):
         acc = dot(unpack(tl.load(codes + step * 4096), tl.load(scale + step * 64)), tl.load(x + step * 128), acc)
     return acc
 
 
 @kernel
-def _shared_product(x, token, data, scale, out, K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+def _shared_product(x, token, data, scale, out, width, ROWS: tl.constexpr, TOKENS: tl.constexpr):
     """Rows `out` [ROWS] of an FP8 weight times the rows of x that start at `token` [TOKENS]: float32 [ROWS, TOKENS]."""
-    data += out[:, None] * K + tl.arange(0, 128)[None, :]
-    scale += out * (K // 128)
+    data += out[:, None] * width + tl.arange(0, 128)[None, :]
+    scale += out * (width // 128)
     x += token[None, :] + tl.arange(0, 128)[:, None]
     acc = tl.zeros((ROWS, TOKENS), tl.float32)
     factor = tl.load(scale)
-    for step in range(K // 128):
-        following = tl.load(scale + tl.minimum(step + 1, K // 128 - 1))  # a step ahead: nothing may wait for it
+    for step in range(width // 128):
+        following = tl.load(scale + tl.minimum(step + 1, width // 128 - 1))  # a step ahead: nothing may wait for it
         acc += dot(widen_e4m3(tl.load(data + step * 128)), tl.load(x + step * 128)) * from_e8m0(factor)[:, None]
         factor = following
     return acc
@@ -187,22 +184,20 @@ def _swiglu(acc, limit, ROWS: tl.constexpr, TOKENS: tl.constexpr):
 
 
 @kernel
-def _store_hidden(
-    out, counter, hidden, first, count, block, WIDTH: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr
-):
+def _store_hidden(out, counter, hidden, first, count, block, width, ROWS: tl.constexpr, TOKENS: tl.constexpr):
     """Store a part of hidden in bf16; the program that completes a block of 128 columns rounds it to e4m3."""
     token = tl.arange(0, TOKENS)
-    at = out + (first + token)[None, :].to(tl.int64) * WIDTH + (block * (ROWS // 2) + tl.arange(0, ROWS // 2))[:, None]
+    at = out + (first + token)[None, :].to(tl.int64) * width + (block * (ROWS // 2) + tl.arange(0, ROWS // 2))[:, None]
     tl.store(at, to_bf16(hidden), mask=(token < count)[None, :])
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == 256 // ROWS - 1:
-        _round_block(out, first, count, block * (ROWS // 2) // 128 * 128, WIDTH, TOKENS)
+        _round_block(out, first, count, block * (ROWS // 2) // 128 * 128, width, TOKENS)
 
 
 @kernel
-def _round_block(hidden, first, count, first_column, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+def _round_block(hidden, first, count, first_column, width, TOKENS: tl.constexpr):
     token, column = tl.arange(0, TOKENS), first_column + tl.arange(0, 128)
-    at = hidden + (first + token)[:, None].to(tl.int64) * WIDTH + column[None, :]
+    at = hidden + (first + token)[:, None].to(tl.int64) * width + column[None, :]
     mask = (token < count)[:, None]
     values = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
     tl.store(at, to_bf16(fake_e4m3(values, 1)), mask=mask)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.gpu.jit import kernel, launch, tl
+from kernels.gpu.jit import kernel, launch, next_power_of_two, tl
 from kernels.gpu.quant import fake_e4m3, to_bf16
 
 BLOCK_ROWS = 16  # routed by one program
@@ -35,7 +35,7 @@ def plan(
     num_experts, device, k = scores.shape[1], x.device, w.k
     pairs = num_rows * k
     most_tiles = min(pairs, pairs // tokens + num_here)
-    blocks = -(-num_rows // BLOCK_ROWS)
+    num_blocks = -(-num_rows // BLOCK_ROWS)
 
     def ints(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
@@ -45,41 +45,36 @@ def plan(
         ints(most_tiles + -(-num_rows // tokens), groups),
     )  # fmt: skip
     rounded = torch.empty_like(x)
-    counts = ints(blocks, num_here)
-    hashed, alone = len(w.tid2eid) > 0, blocks == 1
-    slots, bins = _power_of_2(k), _power_of_2(num_here)
-    rows = min(BLOCK_ROWS, _power_of_2(num_rows))
-    shape = {"HERE": num_here, "BINS": bins, "K": k, "SLOTS": slots}
+    counts = ints(num_blocks, num_here)
+    hashed, alone = len(w.tid2eid) > 0, num_blocks == 1
+    bins = next_power_of_two(num_here)
+    shape = {"ROWS": 1 if num_rows == 1 else BLOCK_ROWS, "K": k, "SLOTS": next_power_of_two(k)}
     launch(
-        _route, (blocks + -(-num_rows * width // 2048),),
+        _route, (num_blocks + -(-num_rows * width // 2048),),
         x, rounded, num_rows * width // 128, scores, ids, w.tid2eid if hashed else w.bias, counts, *out, num_rows,
-        blocks, first_expert, w.factor, most_tiles, out.arrivals.numel(),
-        EXPERTS=num_experts, COLUMNS=_power_of_2(num_experts), HASHED=hashed, ALONE=alone, ROWS=rows, TOKENS=tokens, **shape,
+        num_blocks, num_experts, num_here, first_expert, tokens, w.factor, out.arrivals.numel(),
+        COLUMNS=next_power_of_two(num_experts), BINS=bins, HASHED=hashed, ALONE=alone, **shape,
     )  # fmt: skip
     if not alone:
         launch(
-            _scan, (1,), counts, out.num_tiles, out.tiles, out.arrivals, blocks, out.arrivals.numel(),
-            HERE=num_here, BINS=bins, TOKENS=tokens, BLOCKS=16, num_warps=8,
+            _scan, (1,), counts, out.num_tiles, out.tiles, out.arrivals, num_blocks, num_here, tokens,
+            out.arrivals.numel(), BINS=bins, BLOCKS=16, num_warps=8,
         )  # fmt: skip
-        launch(_place, (blocks,), counts, out.experts, out.order, num_rows, ROWS=rows, **shape)
+        launch(_place, (num_blocks,), counts, out.experts, out.order, num_rows, num_here, **shape)
     return out, rounded
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << max(n - 1, 0).bit_length()
 
 
 @kernel
 def _route(
-    x, rounded, num_blocks_of_x, scores, ids, table, counts, weights, experts, order, num_tiles, tiles, arrivals, num_rows,
-    blocks, first_expert, factor, most_tiles, num_arrivals,
-    EXPERTS: tl.constexpr, COLUMNS: tl.constexpr, HASHED: tl.constexpr, ALONE: tl.constexpr, ROWS: tl.constexpr,
-    TOKENS: tl.constexpr, HERE: tl.constexpr, BINS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    x, rounded, num_x_blocks, scores, ids, table, counts, weights, experts, order, num_tiles, tiles, arrivals, num_rows,
+    num_blocks, num_experts, num_here, num_before, num_tokens, factor, num_arrivals,
+    COLUMNS: tl.constexpr, BINS: tl.constexpr, HASHED: tl.constexpr, ALONE: tl.constexpr,
+    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """The first `blocks` programs choose experts, the others round x. A block that is alone also sorts."""
+    """The first `num_blocks` programs choose experts, the others round x. A block that is alone also sorts."""
     block = tl.program_id(0)
-    if block >= blocks:
-        _round(x, rounded, block - blocks, num_blocks_of_x)
+    if block >= num_blocks:
+        _round(x, rounded, block - num_blocks, num_x_blocks)
         return
     row = block * ROWS + tl.arange(0, ROWS)
     if HASHED:
@@ -87,31 +82,30 @@ def _route(
         slot = tl.arange(0, SLOTS)[None, :]
         chosen = tl.load(table + token.to(tl.int64)[:, None] * K + slot, mask=slot < K, other=0)
     else:
-        chosen = _best(scores, table, row, num_rows, EXPERTS, COLUMNS, ROWS, K, SLOTS)
-    _weigh(scores, chosen, row, num_rows, weights, experts, first_expert, factor, EXPERTS, HERE, ROWS, K, SLOTS)
+        chosen = _best(scores, table, row, num_rows, num_experts, COLUMNS, ROWS, K, SLOTS)
+    _weigh(scores, chosen, row, num_rows, weights, experts, num_experts, num_here, num_before, factor, ROWS, K, SLOTS)
     tl.debug_barrier()
-    _count(counts, experts, block, num_rows, HERE, BINS, ROWS, K, SLOTS)
+    _count(counts, experts, block, num_rows, num_here, BINS, ROWS, K, SLOTS)
     if ALONE:
         tl.debug_barrier()
-        _order_experts(counts, num_tiles, tiles, arrivals, 1, num_arrivals, HERE, BINS, TOKENS, 1)
+        _order_experts(counts, num_tiles, tiles, arrivals, 1, num_here, num_tokens, num_arrivals, BINS, 1)
         tl.debug_barrier()
-        _place_block(counts, experts, order, 0, num_rows, HERE, ROWS, K, SLOTS)
+        _place_block(counts, experts, order, 0, num_rows, num_here, ROWS, K, SLOTS)
 
 
 @kernel
 def _scan(
-    counts, num_tiles, tiles, arrivals, blocks, num_arrivals,
-    HERE: tl.constexpr, BINS: tl.constexpr, TOKENS: tl.constexpr, BLOCKS: tl.constexpr,
+    counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals,
+    BINS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    _order_experts(counts, num_tiles, tiles, arrivals, blocks, num_arrivals, HERE, BINS, TOKENS, BLOCKS)
+    _order_experts(counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals, BINS, BLOCKS)
 
 
 @kernel
 def _place(
-    counts, experts, order, num_rows,
-    HERE: tl.constexpr, BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    counts, experts, order, num_rows, num_here, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr
 ):  # fmt: skip
-    _place_block(counts, experts, order, tl.program_id(0), num_rows, HERE, ROWS, K, SLOTS)
+    _place_block(counts, experts, order, tl.program_id(0), num_rows, num_here, ROWS, K, SLOTS)
 
 
 @kernel
@@ -136,17 +130,17 @@ def activation(y):
 
 @kernel
 def _best(
-    scores, bias, row, num_rows,
-    EXPERTS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    scores, bias, row, num_rows, num_experts,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The K best of score + bias, ties to the lower expert: int32 [ROWS, SLOTS]."""
     expert, slot = tl.arange(0, COLUMNS)[None, :], tl.arange(0, SLOTS)[None, :]
-    exists = expert < EXPERTS
-    y = tl.load(scores + row[:, None] * EXPERTS + expert, mask=exists & (row < num_rows)[:, None], other=0.0)
+    exists = expert < num_experts
+    y = tl.load(scores + row[:, None] * num_experts + expert, mask=exists & (row < num_rows)[:, None], other=0.0)
     left = tl.where(exists, activation(y) + tl.load(bias + expert, mask=exists, other=0.0), -float("inf"))
     chosen = tl.zeros((ROWS, SLOTS), tl.int32)
     for i in tl.static_range(K):
-        best = tl.minimum(tl.argmax(left, 1, tie_break_left=True), EXPERTS - 1)[:, None]
+        best = tl.minimum(tl.argmax(left, 1, tie_break_left=True), num_experts - 1)[:, None]
         chosen = tl.where(slot == i, best, chosen)
         left = tl.where(expert == best, -float("inf"), left)
     return chosen
@@ -154,21 +148,21 @@ def _best(
 
 @kernel
 def _weigh(
-    scores, chosen, row, num_rows, weights, experts, first_expert, factor,
-    EXPERTS: tl.constexpr, HERE: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    scores, chosen, row, num_rows, weights, experts, num_experts, num_here, num_before, factor,
+    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Store the weights and places of the chosen experts [ROWS, SLOTS], in ascending order."""
     slot = tl.arange(0, SLOTS)[None, :]
     valid = (slot < K) & (row < num_rows)[:, None]
-    y = tl.load(scores + row[:, None] * EXPERTS + chosen, mask=valid, other=0.0)
+    y = tl.load(scores + row[:, None] * num_experts + chosen, mask=valid, other=0.0)
     score = tl.where(valid, activation(y), 0.0)
     weight = score * (factor / tl.maximum(tl.sum(score, 1, keep_dims=True), 1e-37))
-    key = tl.where(slot < K, chosen, EXPERTS) * SLOTS + slot
+    key = tl.where(slot < K, chosen, num_experts) * SLOTS + slot
     rank = tl.sum((key[:, None, :] < key[:, :, None]).to(tl.int32), 2)
     at = row[:, None] * K + rank
-    place = chosen - first_expert
+    place = chosen - num_before
     tl.store(weights + at, weight, mask=valid)
-    tl.store(experts + at, tl.where((place >= 0) & (place < HERE), place, -1), mask=valid)
+    tl.store(experts + at, tl.where((place >= 0) & (place < num_here), place, -1), mask=valid)
 
 
 @kernel
@@ -182,61 +176,61 @@ def _pairs(experts, block, num_rows, ROWS: tl.constexpr, K: tl.constexpr, SLOTS:
 
 @kernel
 def _count(
-    counts, experts, block, num_rows,
-    HERE: tl.constexpr, BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    counts, experts, block, num_rows, num_here,
+    BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Store how many pairs of a block go to each expert."""
     _, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     bins = tl.arange(0, BINS)
     elsewhere = tl.sum((expert < 0).to(tl.int32), 0)
     count = tl.histogram(tl.maximum(expert, 0), BINS) - tl.where(bins == 0, elsewhere, 0)
-    tl.store(counts + block * HERE + bins, count, mask=bins < HERE)
+    tl.store(counts + block * num_here + bins, count, mask=bins < num_here)
 
 
 @kernel
 def _order_experts(
-    counts, num_tiles, tiles, arrivals, blocks, num_arrivals,
-    HERE: tl.constexpr, BINS: tl.constexpr, TOKENS: tl.constexpr, BLOCKS: tl.constexpr,
+    counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals,
+    BINS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Replace the counts of blocks by where their pairs start in the order; list the tiles."""
+    """Replace the counts of blocks by where their pairs start in the order; list the tiles, of at most `num_tokens` rows."""
     expert, step = tl.arange(0, BINS), tl.arange(0, BLOCKS)
     total = tl.zeros((BINS,), tl.int32)
-    for first in range(0, blocks, BLOCKS):
-        at = (first + step)[:, None] * HERE + expert[None, :]
-        total += tl.sum(tl.load(counts + at, mask=_inside(first + step, blocks, expert, HERE), other=0), 0)
+    for first in range(0, num_blocks, BLOCKS):
+        at = (first + step)[:, None] * num_here + expert[None, :]
+        total += tl.sum(tl.load(counts + at, mask=_inside(first + step, num_blocks, expert, num_here), other=0), 0)
     start = tl.cumsum(total, 0) - total
-    expert_tiles = (total + TOKENS - 1) // TOKENS
+    expert_tiles = (total + num_tokens - 1) // num_tokens
     first_tile = tl.cumsum(expert_tiles, 0) - expert_tiles
     tl.store(num_tiles, tl.sum(expert_tiles, 0))
     for i in range(tl.max(expert_tiles, 0)):
         at, mask = tiles + (first_tile + i) * 3, i < expert_tiles
         tl.store(at, expert, mask=mask)
-        tl.store(at + 1, start + i * TOKENS, mask=mask)
-        tl.store(at + 2, tl.minimum(total - i * TOKENS, TOKENS), mask=mask)
+        tl.store(at + 1, start + i * num_tokens, mask=mask)
+        tl.store(at + 2, tl.minimum(total - i * num_tokens, num_tokens), mask=mask)
     for first in range(0, num_arrivals, 1024):
         at = first + tl.arange(0, 1024)
         tl.store(arrivals + at, tl.zeros((1024,), tl.int32), mask=at < num_arrivals)
-    for first in range(0, blocks, BLOCKS):
-        at = (first + step)[:, None] * HERE + expert[None, :]
-        mask = _inside(first + step, blocks, expert, HERE)
+    for first in range(0, num_blocks, BLOCKS):
+        at = (first + step)[:, None] * num_here + expert[None, :]
+        mask = _inside(first + step, num_blocks, expert, num_here)
         count = tl.load(counts + at, mask=mask, other=0)
         tl.store(counts + at, start[None, :] + tl.cumsum(count, 0) - count, mask=mask)
         start += tl.sum(count, 0)
 
 
 @kernel
-def _inside(block, blocks, expert, HERE: tl.constexpr):
-    return (block < blocks)[:, None] & (expert < HERE)[None, :]
+def _inside(block, num_blocks, expert, num_here):
+    return (block < num_blocks)[:, None] & (expert < num_here)[None, :]
 
 
 @kernel
 def _place_block(
-    starts, experts, order, block, num_rows,
-    HERE: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    starts, experts, order, block, num_rows, num_here,
+    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Write the pairs of a block of rows at their places in the order, those of one expert by row."""
     pair, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     same_before = (expert[None, :] == expert[:, None]) & (pair[None, :] < pair[:, None])
     here = expert >= 0
-    start = tl.load(starts + block * HERE + expert, mask=here, other=0)
+    start = tl.load(starts + block * num_here + expert, mask=here, other=0)
     tl.store(order + start + tl.sum(same_before.to(tl.int32), 1), pair, mask=here)

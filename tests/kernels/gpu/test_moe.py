@@ -124,3 +124,31 @@ def test_parts_of_the_experts_add_up_to_all() -> None:
         assert got.dtype == torch.float32
         total += got
     close(total.bfloat16(), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+def test_bits_do_not_depend_on_the_tile(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = layer(experts=4, k=2)
+    x, ids = randn(18, 256, seed=9).bfloat16(), torch.zeros(18, dtype=torch.int32)
+    expected = moe(x, ids, ours)  # tiles of 16 rows, as for decode
+    monkeypatch.setattr("kernels.gpu.moe.tile_tokens", lambda num_pairs, num_experts: tokens)
+    assert torch.equal(moe(x, ids, ours), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 64, 600])
+@pytest.mark.parametrize(("width", "inner"), [(4096, 2048), (7168, 3072)])
+def test_real_shapes(width: int, inner: int, rows: int) -> None:
+    ours, theirs = layer(width, inner, experts=8, k=6, limit=10.0)
+    x, ids = randn(rows, width, seed=9).bfloat16(), torch.zeros(rows, dtype=torch.int64)
+    here = MoEWeights(*(to_gpu(value) for value in ours))
+    got = moe(x.cuda(), ids.int().cuda(), here)
+    close(got.cpu(), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL))
+    assert torch.equal(moe(x[:1].cuda(), ids[:1].int().cuda(), here), got[:1])
+
+
+def to_gpu(value: Any) -> Any:
+    """A tensor, or a weight of several, on the GPU; numbers stay."""
+    if isinstance(value, tuple):
+        return type(value)(*(part.cuda() for part in value))
+    return value.cuda() if isinstance(value, Tensor) else value
