@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import platformdirs
-
 try:
     import numba
+    import platformdirs
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
