@@ -9,11 +9,10 @@ from torch import Tensor
 from kernels import project as twins
 from kernels.dispatch import check_signature
 from kernels.gpu import jit
-from kernels.gpu.gemm import linear_bf16, linear_fp8, linear_quantised, quantise
 from kernels.gpu.project import output, project, rope_table
 from kernels.gpu.weights import Fp8Weight, fp8_weight
 from kernels.project import OutputWeights, ProjectWeights
-from kernels.quant import dequant_fp8_weight, fake_fp8, hadamard_matrix, pack_fp8_weight
+from kernels.quant import dequant_fp8_weight, hadamard_matrix, pack_fp8_weight
 from kernels.rope import rope_frequencies
 from kernels.rounding import Rounding
 
@@ -86,10 +85,11 @@ def on(value: Any, device: torch.device) -> Any:
 
 
 def close(got: Tensor, expected: Tensor, few: float = 0.0) -> None:
-    """Within the tolerance, but for a few values that are within a step of a coarse grid."""
+    """Within the tolerance, but for a few values that are within a step of a coarse grid; on a CPU nearly all are equal."""
     assert got.shape == expected.shape
     if not expected.numel():
         return
+    assert got.is_cuda or (got.bfloat16().float() != expected).float().mean() <= FEW
     error, most = (got.float().cpu() - expected).abs(), expected.abs().max()
     off = (error > TOLERANCE * (expected.abs() + most / 4)).float().mean()
     assert off <= few and (error <= most / 3).all(), (off, error.max(), most)
@@ -204,20 +204,4 @@ def same_bits(s: Sizes, rows: int, counts: tuple[int, ...], device: torch.device
 
 
 def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
-    same_bits(POCKET, 65, (1, 7, 17), CPU)
-
-
-def test_parts_of_a_long_sum_add_up_the_same_way_for_few_rows_and_many() -> None:
-    """A depth that is cut into two parts of unequal length, each with a program of its own for few rows."""
-    x, (weight, values) = randn(66, 1152, seed=9).bfloat16(), fp8(70, 1152, 1)
-    together = linear_fp8(x, weight)
-    close(together, fake_fp8(x.float(), 128) @ values)
-    for count in (1, 2, 16, 17, 64, 66):
-        assert torch.equal(linear_fp8(x[:count], weight), together[:count])
-        assert torch.equal(linear_quantised(*quantise(x[:count]), weight), together[:count])
-
-
-def test_bf16_weights_of_an_odd_depth() -> None:
-    x, weight = randn(3, 200, seed=9).bfloat16(), randn(70, 200, seed=1).bfloat16()
-    got = linear_bf16(x, weight, torch.float32)
-    torch.testing.assert_close(got, x.float() @ weight.float().t(), rtol=1e-5, atol=1e-4)
+    same_bits(POCKET, 18, (1, 2, 7, 16, 17), CPU)

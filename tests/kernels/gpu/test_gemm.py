@@ -1,0 +1,100 @@
+"""Linear layers against plain products of dequantised values, and their bits for few rows and many."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.gpu import jit
+from kernels.gpu.gemm import grouped_fp8, linear_bf16, linear_fp8, linear_quantised, quantise
+from kernels.gpu.weights import Fp8Weight, fp8_weight
+from kernels.quant import dequant_fp8_weight, fake_fp8, pack_fp8_weight
+
+pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
+
+CPU = torch.device("cpu")
+# Products are exact; of sums, a GPU's tensor cores keep 13 bits below the largest product of a step when they add FP8.
+TOLERANCE = 2**-12
+Linear = Callable[[Tensor], Tensor]  # x bf16 [N, K] -> float32 [N, out]
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fp8(out: int, depth: int, seed: int, device: torch.device) -> tuple[Fp8Weight, Tensor]:
+    """A random weight whose blocks have scales of their own, and its values [in, out]."""
+    size = 1 + 3 * (torch.arange(out) // 128 % 2)[:, None] + 7 * (torch.arange(depth) // 128 % 3)
+    data, scale = pack_fp8_weight(randn(out, depth, seed=seed) * size * depth**-0.5)
+    weight = fp8_weight(data, scale)
+    return Fp8Weight(weight.data.to(device), weight.scale.to(device)), dequant_fp8_weight(data, scale).t()
+
+
+def fp8_rows(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
+    weight, values = fp8(out, depth, 1, device)
+    return lambda x: linear_fp8(x, weight, torch.float32), lambda x: fake_fp8(x, 128) @ values
+
+
+def rounded_rows(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
+    weight, values = fp8(out, depth, 1, device)
+    return lambda x: linear_quantised(*quantise(x), weight, torch.float32), lambda x: fake_fp8(x, 128) @ values
+
+
+def groups(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
+    """Two of them."""
+    weights, values = zip(*(fp8(out // 2, depth // 2, seed, device) for seed in (1, 2)))
+    weight = Fp8Weight(*(torch.stack(parts) for parts in zip(*weights)))
+
+    def expected(x: Tensor) -> Tensor:
+        return torch.cat([part @ value for part, value in zip(x.chunk(2, 1), values)], 1)
+
+    return lambda x: grouped_fp8(x.unflatten(1, (2, -1)), weight, torch.float32), expected
+
+
+def bf16(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
+    weight = (randn(out, depth, seed=1) * depth**-0.5).bfloat16()
+    ours = weight.to(device)
+    return lambda x: linear_bf16(x, ours, torch.float32), lambda x: x @ weight.float().t()
+
+
+@pytest.fixture(autouse=True)
+def poisoned_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody wrote is NaN."""
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> Tensor:
+        return empty(*shape, **options).fill_(torch.nan)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+def agree(linear: Linear, expected: Linear, depth: int, counts: tuple[int, ...], device: torch.device = CPU) -> None:
+    """The last of the counts gives the right values, the others the same bits."""
+    x = randn(counts[-1], depth, seed=9).bfloat16()
+    values, x = expected(x.float()), x.to(device)
+    together = linear(x)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together.cpu(), values, rtol=0, atol=TOLERANCE * values.abs().max().item())
+    for count in counts[:-1]:
+        assert torch.equal(linear(x[:count]), together[:count]), count
+    order = randn(len(x), seed=10).argsort().to(device)
+    assert torch.equal(linear(x[order]), together[order])
+
+
+# K in one part; in several, of which the last is shorter; in an odd number of columns, which only rows in bf16 may have
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [(fp8_rows, 128), (fp8_rows, 2176), (rounded_rows, 1152), (groups, 384), (groups, 2048), (bf16, 200), (bf16, 1096)],
+)
+def test_few_rows_and_many(kind: Callable[..., tuple[Linear, Linear]], depth: int) -> None:
+    agree(*kind(70, depth, CPU), depth, (0, 1, 17, 64, 66))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [fp8_rows, rounded_rows, groups, bf16])
+@pytest.mark.parametrize(("out", "depth"), [(1536, 4096), (4096, 8192), (40_960, 1024), (7168, 16_384)])
+def test_weights_of_the_real_models(kind: Callable[..., tuple[Linear, Linear]], out: int, depth: int) -> None:
+    cuda = torch.device("cuda")
+    agree(*kind(out, depth, cuda), depth, (1, 2, 7, 16, 17, 33, 64, 65, 128, 300), cuda)
