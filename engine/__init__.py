@@ -4,6 +4,7 @@ from engine.bench import run_bench
 from engine.chain import Chain, Roll
 from engine.checkpoint_writer import write_checkpoint
 from engine.config import ModelConfig
+from engine.constraint import Constraint
 from engine.engine import Engine
 from engine.errors import CheckpointError, ContextFull, EngineError, StateError
 from engine.inspect import inspect_model
@@ -18,6 +19,7 @@ from engine.vocab import train_tokenizer
 __all__ = [
     "Chain",
     "CheckpointError",
+    "Constraint",
     "ContextFull",
     "Engine",
     "EngineConfig",

@@ -22,6 +22,7 @@ from engine.cache import Cache, page_bytes
 from engine.chain import Chain, Roll, digest
 from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
+from engine.constraint import Compiler
 from engine.errors import EngineError, RankLost
 from engine.model import Model
 from engine.parallel import Parallel, check_ranks
@@ -55,6 +56,7 @@ class Engine:
         self.layout = b""
         self.on_pressure: Callable[[Sequence], None] | None = None  # asks an idle sequence's owner to park it
         self._tokenizer: Tokenizer | None = None
+        self._compiler = Compiler(lambda: self.tokenizer, self.model_config.vocab_size)
         self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ids = count()
@@ -80,6 +82,7 @@ class Engine:
             engine._commands.put(None)
             await asyncio.to_thread(engine._thread.join)
             engine._loaders.shutdown(cancel_futures=True)
+            engine._compiler.close()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,7 +179,9 @@ class Engine:
         """Feed `ids`, then yield sampled tokens, a stop token too, up to `params.max_tokens`.
 
         Closing the generator leaves the sequence with exactly the tokens yielded. `on_prefill(done, total)` is called
-        on the event loop. Raises ContextFull when the tokens do not fit, EngineError for ids outside the vocabulary.
+        on the event loop. Raises ContextFull when the tokens do not fit, EngineError for ids outside the vocabulary
+        and for a constraint that is not possible; then the sequence is as before. A constraint that turns out too
+        complex for a step raises EngineError after the tokens sampled so far.
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[int | BaseException | None] = asyncio.Queue()
@@ -251,6 +256,9 @@ class Engine:
         wrong = next((i for i in ids if not 0 <= i < vocab), None)
         if wrong is not None:
             raise EngineError(f"token id {wrong} is outside the vocabulary of {vocab}")
+        params = request.params
+        if params.constraint is not None:
+            request.matcher = await asyncio.wrap_future(self._compiler.submit(params.constraint, params.stop_ids))
         await self._call(lambda: self._scheduler.add(request, list(ids)))
 
     async def _call(self, command: Callable[[], None]) -> None:

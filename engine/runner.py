@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.batch import Batch, Segment
 from engine.cache import Cache
+from engine.constraint import Matcher
 from engine.errors import RankLost
 from engine.graphs import steps_of
 from engine.model import Model
@@ -101,11 +102,31 @@ def _logit_rows(request: Request, segment: Segment) -> range:
 
 def _sample(rows: Tensor, request: Request) -> list[int]:
     """Sample after each draft as long as the one before it held; a stop token is the last."""
+    if request.matcher is not None:
+        return _sample_allowed(rows, request, request.matcher)
     greedy = rows.argmax(-1).tolist() if request.params.temperature == 0 else None
     sampled: list[int] = []
     for at, draft in enumerate([*request.seq.drafts, None]):
         draw = request.num_sampled + len(sampled)
         sampled.append(sample(rows[at].cpu(), request.params, draw) if greedy is None else greedy[at])
         if sampled[-1] != draft or sampled[-1] in request.params.stop_ids:
+            break
+    return sampled
+
+
+def _sample_allowed(rows: Tensor, request: Request, matcher: Matcher) -> list[int]:
+    """The same among the tokens that the constraint allows; none where it ends without one, or fails.
+
+    The matcher goes on over sampled tokens alone, so it never has to take a draft back.
+    """
+    sampled: list[int] = []
+    for at, draft in enumerate([*request.seq.drafts, None]):
+        allowed = matcher.allowed()  # ascending: of equal logits the lower token is taken here too
+        if not len(allowed):
+            break
+        logits = rows[at][allowed.to(rows.device)].cpu()
+        sampled.append(int(allowed[sample(logits, request.params, request.num_sampled + len(sampled))]))
+        matcher.accept(sampled[-1])
+        if sampled[-1] != draft or matcher.is_over or matcher.error is not None:
             break
     return sampled

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.constraint import Constraint
 from engine.errors import EngineError
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. Without a seed, draws are random."""
+    """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. Without a seed, draws are random.
+
+    `constraint`: what the sampled text may be. The request ends where nothing may follow, and otherwise by a stop id,
+    which can be sampled only where the text is complete. At `max_tokens` the text is cut.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -20,6 +25,7 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int = 1024
     stop_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -98,6 +98,10 @@ class Scheduler:
             seq.token_ids.append(token)
             request.num_sampled += 1
             request.on_token(token)
+        matcher = request.matcher
+        if matcher is not None and (matcher.is_over or matcher.error is not None):
+            self.finish(request, matcher.error)
+            return
         stopped = bool(sampled) and sampled[-1] in request.params.stop_ids
         fed = seq.num_waiting == (1 if sampled else 0)
         if stopped or (fed and request.num_sampled >= request.max_tokens):
@@ -139,6 +143,7 @@ class Scheduler:
         if extra > 0 and request.seq.request is request:
             del request.seq.token_ids[-extra:]
             request.num_sampled = request.num_taken
+            request.matcher = None  # it has seen what is taken back, and nothing asks it again
             request.seq.num_tokens = min(request.seq.num_tokens, len(request.seq.token_ids))
         self.finish(request, None)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from engine.chain import Chain
+from engine.constraint import Matcher
 from engine.drafts import Lookup
 from engine.pinned import PinnedHead
 from engine.sampling import SamplingParams
@@ -57,6 +58,12 @@ class Sequence:
         return len(self.token_ids) - self.num_tokens
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the last request had a constraint and sampled all of its text; else it was cut."""
+        matcher = self.request and self.request.matcher
+        return matcher is not None and matcher.is_over
+
+    @property
     def dropped_tokens(self) -> int:
         return self.chain.rolls[-1].dropped_tokens if self.chain.rolls else 0
 
@@ -67,7 +74,7 @@ class Request:
 
     `on_token`, `on_prefill(done, total)` and `on_done(error)` are called on the engine's thread. `num_taken` counts
     tokens the consumer has received: sampling stays a bounded number ahead, so that a cancel can take them back.
-    `scores` collects the logits of every fed token, [tokens, V] per step.
+    `scores` collects the logits of every fed token, [tokens, V] per step. `matcher` has seen every sampled token.
     """
 
     seq: Sequence
@@ -76,6 +83,7 @@ class Request:
     on_prefill: Callable[[int, int], None]
     on_done: Callable[[Exception | None], None]
     scores: list[Tensor] | None = None
+    matcher: Matcher | None = None
     is_load: bool = False
     num_prompt: int = 0
     max_tokens: int = 0

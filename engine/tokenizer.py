@@ -56,6 +56,10 @@ class Tokenizer:
         """Text of ids, control tokens spelled out."""
         return self._full.decode(list(ids), skip_special_tokens=False)
 
+    def to_json(self) -> str:
+        """All of it, as a tokenizer.json."""
+        return self._full.to_str()
+
     def token_id(self, text: str) -> int | None:
         """Id of one token by its exact spelling, or None."""
         return self._full.token_to_id(text)

@@ -32,6 +32,7 @@ HOMES = {
     "safetensors": ("engine",),
     "transformers": ("engine",),
     "tokenizers": ("engine",),
+    "llguidance": ("engine.constraint",),
     "sqlite_utils": ("memory",),
     "tree_sitter": ("tools",),
     "watchfiles": ("tools",),
