@@ -1,4 +1,5 @@
-"""Compiles every kernel of the bench's cases ahead of time: `python -m tests.kernels.gpu.aot 90 FAMILY...` prints a JSON line per kernel.
+"""Compiles the kernels of the bench's cases ahead of time: `python -m tests.kernels.gpu.aot 90 FAMILY [MODEL...]` prints a JSON line per
+kernel. Of the numbers of rows, one stands for all that get the same tiles.
 
 In a process of its own, because kernels that run in the interpreter cannot be compiled. Registers and spills are read from the machine
 code with the tools that Triton brings.
@@ -32,7 +33,10 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {"registers": registers, "spilled_bytes": max(stack, local)}
 
 
-def main(capability: int, families: list[str]) -> None:
+ROWS = (1, 64, 4096)
+
+
+def main(capability: int, family: str, models: list[str]) -> None:
     seen: set[str] = set()
     current = ""
 
@@ -44,11 +48,11 @@ def main(capability: int, families: list[str]) -> None:
             print(json.dumps(line | resources(compiled.asm["cubin"]), default=str), flush=True)
 
     with compiling(capability, report):
-        for family in families:
-            for case in importlib.import_module(f"kernels.bench.{family}").cases():
+        for case in importlib.import_module(f"kernels.bench.{family}").cases():
+            if case.rows in ROWS and case.shape.name in (models or [case.shape.name]):
                 current = case.name
                 case.build(torch.device("meta"))()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -17,9 +17,11 @@ MAY_SPILL: set[str] = set()  # kernels whose time is not spent in a loop, and wh
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("capability", [90, 100])
-def test_kernels_compile_without_spills(capability: int, family: str, clean_environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "tests.kernels.gpu.aot", str(capability), family]
+@pytest.mark.parametrize(("capability", "models"), [(90, ("flash", "pro")), (100, ("flash",))], ids=["sm_90", "sm_100"])
+def test_kernels_compile_without_spills(
+    capability: int, models: tuple[str, ...], family: str, clean_environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "tests.kernels.gpu.aot", str(capability), family, *models]
     result = subprocess.run(command, cwd=ROOT, env=clean_environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
