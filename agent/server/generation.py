@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from array import array
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -47,10 +48,13 @@ class Writing:
         self._parser = StreamParser(plan.is_thinking)
         self._decoded = engine.tokenizer.stream()
         self._stops = StopTexts(plan.stop)
+        self._started = time.perf_counter()
         self._read(plan.prefix)
 
     def token(self, token: int) -> bool:
         """Take in a sampled token; whether the message has ended."""
+        if not self.usage.output_tokens:
+            self.usage.prefill_s = time.perf_counter() - self._started
         self.usage.output_tokens += 1
         self._read(self._decoded.add(token))
         self.reasoning_tokens += self.output.is_reasoning

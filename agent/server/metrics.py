@@ -44,6 +44,8 @@ class Metrics:
             self.tokens[origin] += getattr(usage, origin)
         self.tokens["output"] += usage.output_tokens
         self.response_s.add(seconds)
+        if usage.output_tokens:
+            self.first_token_s.add(usage.prefill_s)
 
     def text(self, gauges: Mapping[str, float]) -> str:
         """All of it, and what is measured now."""

@@ -1,6 +1,7 @@
 """What an attacker sends: no token, foreign pages, other users' ids, broken JSON, clients that never read."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket as sockets
@@ -183,6 +184,22 @@ def test_a_client_that_never_reads_does_not_hold_others_up(server: Server, clien
         head = f"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n"
         silent.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         assert client.responses.create(model=MODEL, input=TELL).status == "completed"
+
+
+def test_a_client_that_never_reads_is_cut_off(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.server.http.WRITE_TIMEOUT_S", 0.3)
+    address = server.url.removeprefix("http://").split(":")
+    tool = {"type": "function", "name": "f", "description": "x" * 8_000_000}  # shown in events, not to the model
+    body = json.dumps({"model": MODEL, "input": "hi", "stream": True, "tools": [tool], "tool_choice": "none"})
+    head = f"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n"
+    with sockets.create_connection((address[0], int(address[1]))) as silent:
+        silent.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        time.sleep(2.0)
+        num_bytes = 0
+        with contextlib.suppress(ConnectionError):
+            while data := silent.recv(2**20):
+                num_bytes += len(data)
+    assert num_bytes < 20_000_000
 
 
 def test_the_event_loop_is_free_while_the_engine_works(server: Server, client: openai.OpenAI) -> None:
