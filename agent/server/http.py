@@ -5,18 +5,23 @@ come to be.
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
+from agent.encoding import EncodingError
 from agent.server.access import Access, User
 from agent.server.record import Record
 from agent.server.requests import create_request
-from agent.server.service import Service
+from agent.server.service import Service, failure
 from agent.server.socket import serve_socket
 from agent.server.wire import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
+from engine import EngineError
+from memory import StoreError
 
+log = logging.getLogger("holdfast.server")
 KEEPALIVE_S = 10.0
 WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
 SERVICE = web.AppKey("service", Service)
@@ -39,6 +44,9 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         answer = await handler(request)
     except ApiError as e:
         answer = error_response(e)
+    except (StoreError, EngineError, EncodingError) as e:
+        log.warning("%s: %s", route, e)
+        answer = error_response(failure(e))
     except web.HTTPException as e:
         code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(e.status)
         answer = error_response(ApiError(e.status, e.reason, code))

@@ -1,20 +1,17 @@
 """What a client may ask for: the body of a create request, checked. Must not know messages, tokens or sockets."""
 
-import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from agent.server.wire import ApiError, Json, bad, unsupported
-from engine import SamplingParams
 
 MAX_ITEMS = 20_000
 MAX_TOOLS = 512
 MAX_TEXT_CHARS = 12_000_000
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
-HAS_CONSTRAINTS = any(field.name == "constraint" for field in dataclasses.fields(SamplingParams))
 
 Short = Annotated[str, StringConstraints(max_length=512)]
 
@@ -95,7 +92,8 @@ def create_request(body: Json) -> Create:
 
 
 def _check_format(text: Json) -> None:
-    """`text.format`: plain text, or a JSON schema where the engine can hold the model to it."""
+    """`text.format`: plain text. A schema is checked and then refused, as long as the engine cannot hold a model to one;
+    `Service._prepare` is where its constraint would go into the sampling."""
     format_ = text.get("format") or {"type": "text"}
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
@@ -104,7 +102,7 @@ def _check_format(text: Json) -> None:
         name = format_.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(format_.get("schema"), dict):
             raise bad("text.format needs a name and a schema that is an object", "text.format")
-    if kind != "text" and not HAS_CONSTRAINTS:
+    if kind != "text":
         raise unsupported(
             f"text.format {kind} is not supported: this engine cannot hold a model to it yet", "text.format"
         )

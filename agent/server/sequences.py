@@ -103,9 +103,13 @@ class Sequences:
         if idle is None:
             return None
         held = idle.seq.token_ids
-        if not idle.is_saved:
+        try:
             await self._save(idle)
-        if len(held) < len(ids) and await asyncio.to_thread(lambda: held == ids[: len(held)]):
+            is_beginning = len(held) < len(ids) and await asyncio.to_thread(lambda: held == ids[: len(held)])
+        except BaseException:
+            await self._engine.release(idle.seq)
+            raise
+        if is_beginning:
             return idle.seq
         await self._engine.release(idle.seq)
         return None

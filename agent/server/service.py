@@ -4,6 +4,7 @@ Owns which records are in memory and who may see them. Must not know HTTP or soc
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from array import array
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from agent.app import App
-from agent.encoding import DSML, END_THINK, USER
+from agent.encoding import DSML, END_THINK, USER, EncodingError
 from agent.server.access import User
 from agent.server.generation import Plan, run
 from agent.server.items import Message, Opening, encode, fingerprints, normal_items, opening_of, talk_of
@@ -23,15 +24,21 @@ from agent.server.record import Record, record_of
 from agent.server.requests import Create, forced_call, function_tools
 from agent.server.sequences import Sequences
 from agent.server.wire import ApiError, Json, bad
-from engine import SamplingParams
+from engine import EngineError, SamplingParams
 from memory import ResponseStore, StoreError
 
+log = logging.getLogger("holdfast.server")
 MAX_ACTIVE = 32  # sampled at a time; the others wait
 MAX_WAITING = 1024
 MAX_RECORDS = 512  # in memory
 MAX_RECORD_TOKENS = 2**23
 COMPACT_REQUEST = "Sum up this conversation: what was asked, what was found and done, and what is still open."
 KEPT_MESSAGES = 4  # of the user that stay word for word when a conversation is made short
+
+
+def failure(error: Exception) -> ApiError:
+    """What a client gets to know of a failure that is not its own: the disk, the model."""
+    return ApiError(500, str(error), "server_error")
 
 
 @dataclass
@@ -96,6 +103,9 @@ class Service:
             record, plan = await self._prepare(user, request, local or {})
             if request.background:
                 await asyncio.to_thread(lambda: self.store.put_body(record.row(record.response)))
+        except (StoreError, EngineError, EncodingError) as e:
+            self._num_of[user.name] -= 1
+            raise failure(e) from e
         except BaseException:
             self._num_of[user.name] -= 1
             raise
@@ -307,6 +317,12 @@ class Service:
                 record.emit("response.queued", {"response": {**record.response, "status": "queued"}})
             async with self.slots:
                 usage = await run(record, plan, self.app.engine, self.sequences, self._finish)
+        except Exception:  # a fault of ours in one response must not end the others
+            log.exception("%s failed", record.id)
+            error = {"code": "server_error", "message": "the server made a mistake: its log says which"}
+            if not record.is_over:
+                await self._finish(record, {**record.response, "status": "failed", "error": error})
+            return
         finally:
             self._num_of[record.owner] -= 1
         self.metrics.response_ended(record.response["status"], time.monotonic() - started, usage)

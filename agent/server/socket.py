@@ -163,7 +163,7 @@ class Connection:
         record = self.running.get(id) if isinstance(id, str) else None
         try:
             if record is None or record.is_over:
-                known = isinstance(id, str) and await self.service.get(self.user, id, self.local)
+                known = isinstance(id, str) and id in self.service.records and await self._is_ours(id)
                 code = "response_already_completed" if known else "response_not_found"
                 raise ApiError(400, "only a response that runs on this connection can be steered", code)
             if len(record.steering) >= MAX_STEERS:
@@ -181,6 +181,9 @@ class Connection:
         await self._send(
             self._lane_of.get(record.id), {"type": "response.steer.accepted", "sequence_number": 0, "steer": steer}
         )
+
+    async def _is_ours(self, id: str) -> bool:
+        return await self.service.get(self.user, id, self.local) is not None
 
     def _keep(self, lane: Lane, record: Record) -> None:
         self.local[record.id], self._lane_of[record.id] = record, lane

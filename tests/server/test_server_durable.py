@@ -10,6 +10,8 @@ from typing import Any
 
 import openai
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.server.serving import ASK, KNOWN, MODEL, TELL, origins, served
 
@@ -133,3 +135,36 @@ def test_a_deleted_response_leaves_no_text_and_no_state(tmp_path: Path) -> None:
         database = server.running.service.app.database
         for table in ("responses", "tokens", "turns", "tail_uses"):
             assert database.rows(f"SELECT COUNT(*) FROM {table}")[0][0] == 0, table
+
+
+def test_a_graceful_stop_tells_websocket_clients_to_come_back_and_ends_what_runs(tmp_path: Path) -> None:
+    with served(tmp_path) as server, server.client() as client:
+        running = create(client, TELL, background=True)
+        url, headers = f"{server.url.replace('http', 'ws')}/v1/responses", {"Authorization": f"Bearer {server.token}"}
+        socket = connect(url, additional_headers=headers)
+    with pytest.raises(ConnectionClosed) as e:
+        socket.recv(timeout=10)
+    assert e.value.rcvd is not None and e.value.rcvd.code == 1012
+    with served(tmp_path) as server, server.client() as client:
+        assert client.responses.retrieve(running.id).status == "completed"
+
+
+def test_a_prefill_ahead_is_there_after_a_restart(tmp_path: Path) -> None:
+    with served(tmp_path) as server, server.client() as client:
+        ahead = create(client, "The house is red. " * 100, extra_body={"generate": False})
+    with served(tmp_path) as server, server.client() as client:
+        response = create(client, "hi", previous_response_id=ahead.id)
+        assert origins(response)["from_disk_tokens"] >= ahead.usage.input_tokens - 32
+
+
+def test_damaged_state_is_read_again_from_the_token_log(tmp_path: Path) -> None:
+    with served(tmp_path) as server, server.client() as client:
+        first = create(client, TELL)
+    for path in (tmp_path / "blobs" / "tails").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-50] + b"x" * 50)
+    with served(tmp_path) as server, server.client() as client:
+        second = create(client, ASK, previous_response_id=first.id)
+        assert second.output_text.strip() == KNOWN
+        assert origins(second)["prefilled_again_tokens"] == first.usage.total_tokens
+        assert origins(second)["why"] == "no stored state"
