@@ -23,6 +23,7 @@ from memory import StoreError
 
 log = logging.getLogger("holdfast.server")
 KEEPALIVE_S = 10.0
+BODY_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
 SERVICE = web.AppKey("service", Service)
 ACCESS = web.AppKey("access", Access)
@@ -73,7 +74,12 @@ async def read_json(request: web.Request) -> Json:
     """The body. Raises ApiError 415 for what is not sent as JSON: a page can send other types without asking."""
     if request.content_type != "application/json":
         raise ApiError(415, "send the body with Content-Type: application/json", "unsupported_media_type")
-    return await asyncio.to_thread(parse, await request.read())
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await request.read()
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", "request_timeout") from None
+    return await asyncio.to_thread(parse, body)
 
 
 async def create(request: web.Request) -> web.StreamResponse:

@@ -69,8 +69,10 @@ class Sequences:
             await self.drop(next(iter(self._idle)))
 
     async def drop(self, id: str, save: bool = True) -> None:
-        """Give up the sequence of a response, saved first unless nobody wants it."""
+        """Give up the sequence of a response, saved first unless nobody wants it; then no save of it is under way either."""
         idle = self._idle.pop(id, None)
+        if not save and id in self._saves:
+            await asyncio.wait({self._saves[id]})
         if idle is None:
             return
         if save:

@@ -18,6 +18,7 @@ from agent.server.http import SERVICE, application
 from agent.server.service import Service
 from agent.server.socket import SOCKETS, close_all
 
+IDLE_S = 60.0  # of a connection that has not sent a whole request head
 STOP_S = 5.0  # for responses under way to end by themselves
 OWNER = "owner"  # the user that the token of the data directory stands for
 
@@ -51,7 +52,9 @@ async def running(settings: Settings, access: Access, host: str, port: int) -> A
         web_app = application(service, access)
         web_app[SOCKETS] = set()
         web_app.router.add_post("/v1/chat/completions", create_chat)
-        runner = web.AppRunner(web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S)
+        runner = web.AppRunner(
+            web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, host, port)

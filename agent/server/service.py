@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from array import array
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class Service:
     is_stopping: bool = False
     _by_digest: "OrderedDict[tuple[int, bytes], Record]" = field(default_factory=OrderedDict)
     _sessions: dict[str, int] = field(default_factory=dict)
-    _num_of: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # under way, by user
+    _preparing: "Counter[str]" = field(default_factory=Counter)  # requests that are not responses yet, by user
 
     @classmethod
     @asynccontextmanager
@@ -96,19 +96,18 @@ class Service:
         if request.model != self.model:
             text = f"The model '{request.model[:100]}' does not exist: this server has '{self.model}'."
             raise ApiError(404, text, "model_not_found", "model")
-        if self._num_of[user.name] >= user.max_waiting or sum(self._num_of.values()) >= MAX_WAITING:
+        under_way = Counter(record.owner for record in self.in_flight()) + self._preparing
+        if under_way[user.name] >= user.max_waiting or under_way.total() >= MAX_WAITING:
             raise ApiError(429, "too many responses are waiting: try again later", "rate_limit_exceeded")
-        self._num_of[user.name] += 1
+        self._preparing[user.name] += 1
         try:
             record, plan = await self._prepare(user, request, local or {})
             if request.background:
                 await asyncio.to_thread(lambda: self.store.put_body(record.row(record.response)))
         except (StoreError, EngineError, EncodingError) as e:
-            self._num_of[user.name] -= 1
             raise failure(e) from e
-        except BaseException:
-            self._num_of[user.name] -= 1
-            raise
+        finally:
+            self._preparing[user.name] -= 1
         record.emit("response.created", {"response": record.response})
         self._remember(record)
         self.group.create_task(self._run(record, plan))
@@ -142,6 +141,7 @@ class Service:
         await self.sequences.drop(id, save=False)
         if row is not None:
             await asyncio.to_thread(self.store.remove, row)
+            await asyncio.to_thread(self.app.keeper.snapshots.gc)  # the state that only it could go on from
         return True
 
     def stop(self, record: Record) -> None:
@@ -323,8 +323,6 @@ class Service:
             if not record.is_over:
                 await self._finish(record, {**record.response, "status": "failed", "error": error})
             return
-        finally:
-            self._num_of[record.owner] -= 1
         self.metrics.response_ended(record.response["status"], time.monotonic() - started, usage)
 
     async def _finish(self, record: Record, response: Json) -> None:

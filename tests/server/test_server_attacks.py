@@ -234,3 +234,17 @@ def test_a_context_that_is_full_is_refused(tmp_path: Path) -> None:
             client.responses.create(model=MODEL, input="hi " * 5000)
         assert e.value.code == "context_length_exceeded" and "2048" in str(e.value)
         assert client.responses.create(model=MODEL, input=TELL).status == "completed"
+
+
+def test_a_request_that_never_comes_to_its_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.server.serve.IDLE_S", 0.5)
+    monkeypatch.setattr("agent.server.http.BODY_TIMEOUT_S", 0.5)
+    with served(tmp_path) as server:
+        address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        with sockets.create_connection(address, timeout=10) as slow:
+            slow.sendall(b"GET /v1/responses HTTP/1.1\r\nHost: local")
+            assert slow.recv(1000) == b""
+        with sockets.create_connection(address, timeout=10) as slow:
+            head = f"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n"
+            slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+            assert b" 408 " in slow.recv(1000)

@@ -133,8 +133,9 @@ def test_a_deleted_response_leaves_no_text_and_no_state(tmp_path: Path) -> None:
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(response.id)
         database = server.running.service.app.database
-        for table in ("responses", "tokens", "turns", "tail_uses"):
+        for table in ("responses", "tokens", "turns", "tail_uses", "tails", "pages"):
             assert database.rows(f"SELECT COUNT(*) FROM {table}")[0][0] == 0, table
+    assert not [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()]
 
 
 def test_a_graceful_stop_tells_websocket_clients_to_come_back_and_ends_what_runs(tmp_path: Path) -> None:
