@@ -5,6 +5,7 @@ Owns which records are in memory and who may see them. Must not know HTTP or soc
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from array import array
@@ -28,6 +29,7 @@ from engine import EngineError, SamplingParams
 from memory import ResponseStore, StoreError
 
 log = logging.getLogger("holdfast.server")
+ITEM_ID = re.compile(r"(?:rs|msg|fc|in)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
 MAX_ACTIVE = 32  # sampled at a time; the others wait
 MAX_WAITING = 1024
 MAX_RECORDS = 512  # in memory
@@ -166,7 +168,8 @@ class Service:
 
     async def count_input(self, user: User, request: Create) -> int:
         """Tokens that the model would read."""
-        base = await self._base(user, request, normal_items(request.input, "in_"), {})
+        given = await self._resolved(user, request.input, {})
+        base = await self._base(user, request, normal_items(given, "in_"), {})
         before = base.before.ids if base.before else array("i")
         return len(before) + len((await self._encoded(base))[0])
 
@@ -191,7 +194,8 @@ class Service:
 
     async def _prepare(self, user: User, request: Create, local: dict[str, Record]) -> tuple[Record, Plan]:
         id = f"resp_{secrets.token_hex(16)}"
-        given = await asyncio.to_thread(normal_items, request.input, f"in_{id[5:]}_")
+        wanted = await self._resolved(user, request.input, local)
+        given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
         base = await self._base(user, request, given, local)
         if not base.messages and request.generate:
             raise bad("there is nothing to answer: input is empty", "input", "missing_required_parameter")
@@ -237,6 +241,25 @@ class Service:
             return await self._by_content(user, request, [*await self._items_up_to(user, before, local), *given])
         digest = fingerprints(before.digest, said.messages)[-1] if said.messages else before.digest
         return Base(opening, [*before.system, *said.system], [*before.pending, *said.messages], digest, before)
+
+    async def _resolved(self, user: User, given: str | list[Json], local: dict[str, Record]) -> str | list[Json]:
+        """The input with the items that it only refers to; their ids say which response they are of."""
+        if isinstance(given, str):
+            return given
+        found: list[Json] = []
+        for number, item in enumerate(given):
+            if item.get("type") != "item_reference":
+                found.append(item)
+                continue
+            wanted = item.get("id")
+            of = ITEM_ID.fullmatch(wanted) if isinstance(wanted, str) else None
+            record = await self.get(user, f"resp_{of[1]}", local) if of else None
+            known = [*record.input, *record.response["output"]] if record else []
+            same = [other for other in known if other["id"] == wanted]
+            if not same:
+                raise bad(f"Item with id '{str(wanted)[:100]}' not found.", f"input[{number}].id", "item_not_found")
+            found += same[:1]
+        return found
 
     async def _previous(self, user: User, id: str | None, local: dict[str, Record]) -> Record | None:
         if id is None:

@@ -123,6 +123,17 @@ def test_a_conversation_that_comes_whole_is_found_by_content(client: openai.Open
     assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
 
 
+def test_items_may_be_referred_to(client: openai.OpenAI) -> None:
+    first = create(client, TELL)
+    said = client.responses.input_items.list(first.id).data[0]
+    items = [{"type": "item_reference", "id": item.id} for item in (said, first.output[0])]
+    second = create(client, [*items, {"role": "user", "content": ASK}])
+    assert second.output_text.strip() == KNOWN and origins(second)["new_tokens"] < 20
+    with pytest.raises(openai.BadRequestError) as e:
+        create(client, [{"type": "item_reference", "id": "msg_" + "0" * 33}])
+    assert e.value.code == "item_not_found"
+
+
 def test_a_tool_call_and_its_result(client: openai.OpenAI, workspace: Path) -> None:
     tools = agent_tools(workspace)
     first = create(client, WHERE, tools=tools, instructions=SYSTEM_TEXT)
