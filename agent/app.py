@@ -4,7 +4,7 @@ Owns which session a workspace means. Must not know who is in front: terminal, c
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ class App:
     """The engine and the store; `session` opens a timeline on them."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, store: SessionStore, keeper: Keeper, texts: ProtocolTexts,
+        self, settings: Settings, engine: Engine, database: Database, keeper: Keeper, texts: ProtocolTexts,
         opening_tokens: int = 0,
     ):  # fmt: skip
-        self.settings, self.engine, self.store, self.keeper = settings, engine, store, keeper
+        self.settings, self.engine, self.database, self.keeper, self.texts = settings, engine, database, keeper, texts
+        self.store = SessionStore(database)
+        self.park_other: Callable[[Sequence], Awaitable[None]] | None = None  # for sequences of no session
         # shorter than a page it is not worth finding; at the end of a block of every layer the tail is small
         self._shared_tokens = opening_tokens // BLOCK * BLOCK if opening_tokens >= EngineConfig.page_tokens else 0
-        self._texts = texts
         self._open: list[Session] = []
         self._parking: set[asyncio.Future[Any]] = set()
         engine.on_pressure = self._park
@@ -61,7 +62,7 @@ class App:
             )
             async with Engine.open(settings.model_dir, config) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
-                    yield cls(settings, engine, SessionStore(database), keeper, texts, opening_tokens)
+                    yield cls(settings, engine, database, keeper, texts, opening_tokens)
 
     async def session(
         self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False
@@ -82,7 +83,7 @@ class App:
             raise
         tools = toolset(Workspace(workspace), log.search)
         rolls = rolls_of(log.events())
-        live = Live(self.engine, seq, log, self._texts, tools, approvals, self.settings, rolls, self._shared_tokens)
+        live = Live(self.engine, seq, log, self.texts, tools, approvals, self.settings, rolls, self._shared_tokens)
         session = Session(live, self.keeper, notices)
         self._open.append(session)
         return session
@@ -91,7 +92,11 @@ class App:
         """Memory is short: the session of this sequence gives its own back."""
         self._open = [session for session in self._open if not session.is_closed]
         owner = next((session for session in self._open if session.live.seq is seq), None)
-        task = asyncio.ensure_future(self.engine.park(seq, None) if owner is None else owner.park())
+        if owner is not None:
+            parking: Awaitable[Any] = owner.park()
+        else:
+            parking = self.park_other(seq) if self.park_other else self.engine.park(seq, None)
+        task = asyncio.ensure_future(parking)
         self._parking.add(task)
         task.add_done_callback(self._parking.discard)
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, NoReturn
 
 from agent.config import (
@@ -80,6 +81,12 @@ def _parser() -> Parser:
     run.add_argument("prompt", metavar="PROMPT", help="what to do")
     _add_session_options(run)
     run.add_argument("--json", action="store_true", help="print one event per line")
+    serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
+    serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
+    serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    _add_max_context(serve)
     from agent import timelines
 
     sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
@@ -113,9 +120,7 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new", action="store_true", help="start a fresh session")
     parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
     parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
-    parser.add_argument(
-        "--max-context", type=_tokens, metavar="N", help="tokens in the window (default: what the model supports)"
-    )
+    _add_max_context(parser)
     parser.add_argument(
         "--ranks", type=_ranks, default=1, metavar="N", help="processes that share the model's weights (default: 1)"
     )
@@ -125,6 +130,18 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
         default="ask",
         help="what runs without asking; reading always does (default: ask)",
     )
+
+
+def _add_max_context(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-context", type=_tokens, metavar="N", help="tokens in the window (default: what the model supports)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{printable(text)} is not a port: take 0 to 65535")
+    return int(text)
 
 
 def _tokens(text: str) -> int:
@@ -183,6 +200,17 @@ def _talk(args: argparse.Namespace) -> int:
 
     try:
         return asyncio.run(talk())
+    except EngineError as e:
+        return _fail(str(e), 1)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    from agent.server.serve import serve
+    from engine import EngineError
+
+    try:
+        return serve(settings, args.host, args.port, Path(args.users) if args.users else None)
     except EngineError as e:
         return _fail(str(e), 1)
 

@@ -26,9 +26,14 @@ class Keeper:
         self.bytes_written = 0
         self._writer = ThreadPoolExecutor(WRITERS, "holdfast-save")
 
-    async def find(self, ids: Sequence[int], rolls: Iterable[Roll], branch: int) -> Stored | None:
-        """The stored state that covers most of these tokens, whoever wrote it; `branch` goes on from it."""
-        return await asyncio.to_thread(self._find, ids, list(rolls), branch)
+    async def find(
+        self, ids: Sequence[int], rolls: Iterable[Roll], branch: int, session_id: int | None = None
+    ) -> Stored | None:
+        """The stored state that covers most of these tokens, whoever wrote it, or only what branches of a session use.
+
+        `branch` goes on from it; 0 when that is no branch yet.
+        """
+        return await asyncio.to_thread(self._find, ids, list(rolls), branch, session_id)
 
     async def save(self, seq: LiveSequence, branch: int, is_followed: bool = False) -> Stored | None:
         """Make the state of an idle sequence durable; None when it holds none in memory. See `Engine.snapshot`.
@@ -103,16 +108,17 @@ class Keeper:
         pages = (page(key) for key in keys if key.id in missing)
         self.bytes_written += self.snapshots.add(row, snapshot.tail_data(), pages, branch).bytes_written
 
-    def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int) -> Stored | None:
+    def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int, session_id: int | None) -> Stored | None:
         chain = self.engine.chain(rolls)
         tails: dict[bytes, tuple[int, bool]] = {}  # id -> position, and whether rolls at just that position are in it
-        for position in self.snapshots.positions(len(ids)):
+        for position in self.snapshots.positions(len(ids), session_id):
             for is_rolled in (True, False):
                 tails.setdefault(chain.tail_id(ids, position, is_rolled), (position, is_rolled))
-        tail = self.snapshots.find(list(tails))
+        tail = self.snapshots.find(list(tails), session_id)
         if tail is None:
             return None
-        self.snapshots.use(tail.id, branch)
+        if branch:
+            self.snapshots.use(tail.id, branch)
         position, is_rolled = tails[tail.id]
         applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
         return self._stored(tail, list(ids[:position]), applied)

@@ -101,6 +101,12 @@ class Engine:
         """Whether somebody is waiting for the next sampled token. May be asked on any thread."""
         return any(request.num_sampled for request in list(self._scheduler.running))
 
+    @property
+    def pages_in_use(self) -> tuple[int, int]:
+        """How many pages of the pool are held, and how many there are. May be asked on any thread."""
+        num_pages = self._runner.cache.num_pages
+        return num_pages - self._scheduler.pool.num_free, num_pages
+
     def chain(self, rolls: Items[Roll] = ()) -> Chain:
         """Content ids of states of this engine, for tokens that went through these rolls."""
         chain = Chain(self.layout, self.config.page_tokens)

@@ -7,6 +7,7 @@ from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
+from .responses import ResponseStore, StoredResponse
 from .search import Found
 from .sessions import BranchInfo, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
@@ -25,12 +26,14 @@ __all__ = [
     "PageData",
     "PageRow",
     "Report",
+    "ResponseStore",
     "Saved",
     "SessionInfo",
     "SessionLog",
     "SessionStore",
     "SnapshotStore",
     "StoreError",
+    "StoredResponse",
     "StoredTail",
     "TailRow",
     "TurnInfo",

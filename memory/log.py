@@ -65,7 +65,7 @@ class SessionLog:
         session = replace(self.session, used_at=now)
         with self._appending(turn, entries, ids) as connection:
             connection.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _turn_values(self.session.branch, turn)
+                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(self.session.branch, turn)
             )
             *_, last_turn, _, checksum = replace(self._history.branch, last_turn=turn.number).values()
             connection.execute(
@@ -176,7 +176,7 @@ class SessionLog:
                 blob = to_blob(new_ids)
                 values = (branch_id, start, blob, token_checksum(branch_id, start, blob))
                 connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
-            _, _, state, _, ended_at, _, end_position, end_seq, checksum = _turn_values(branch_id, turn)
+            _, _, state, _, ended_at, _, end_position, end_seq, checksum = turn_values(branch_id, turn)
             connection.execute(
                 "UPDATE turns SET state = ?, ended_at = ?, end_position = ?, end_seq = ?, checksum = ?"
                 " WHERE branch_id = ? AND number = ?",
@@ -205,10 +205,13 @@ class SessionLog:
             yield connection
 
 
-def insert_branch(connection: sqlite3.Connection, session_id: int, parent_id: int | None, start: Point) -> int:
-    """A new branch of a session that goes on from a point of the parent's log; returns its id."""
+def insert_branch(
+    connection: sqlite3.Connection, session_id: int, parent_id: int | None, start: Point, num_turns: int = 0
+) -> int:
+    """A new branch of a session that goes on from a point of the parent's log; returns its id. The caller inserts its
+    turns."""
     point = (start.turn, start.seq, start.position, int(start.is_cut))
-    values = (session_id, parent_id, *point, start.turn, time.time())
+    values = (session_id, parent_id, *point, start.turn + num_turns, time.time())
     cursor = connection.execute(
         "INSERT INTO branches (session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn,"
         " created_at, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, x'')",
@@ -238,7 +241,7 @@ def _update_session(connection: sqlite3.Connection, session: SessionInfo) -> Non
     )
 
 
-def _turn_values(branch_id: int, turn: TurnInfo) -> tuple[Any, ...]:
+def turn_values(branch_id: int, turn: TurnInfo) -> tuple[Any, ...]:
     """The row of a turn, its checksum included."""
     ends = (turn.start_position, turn.end_position, turn.end_seq)
     values = (branch_id, turn.number, turn.state, turn.started_at, turn.ended_at, *ends)

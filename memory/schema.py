@@ -168,4 +168,16 @@ def create_snapshot_tables(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX tail_uses_by_branch ON tail_uses (branch_id)")
 
 
-MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables)
+def _responses(connection: sqlite3.Connection) -> None:
+    """Answers by id, each the end of a branch; they go with the session that holds them."""
+    connection.execute(
+        "CREATE TABLE responses (id TEXT PRIMARY KEY NOT NULL, owner TEXT NOT NULL,"
+        " session_id INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE, branch_id INTEGER NOT NULL,"
+        " fingerprint BLOB NOT NULL, created_at REAL NOT NULL, body BLOB NOT NULL, checksum BLOB NOT NULL) STRICT"
+    )
+    connection.execute("CREATE INDEX responses_by_fingerprint ON responses (session_id, fingerprint)")
+    connection.execute("CREATE INDEX responses_by_branch ON responses (branch_id)")
+    connection.execute("CREATE INDEX branches_by_parent ON branches (parent_id)")
+
+
+MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables, _responses)

@@ -41,6 +41,7 @@ from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
 READERS = 4  # threads that read and check files
 READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
 READ_AHEAD = 4  # such stretches in memory before they are asked for
+USED_BY_SESSION = "tail_uses JOIN branches ON branches.id = tail_uses.branch_id WHERE branches.session_id = ?"
 LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
 
 
@@ -96,9 +97,13 @@ class SnapshotStore:
         self.enforce_budget([branch_id])
         return saved
 
-    def find(self, candidates: Iterable[bytes]) -> StoredTail | None:
-        """The first of these tails that is stored with all its pages. One that is damaged is noted and forgotten."""
+    def find(self, candidates: Iterable[bytes], session_id: int | None = None) -> StoredTail | None:
+        """The first of these tails that is stored with all its pages, and that a branch of the session uses if one is
+        named. One that is damaged is noted and forgotten."""
         candidates, damaged, tail = list(candidates), [], None
+        if session_id is not None:
+            used = {row[0] for row in self._database.rows(f"SELECT tail_id FROM {USED_BY_SESSION}", (session_id,))}
+            candidates = [id_ for id_ in candidates if id_ in used]
         with self._database.reading():  # one moment: what another process removes meanwhile is not damaged
             rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}
             for id_ in (id_ for id_ in candidates if id_ in rows):
@@ -115,9 +120,13 @@ class SnapshotStore:
                 connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), tail.id))
         return tail
 
-    def positions(self, most: int) -> list[int]:
-        """The positions, up to one, at which tails are stored, the highest first."""
-        rows = self._database.rows("SELECT DISTINCT position FROM tails WHERE position <= ? ORDER BY 1 DESC", (most,))
+    def positions(self, most: int, session_id: int | None = None) -> list[int]:
+        """The positions, up to one, at which tails are stored, of a session or of all, the highest first."""
+        where, values = "tails WHERE", [most]
+        if session_id is not None:
+            where = f"tails WHERE id IN (SELECT tail_id FROM {USED_BY_SESSION}) AND"
+            values = [session_id, most]
+        rows = self._database.rows(f"SELECT DISTINCT position FROM {where} position <= ? ORDER BY 1 DESC", values)
         return [row[0] for row in rows]
 
     def read_pages(self, tail: StoredTail, numbers: Iterable[int] | None = None) -> Iterator[bytes]:

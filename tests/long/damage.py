@@ -198,7 +198,7 @@ async def app_on(engine: Engine, home: Path) -> AsyncIterator[App]:
         closing(Keeper(engine, snapshots)) as keeper,
     ):
         settings = Settings(home, POCKET_DIR, max_output_tokens=200)
-        yield App(settings, engine, SessionStore(database), keeper, ProtocolTexts.from_dir(POCKET_DIR))
+        yield App(settings, engine, database, keeper, ProtocolTexts.from_dir(POCKET_DIR))
 
 
 def flips(home: Home, count: int, rng: random.Random) -> Iterator[tuple[Path, str, Callable[[Path], None]]]:

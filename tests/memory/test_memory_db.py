@@ -60,9 +60,8 @@ def test_damaged_pages_give_one_line(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "holdfast.db").read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)
     (tmp_path / "holdfast.db").write_bytes(data)
-    damaged = SessionStore(Database(tmp_path))
     with pytest.raises(StoreError, match="is damaged"):
-        damaged.all()
+        SessionStore(Database(tmp_path)).all()
 
 
 def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:

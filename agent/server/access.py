@@ -1,0 +1,125 @@
+"""Who may talk to the server: tokens and users, and which Host and Origin a request may come with.
+
+Owns the token file and every comparison with a token. A browser page of somebody else is kept out three times: it has no
+token, its Origin is foreign, and its body would not be JSON. Must not know what is asked for.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import UsageError, printable
+from agent.server.wire import ApiError
+
+MAX_WAITING = 256  # responses under way of one user
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody with responses of their own. `token_hash` is SHA-256."""
+
+    name: str
+    token_hash: bytes
+    max_waiting: int = MAX_WAITING
+
+
+@dataclass(frozen=True)
+class Access:
+    """The users, and the host names that this server goes by (an address is always fine: no page can be named one)."""
+
+    users: tuple[User, ...]
+    hosts: tuple[str, ...] = LOOPBACK
+
+    def user(self, headers: Mapping[str, str]) -> User:
+        """Who sends the request. Raises ApiError 401; it takes the same time whatever the token is."""
+        scheme, _, token = headers.get("Authorization", "").partition(" ")
+        given = hash_of(token.strip()) if scheme.lower() == "bearer" else b""
+        found = [user for user in self.users if hmac.compare_digest(user.token_hash, given)]
+        if not found:
+            text = "send the server's token as 'Authorization: Bearer TOKEN'"
+            raise ApiError(401, text, "invalid_api_key", type="authentication_error")
+        return found[0]
+
+    def check_sender(self, headers: Mapping[str, str]) -> None:
+        """Raises ApiError 421 for a foreign Host, 403 for a foreign Origin."""
+        host = headers.get("Host", "")
+        if not self._is_ours(host):
+            raise ApiError(421, f"this server is not {printable(host[:100])}", "wrong_host")
+        origin = headers.get("Origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            raise ApiError(403, "requests from pages of other origins are refused", "foreign_origin")
+
+    def _is_ours(self, host: str) -> bool:
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host)
+        if match is None:
+            return False
+        name = match[1].strip("[]").lower()
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.hosts
+        return True
+
+
+def hash_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def own_token(home: Path) -> str:
+    """The token of this data directory, made when there is none. Raises UsageError when it cannot be kept."""
+    path = home / "token"
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            os.chmod(path, 0o600)
+            token = path.read_text("ascii").strip()
+            if len(token) < 16:
+                raise UsageError(f"{path} holds no token: remove it, and a new one is made") from None
+            return token
+        token = secrets.token_urlsafe(32)
+        with os.fdopen(fd, "w") as file:
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(fd)
+        return token
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"the token file {path} cannot be used: {e}") from None
+
+
+def users_of(path: Path) -> tuple[User, ...]:
+    """The users of a file: a JSON list of {"name", "token" or "token_sha256", "max_waiting" if it is limited}."""
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        users = tuple(_user(entry) for entry in entries)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        raise UsageError(f"{path} is no list of users with name and token: {e}") from None
+    for what, values in (("names", {u.name for u in users}), ("tokens", {u.token_hash for u in users})):
+        if not users or len(values) != len(users):
+            raise UsageError(f"{path}: the {what} of its users must be different, and there must be one at least")
+    return users
+
+
+def _user(entry: Mapping[str, object]) -> User:
+    name, token, digest = entry["name"], entry.get("token"), entry.get("token_sha256")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
+        raise ValueError(f"name {name!a} must be 1-32 letters, digits, '_' or '-'")
+    if isinstance(token, str) and len(token) >= 16:
+        token_hash = hash_of(token)
+    elif isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
+        token_hash = bytes.fromhex(digest)
+    else:
+        raise ValueError(f"user {name} needs a token of at least 16 characters, or its token_sha256 in hex")
+    most = entry.get("max_waiting", MAX_WAITING)
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ValueError(f"max_waiting of user {name} must be a whole number of at least 1")
+    return User(name, token_hash, most)

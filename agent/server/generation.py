@@ -1,0 +1,181 @@
+"""Running one response: state, prefill, sampling, and how it ends. Must not know who watches."""
+
+import asyncio
+import logging
+import time
+from array import array
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from agent.messages import Usage
+from agent.parsing import StreamParser, TextDelta
+from agent.server.output import Output, ended, usage_object
+from agent.server.record import Record
+from agent.server.sequences import FEED_TOKENS, Sequences
+from agent.server.wire import Json
+from engine import Engine, EngineError, SamplingParams, Sequence
+from memory import StoreError
+
+log = logging.getLogger("holdfast.server")
+Finish = Callable[[Record, Json], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to feed after the record's `ids`, and how to sample; without `params` nothing is sampled.
+
+    `prefix` is the end of what is fed: the beginning of the model's own message, which it has to go on with.
+    """
+
+    ids: list[int]
+    params: SamplingParams | None
+    is_thinking: bool = False
+    prefix: str = ""
+    allows_many_calls: bool = True
+    stop: tuple[str, ...] = ()
+
+
+class Writing:
+    """The message that the model writes, up to where it stops."""
+
+    def __init__(self, record: Record, plan: Plan, engine: Engine):
+        self.output = Output(record.emit, record.id)
+        self.usage = Usage(context_limit=engine.max_context)
+        self.reasoning_tokens = 0
+        self.is_cut = True  # it did not come to its own end
+        self._plan = plan
+        self._parser = StreamParser(plan.is_thinking)
+        self._decoded = engine.tokenizer.stream()
+        self._stops = StopTexts(plan.stop)
+        self._started = time.perf_counter()
+        self._read(plan.prefix)
+
+    def token(self, token: int) -> bool:
+        """Take in a sampled token; whether the message has ended."""
+        if not self.usage.output_tokens:
+            self.usage.prefill_s = time.perf_counter() - self._started
+        self.usage.output_tokens += 1
+        self._read(self._decoded.add(token))
+        self.reasoning_tokens += self.output.is_reasoning
+        has_call = any(item["type"] == "function_call" for item in self.output.items)
+        is_ended = self._parser.ended or self._stops.found or (has_call and not self._plan.allows_many_calls)
+        self.is_cut = not is_ended
+        return is_ended
+
+    def finish(self) -> None:
+        """No more tokens come."""
+        if not self._stops.found:
+            for delta in self._parser.finish().tail:
+                self.output.add(delta)
+            if rest := self._stops.rest():
+                self.output.add(TextDelta(rest))
+        self.output.close(self.is_cut)
+
+    def _read(self, text: str) -> None:
+        for delta in self._parser.feed(text):
+            if isinstance(delta, TextDelta):
+                if shown := self._stops.add(delta.text):
+                    self.output.add(TextDelta(shown))
+                if self._stops.found:
+                    return
+            else:
+                self.output.add(delta)
+
+
+class StopTexts:
+    """Texts at which the answer ends; they are not part of it. What may become one is held back."""
+
+    def __init__(self, stops: tuple[str, ...]):
+        self._stops, self._held, self.found = stops, "", False
+
+    def add(self, text: str) -> str:
+        """What may be shown."""
+        text = self._held + text
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self._held = True, ""
+            return text[: min(places)]
+        num_held = max((n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def rest(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, finish: Finish) -> Usage:
+    """Sample the response, give `finish` its end, then keep its sequence. Only the death of the server raises."""
+    record.emit("response.in_progress", {"response": record.response})
+    writing = Writing(record, plan, engine)
+    held: list[Sequence] = []
+    record.task = asyncio.create_task(_sample(record, plan, writing, engine, sequences, held))
+    if record.is_cancelled:
+        record.task.cancel()
+    error: Json | None = None
+    try:
+        await record.task
+    except asyncio.CancelledError:
+        if not record.is_cancelled:
+            raise
+    except (EngineError, StoreError) as e:
+        log.warning("%s: %s", record.id, e)
+        error = {"code": "server_error", "message": str(e)}
+    writing.finish()
+    seq = held[0] if held else None
+    if seq is not None and plan.params is not None and error is None:
+        record.ids = await asyncio.to_thread(array, "i", seq.token_ids)
+    record.calls = {
+        item["call_id"]: item["name"] for item in writing.output.items if item["type"] == "function_call"
+    }  # fmt: skip
+    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    sequences.settling[record.id] = settled
+    try:
+        await finish(record, _end(record, plan, writing, error))
+        if seq is not None:
+            if record.response["status"] == "failed":
+                await engine.release(seq)
+            else:
+                await sequences.give(record, seq)
+    finally:
+        del sequences.settling[record.id]
+        settled.set_result(None)
+    return writing.usage
+
+
+async def _sample(
+    record: Record, plan: Plan, writing: Writing, engine: Engine, sequences: Sequences, held: list[Sequence]
+) -> None:
+    """Feed and sample; the sequence is in `held` from when there is one, however this ends."""
+    ids = await asyncio.to_thread(lambda: [*record.ids, *plan.ids])
+    seq = await sequences.claim(record, ids, writing.usage)
+    held.append(seq)
+    end = len(ids) - (plan.params is not None)
+    while len(seq.token_ids) < end - FEED_TOKENS or (plan.params is None and len(seq.token_ids) < end):
+        await engine.feed(seq, ids[len(seq.token_ids) : len(seq.token_ids) + FEED_TOKENS][: end - len(seq.token_ids)])
+        progress = {"done": len(seq.token_ids), "total": len(ids)}
+        record.emit("holdfast:prefill.progress", progress)
+    if plan.params is None:
+        writing.is_cut = False
+        return
+    tokens = engine.extend(seq, ids[len(seq.token_ids) :], plan.params)
+    async with aclosing(tokens):  # type: ignore[type-var]
+        async for token in tokens:
+            if writing.token(token) or record.steering:
+                break
+
+
+def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:
+    """The response as it has ended."""
+    usage = usage_object(writing.usage, writing.reasoning_tokens)
+    items = writing.output.items
+    if error is not None:
+        return ended(record.response, "failed", items, usage, {"error": error})
+    if record.is_cancelled:
+        return ended(record.response, "cancelled", items, usage, {})
+    if writing.is_cut:
+        record.is_steered = bool(record.steering)
+        reason = "steered" if record.is_steered else "max_output_tokens"
+        return ended(record.response, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
+    return ended(record.response, "completed", items, usage, {})

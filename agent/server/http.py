@@ -1,0 +1,261 @@
+"""The routes of the Responses API over HTTP, JSON and SSE.
+
+Owns paths, status codes and how a stream is framed. A client that does not read is cut off. Must not know how responses
+come to be.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from aiohttp import web
+
+from agent.encoding import EncodingError
+from agent.server.access import Access, User
+from agent.server.record import Record
+from agent.server.requests import create_request
+from agent.server.service import Service, failure
+from agent.server.socket import serve_socket
+from agent.server.wire import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
+from engine import EngineError
+from memory import StoreError
+
+log = logging.getLogger("holdfast.server")
+KEEPALIVE_S = 10.0
+BODY_TIMEOUT_S = 60.0
+WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
+SERVICE = web.AppKey("service", Service)
+ACCESS = web.AppKey("access", Access)
+USER = web.RequestKey("user", User)
+RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Who is it, and where from; every refusal as the protocol's error object, counted by route."""
+    service = request.app[SERVICE]
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "unknown"
+    try:
+        request.app[ACCESS].check_sender(request.headers)
+        if route != "/healthz":
+            request[USER] = request.app[ACCESS].user(request.headers)
+        answer = await handler(request)
+    except ApiError as e:
+        answer = error_response(e)
+    except (StoreError, EngineError, EncodingError) as e:
+        log.warning("%s: %s", route, e)
+        answer = error_response(failure(e))
+    except web.HTTPException as e:
+        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(e.status)
+        answer = error_response(ApiError(e.status, e.reason, code))
+        if "Allow" in e.headers:
+            answer.headers["Allow"] = e.headers["Allow"]
+    service.metrics.requests[route, answer.status] += 1
+    return answer
+
+
+def error_response(error: ApiError) -> web.Response:
+    answer = json_response({"error": error.body()}, error.status)
+    if error.status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (429, 503):
+        answer.headers["Retry-After"] = "1"
+    return answer
+
+
+def json_response(value: Json, status: int = 200) -> web.Response:
+    return web.Response(text=dumps(value), status=status, content_type="application/json")
+
+
+async def read_json(request: web.Request) -> Json:
+    """The body. Raises ApiError 415 for what is not sent as JSON: a page can send other types without asking."""
+    if request.content_type != "application/json":
+        raise ApiError(415, "send the body with Content-Type: application/json", "unsupported_media_type")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await request.read()
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", "request_timeout") from None
+    return await asyncio.to_thread(parse, body)
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    service, user = request.app[SERVICE], request[USER]
+    body = create_request(await read_json(request))
+    record = await service.create(user, body)
+    if body.stream:
+        return await stream(request, record)
+    if not body.background:
+        await until_over(service, record)
+    return json_response(record.response)
+
+
+async def until_over(service: Service, record: Record) -> None:
+    """Wait for the end; a client that leaves ends a response that is not stored."""
+    try:
+        await record.over()
+    except asyncio.CancelledError:
+        if not record.is_stored:
+            service.stop(record)
+        raise
+
+
+async def stream(request: web.Request, record: Record, after: int = -1) -> web.StreamResponse:
+    """The events of a response as SSE, from the one after `after`."""
+
+    async def frames() -> AsyncIterator[str]:
+        async for event in record.follow(after):
+            yield f"event: {event['type']}\ndata: {dumps(event)}\n\n"
+
+    return await send_frames(request, record, frames())
+
+
+async def send_frames(request: web.Request, record: Record, frames: AsyncIterator[str]) -> web.StreamResponse:
+    """A stream of SSE frames, with comments while there is nothing to say."""
+    answer = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    answer.content_type = "text/event-stream"
+    await answer.prepare(request)
+    frame = asyncio.ensure_future(anext(frames, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({frame}, timeout=KEEPALIVE_S)
+            text = frame.result() if done else ": keepalive\n\n"
+            if text is None:
+                break
+            await asyncio.wait_for(answer.write(text.encode()), WRITE_TIMEOUT_S)
+            if done:
+                frame = asyncio.ensure_future(anext(frames, None))
+        await answer.write_eof()
+    except (ConnectionError, TimeoutError, asyncio.CancelledError) as e:
+        if not record.is_stored:
+            request.app[SERVICE].stop(record)
+        if isinstance(e, TimeoutError) and request.transport is not None:
+            request.transport.abort()
+        if isinstance(e, asyncio.CancelledError):
+            raise
+    finally:
+        frame.cancel()
+    return answer
+
+
+async def found(request: web.Request) -> Record:
+    """The response that the path names. Raises ApiError 404, also for one of another user."""
+    id = request.match_info["id"]
+    record = await request.app[SERVICE].get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
+    if record is None:
+        raise ApiError(404, f"Response with id '{id[:100]}' not found.", "response_not_found", "response_id")
+    return record
+
+
+async def retrieve(request: web.Request) -> web.StreamResponse:
+    record = await found(request)
+    if request.query.get("stream") != "true":
+        return json_response(record.response)
+    after = request.query.get("starting_after", "-1")
+    if not re.fullmatch(r"-1|\d{1,9}", after):
+        raise bad("starting_after must be a whole number", "starting_after")
+    return await stream(request, record, int(after))
+
+
+async def delete(request: web.Request) -> web.StreamResponse:
+    record = await found(request)
+    await request.app[SERVICE].delete(request[USER], record.id)
+    return json_response({"id": record.id, "object": "response", "deleted": True})
+
+
+async def cancel(request: web.Request) -> web.StreamResponse:
+    """Of any response that runs, not only of one in the background."""
+    record = await found(request)
+    if not record.is_over:
+        request.app[SERVICE].stop(record)
+        await record.over()
+    elif record.response["status"] != "cancelled":
+        raise bad(f"a response that is {record.response['status']} cannot be cancelled", "response_id")
+    return json_response(record.response)
+
+
+async def input_items(request: web.Request) -> web.StreamResponse:
+    record = await found(request)
+    items = record.input if request.query.get("order") == "asc" else record.input[::-1]
+    limit, after = request.query.get("limit", "20"), request.query.get("after")
+    if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= 100:
+        raise bad("limit must be a whole number from 1 to 100", "limit")
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise bad("after names no item of this response", "after")
+        items = items[places[0] + 1 :]
+    page = items[: int(limit)]
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return json_response({"object": "list", "data": page, "has_more": len(items) > len(page), **ends})
+
+
+async def input_tokens(request: web.Request) -> web.StreamResponse:
+    body = {"model": request.app[SERVICE].model, **await read_json(request)}
+    num_tokens = await request.app[SERVICE].count_input(request[USER], create_request(body))
+    return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+async def compact(request: web.Request) -> web.StreamResponse:
+    return json_response(await request.app[SERVICE].compact(request[USER], create_request(await read_json(request))))
+
+
+async def models(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    wanted = request.match_info.get("id")
+    limit = service.app.engine.max_context
+    model = {"id": service.model, "object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit}
+    if wanted is None:
+        return json_response({"object": "list", "data": [model]})
+    if wanted != service.model:
+        raise ApiError(404, f"The model '{wanted[:100]}' does not exist.", "model_not_found", "model")
+    return json_response(model)
+
+
+async def health(request: web.Request) -> web.StreamResponse:
+    is_stopping = request.app[SERVICE].is_stopping
+    return json_response({"status": "stopping" if is_stopping else "ok"}, 503 if is_stopping else 200)
+
+
+async def metrics(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    usage = await asyncio.to_thread(service.app.keeper.snapshots.usage)
+    used, pages = service.app.engine.pages_in_use
+    gauges = {
+        "responses_in_flight": len(service.in_flight()), "responses_in_memory": len(service.records),
+        "pool_pages_used": used, "pool_pages": pages, "disk_bytes": usage.bytes, "disk_budget_bytes": usage.budget,
+    }  # fmt: skip
+    return web.Response(text=service.metrics.text(gauges), content_type="text/plain")
+
+
+async def connect(request: web.Request) -> web.StreamResponse:
+    if request.headers.get("Upgrade", "").lower() != "websocket":
+        raise ApiError(405, "use POST, or a WebSocket", "method_not_allowed")
+    return await serve_socket(request, request.app[SERVICE], request[USER])
+
+
+def application(service: Service, access: Access) -> web.Application:
+    """All routes."""
+    app = web.Application(middlewares=[guard], client_max_size=MAX_BODY_BYTES)
+    app[SERVICE], app[ACCESS] = service, access
+    base = "/v1/responses"
+    app.add_routes(
+        [
+            web.get("/healthz", health),
+            web.get("/metrics", metrics),
+            web.get("/v1/models", models),
+            web.get("/v1/models/{id}", models),
+            web.post(base, create),
+            web.get(base, connect, allow_head=False),
+            web.post(f"{base}/input_tokens", input_tokens),
+            web.post(f"{base}/compact", compact),
+            web.get(f"{base}/{{id}}", retrieve),
+            web.delete(f"{base}/{{id}}", delete),
+            web.post(f"{base}/{{id}}/cancel", cancel),
+            web.get(f"{base}/{{id}}/input_items", input_items),
+        ]
+    )
+    return app

@@ -1,0 +1,66 @@
+"""What the server counts, as Prometheus text. Must not know where numbers come from."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from agent.messages import Usage
+
+BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+ORIGINS = ("new", "from_memory", "from_disk", "prefilled_again")
+
+
+class Histogram:
+    """Seconds, in buckets."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BUCKETS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[sum(seconds > bound for bound in BUCKETS_S)] += 1
+        self.sum_s += seconds
+
+    def lines(self, name: str) -> Iterable[str]:
+        total = 0
+        for bound, num in zip((*map(str, BUCKETS_S), "+Inf"), self.counts):
+            total += num
+            yield f'{name}_bucket{{le="{bound}"}} {total}'
+        yield f"{name}_sum {self.sum_s:.6f}"
+        yield f"{name}_count {total}"
+
+
+class Metrics:
+    """Counts since the server started."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()  # route, status
+        self.responses: Counter[str] = Counter()
+        self.tokens: Counter[str] = Counter()
+        self.response_s, self.first_token_s = Histogram(), Histogram()
+
+    def response_ended(self, status: str, seconds: float, usage: Usage) -> None:
+        self.responses[status] += 1
+        for origin in ORIGINS:
+            self.tokens[origin] += getattr(usage, origin)
+        self.tokens["output"] += usage.output_tokens
+        self.response_s.add(seconds)
+        if usage.output_tokens:
+            self.first_token_s.add(usage.prefill_s)
+
+    def text(self, gauges: Mapping[str, float]) -> str:
+        """All of it, and what is measured now."""
+        lines = ["# TYPE holdfast_requests_total counter"]
+        lines += [
+            f'holdfast_requests_total{{route="{route}",status="{status}"}} {num}'
+            for (route, status), num in sorted(self.requests.items())
+        ]
+        lines.append("# TYPE holdfast_responses_total counter")
+        lines += [f'holdfast_responses_total{{status="{status}"}} {n}' for status, n in sorted(self.responses.items())]
+        lines.append("# TYPE holdfast_tokens_total counter")
+        lines += [f'holdfast_tokens_total{{origin="{o}"}} {self.tokens[o]}' for o in (*ORIGINS, "output")]
+        for name, histogram in (("response", self.response_s), ("first_token", self.first_token_s)):
+            lines.append(f"# TYPE holdfast_{name}_seconds histogram")
+            lines += histogram.lines(f"holdfast_{name}_seconds")
+        for name, value in gauges.items():
+            lines += [f"# TYPE holdfast_{name} gauge", f"holdfast_{name} {value:g}"]
+        return "\n".join(lines) + "\n"

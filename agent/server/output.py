@@ -1,0 +1,150 @@
+"""The response object and its events, in the protocol's exact order, as the model's words arrive.
+
+Owns the scaffolding around every piece of text, and which fields a response has. Must not know where pieces come from.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agent.messages import Usage
+from agent.parsing import Delta, TextDelta, ThinkingDelta, ToolCallParsed
+from agent.server.items import Opening
+from agent.server.requests import Create
+from agent.server.wire import Json
+
+Emit = Callable[[str, Json], None]
+
+
+def response_object(id: str, request: Create, opening: Opening, created_at: float, temperature: float) -> Json:
+    """A response that has just begun, with every field that the protocol requires."""
+    reasoning = {"effort": opening.effort and request.reasoning and request.reasoning.effort, "summary": None}
+    return {
+        "id": id, "object": "response", "created_at": int(created_at), "completed_at": None, "status": "in_progress",
+        "background": request.background, "error": None, "incomplete_details": None,
+        "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls, "model": request.model, "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls, "previous_response_id": request.previous_response_id,
+        "prompt_cache_key": request.prompt_cache_key, "reasoning": reasoning,
+        "safety_identifier": request.safety_identifier, "service_tier": request.service_tier, "store": request.store,
+        "temperature": temperature, "text": {"format": {"type": "text"}, **request.text},
+        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools],
+        "top_logprobs": request.top_logprobs, "top_p": 1.0 if request.top_p is None else request.top_p,
+        "truncation": request.truncation, "usage": None, "user": request.user, "metadata": request.metadata,
+        "presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty,
+    }  # fmt: skip
+
+
+def tool_object(tool: Json) -> Json:
+    return {"description": None, "parameters": None, "strict": None, **tool}
+
+
+def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
+    """Our counters under the protocol's names. `cached_tokens` are those whose state was not computed again; the rest of
+    the details say where the input came from."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.from_memory + usage.from_disk, "cache_write_tokens": usage.new,
+            "new_tokens": usage.new, "from_memory_tokens": usage.from_memory, "from_disk_tokens": usage.from_disk,
+            "prefilled_again_tokens": usage.prefilled_again, "why": usage.why,
+        },
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }  # fmt: skip
+
+
+class Output:
+    """The items of one response. Each change of them is an event, given to `emit` by type and fields."""
+
+    def __init__(self, emit: Emit, id: str):
+        self._emit, self._id = emit, id.removeprefix("resp_")
+        self.items: list[Json] = []
+        self._kind = ""  # of the last item while it is open: "reasoning" or "message"
+        self._texts: list[str] = []
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the open item is reasoning."""
+        return self._kind == "reasoning"
+
+    def add(self, delta: Delta) -> None:
+        """Take in what the parser found."""
+        if isinstance(delta, ToolCallParsed):
+            self._call(delta)
+        elif isinstance(delta, ThinkingDelta):
+            self._piece("reasoning", delta.text)
+        elif isinstance(delta, TextDelta):
+            self._piece("message", delta.text)
+
+    def close(self, is_cut: bool = False) -> None:
+        """End the open item; `is_cut` when the model was stopped inside it."""
+        if not self._kind:
+            return
+        item, text, place = self.items[-1], "".join(self._texts), self._place()
+        status = "incomplete" if is_cut else "completed"
+        if self._kind == "reasoning":
+            part: Json = {"type": "reasoning_text", "text": text}
+            self._emit("response.reasoning_text.done", {**place, "content_index": 0, "text": text})
+        else:
+            part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+            self._emit("response.output_text.done", {**place, "content_index": 0, "text": text, "logprobs": []})
+        self._emit("response.content_part.done", {**place, "content_index": 0, "part": part})
+        item = {**item, "content": [part], "status": status}
+        self._finish(item)
+        self._kind = ""
+
+    def _piece(self, kind: str, text: str) -> None:
+        if kind != self._kind:
+            self.close()
+            self._open(kind)
+        self._texts.append(text)
+        name = "response.reasoning_text.delta" if kind == "reasoning" else "response.output_text.delta"
+        logprobs: Json = {} if kind == "reasoning" else {"logprobs": []}
+        self._emit(name, {**self._place(), "content_index": 0, "delta": text, **logprobs})
+
+    def _open(self, kind: str) -> None:
+        self._kind, self._texts = kind, []
+        part: Json
+        if kind == "reasoning":
+            self._start({"id": self._new_id("rs"), "type": "reasoning", "summary": [], "content": []})
+            part = {"type": "reasoning_text", "text": ""}
+        else:
+            self._start({"id": self._new_id("msg"), "type": "message", "role": "assistant", "content": []})
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        self._emit("response.content_part.added", {**self._place(), "content_index": 0, "part": part})
+
+    def _call(self, call: ToolCallParsed) -> None:
+        self.close()
+        number = len(self.items)
+        call_id = f"call_{self._id}{number:x}"
+        self._start(
+            {"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, "name": call.name, "arguments": ""}
+        )
+        place = self._place()
+        self._emit("response.function_call_arguments.delta", {**place, "delta": call.arguments_json})
+        done = {**place, "name": call.name, "arguments": call.arguments_json}
+        self._emit("response.function_call_arguments.done", done)
+        status = "completed" if call.malformed is None else "incomplete"
+        self._finish({**self.items[-1], "arguments": call.arguments_json, "status": status})
+
+    def _new_id(self, kind: str) -> str:
+        return f"{kind}_{self._id}{len(self.items):x}"
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.items[-1]["id"], "output_index": len(self.items) - 1}
+
+    def _start(self, item: Json) -> None:
+        self.items.append({**item, "status": "in_progress"})
+        self._emit("response.output_item.added", {"output_index": len(self.items) - 1, "item": self.items[-1]})
+
+    def _finish(self, item: Json) -> None:
+        self.items[-1] = item
+        self._emit("response.output_item.done", {"output_index": len(self.items) - 1, "item": item})
+
+
+def ended(response: Json, status: str, output: list[Json], usage: Json | None, details: Json) -> Json:
+    """The response as it is at its end; `details` are error or incomplete_details."""
+    done_at = int(time.time()) if status == "completed" else None
+    return {**response, "status": status, "output": output, "usage": usage, "completed_at": done_at, **details}

@@ -1,0 +1,106 @@
+"""One response: what was asked, what has been said so far, and where its conversation stands. Plain data and its row.
+
+A record is what `previous_response_id` names. It is in memory while it runs and for a while after; with `store` it is a
+row too, and comes back from there.
+"""
+
+import asyncio
+import json
+import zlib
+from array import array
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.server.items import Message
+from agent.server.wire import Json, dumps
+from memory import StoredResponse
+
+TERMINAL = ("completed", "incomplete", "failed", "cancelled")
+
+
+@dataclass(eq=False)
+class Record:
+    """`ids` is the token log after it; its first `known` are those of the response it goes on from, branch `parent`.
+
+    `calls` wait for results (call_id -> name). `pending` was said but is not in the log yet: read ahead only. `digest`
+    is of the opening and of all messages, `opening` of the opening alone.
+    """
+
+    id: str
+    owner: str
+    session_id: int
+    created_at: float
+    response: Json
+    input: list[Json]
+    opening: bytes
+    digest: bytes
+    before: "Record | None" = None  # while it runs: what it goes on from
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    known: int = 0
+    parent: int = 0
+    branch: int = 0
+    calls: dict[str, str] = field(default_factory=dict)
+    pending: list[Message] = field(default_factory=list)
+    system: list[str] = field(default_factory=list)  # system messages that the conversation began with
+    events: list[Json] = field(default_factory=list)
+    is_cancelled: bool = False
+    steering: list[Json] = field(default_factory=list)  # user messages that wait for the end of this one
+    is_steered: bool = False
+    task: "asyncio.Task[None] | None" = None
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its last event is published."""
+        return self.response["status"] in TERMINAL
+
+    @property
+    def is_stored(self) -> bool:
+        return bool(self.response["store"])
+
+    def emit(self, type: str, fields: Json) -> None:
+        """Publish an event; whoever follows wakes up."""
+        self.events.append({"type": type, **fields, "sequence_number": len(self.events)})
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def follow(self, after: int = -1) -> AsyncIterator[Json]:
+        """Its events with a sequence_number above `after`, those to come too, up to the last."""
+        at = max(0, after + 1)
+        while True:
+            while at < len(self.events):
+                yield self.events[at]
+                at += 1
+            if self.is_over:
+                return
+            await self._changed.wait()
+
+    async def over(self) -> None:
+        while not self.is_over:
+            await self._changed.wait()
+
+    def row(self, response: Json, last_event: Json | None = None) -> StoredResponse:
+        """As it is stored, with the response and the event that are about to be published."""
+        events = [*self.events, last_event] if last_event else self.events
+        body: dict[str, Any] = {
+            "response": response, "input": self.input, "opening": self.opening.hex(), "calls": self.calls,
+            "pending": self.pending, "system": self.system, "events": events,
+        }  # fmt: skip
+        data = zlib.compress(dumps(body).encode(), 1)
+        return StoredResponse(self.id, self.owner, self.session_id, self.branch, self.digest, self.created_at, data)
+
+
+def record_of(row: StoredResponse, ids: "array[int]") -> Record:
+    """A record from its row and its log. One that did not end before its server did has failed."""
+    body = json.loads(zlib.decompress(row.body))
+    record = Record(
+        row.id, row.owner, row.session_id, row.created_at, body["response"], body["input"],
+        bytes.fromhex(body["opening"]), row.fingerprint, ids=ids, branch=row.branch_id, calls=body["calls"],
+        pending=body["pending"], system=body["system"], events=body["events"],
+    )  # fmt: skip
+    if not record.is_over:
+        error = {"code": "server_error", "message": "the server ended before this response did: ask again"}
+        record.response = {**record.response, "status": "failed", "error": error}
+        record.emit("response.failed", {"response": record.response})
+    return record

@@ -1,0 +1,152 @@
+"""What a client may ask for: the body of a create request, checked. Must not know messages, tokens or sockets."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from agent.server.wire import ApiError, Json, bad, unsupported
+
+MAX_ITEMS = 20_000
+MAX_TOOLS = 512
+MAX_TEXT_CHARS = 12_000_000
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+
+Short = Annotated[str, StringConstraints(max_length=512)]
+
+
+class Reasoning(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: str | None = None
+
+
+class Create(BaseModel):
+    """A response that is asked for. Fields that this server does not know are ignored, as the protocol wants."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: Short
+    input: str | list[Json] = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
+    instructions: str | None = None
+    previous_response_id: Short | None = None
+    conversation: Any = None
+    tools: list[Json] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: str | Json = "auto"
+    parallel_tool_calls: bool = True
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31)
+    max_tool_calls: int | None = Field(None, ge=1, le=2**31)
+    reasoning: Reasoning | None = None
+    text: Json = Field(default_factory=dict)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int = 0
+    truncation: Literal["auto", "disabled"] = "disabled"
+    store: bool = True
+    stream: bool = False
+    background: bool = False
+    include: list[Short] = Field(default_factory=list, max_length=32)
+    metadata: dict[
+        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]
+    ] = Field(default_factory=dict, max_length=16)
+    service_tier: Short = "default"
+    user: Short | None = None
+    safety_identifier: Short | None = None
+    prompt_cache_key: Short | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    generate: bool = True
+    stop: list[Short] = Field(default_factory=list, max_length=16)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+def create_request(body: Json) -> Create:
+    """Raises ApiError that names the parameter."""
+    try:
+        request = Create.model_validate(body)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False, include_context=False)[0]
+        param = ".".join(str(part) for part in first["loc"][:2])[:100] or None
+        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+        raise bad(f"{param}: {first['msg']}", param, code) from None
+    if isinstance(request.input, list) and len(request.input) > MAX_ITEMS:
+        raise bad(f"input has {len(request.input)} items, and {MAX_ITEMS} are the most", "input")
+    if request.conversation is not None:
+        raise unsupported("conversation is not supported: go on with previous_response_id", "conversation")
+    if request.top_logprobs:
+        raise unsupported("top_logprobs is not supported", "top_logprobs")
+    if request.truncation == "auto":
+        raise unsupported("truncation 'auto' is not supported: send 'disabled', or compact", "truncation")
+    if request.presence_penalty or request.frequency_penalty:
+        raise unsupported("penalties are not supported: leave them 0", "presence_penalty")
+    if request.background and not request.store:
+        raise bad("background needs store", "background")
+    _check_format(request.text)
+    return request
+
+
+def _check_format(text: Json) -> None:
+    """`text.format`: plain text. A schema is checked and then refused, as long as the engine cannot hold a model to one;
+    `Service._prepare` is where its constraint would go into the sampling."""
+    format_ = text.get("format") or {"type": "text"}
+    kind = format_.get("type") if isinstance(format_, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise bad("text.format.type must be text, json_object or json_schema", "text.format")
+    if kind == "json_schema":
+        name = format_.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(format_.get("schema"), dict):
+            raise bad("text.format needs a name and a schema that is an object", "text.format")
+    if kind != "text":
+        raise unsupported(
+            f"text.format {kind} is not supported: this engine cannot hold a model to it yet", "text.format"
+        )
+
+
+def function_tools(tools: list[Json]) -> list[Json]:
+    """The functions among the tools, as the model reads them: name, description, parameters. Raises ApiError."""
+    functions: list[Json] = []
+    for number, tool in enumerate(tools):
+        where = f"tools[{number}]"
+        if tool.get("type") != "function":
+            raise unsupported(f"{where}: only function tools are supported", where)
+        name, about, schema = tool.get("name"), tool.get("description"), tool.get("parameters")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise bad(f"{where}.name must be 1-128 letters, digits, '_', '.' or '-'", f"{where}.name")
+        if not isinstance(about, str | None) or not isinstance(schema, dict | None):
+            raise bad(f"{where} needs a description that is text and parameters that are an object", where)
+        if any(other["name"] == name for other in functions):
+            raise bad(f"{where}.name {name} is given twice", f"{where}.name")
+        functions.append({"name": name, "description": about or "", "parameters": schema or {}})
+    return functions
+
+
+def forced_call(request: Create, functions: list[Json]) -> tuple[Literal["none", "auto", "required"], str | None]:
+    """What `tool_choice` says, and the one function it names. Raises ApiError."""
+    choice = request.tool_choice
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise bad("tool_choice must be none, auto, required, or name a function", "tool_choice")
+        if choice == "required" and not functions:
+            raise bad("tool_choice is required, but there are no tools", "tool_choice")
+        return choice, None  # type: ignore[return-value]
+    if choice.get("type") != "function":
+        raise unsupported("tool_choice can only name a function", "tool_choice")
+    name = choice.get("name")
+    if not any(function["name"] == name for function in functions):
+        raise bad("tool_choice names a function that is not among the tools", "tool_choice")
+    return "required", name
+
+
+def stream_id_of(body: Json) -> str | None:
+    """The lane of a WebSocket message, None for the one without a name. Raises ApiError."""
+    lane = body.get("stream_id")
+    if lane is None or (isinstance(lane, str) and STREAM_ID.fullmatch(lane)):
+        return lane
+    text = "The 'stream_id' field must be 1 to 256 letters, digits, '_', '.' or '-'."
+    raise ApiError(400, text, "invalid_stream_id", "stream_id")

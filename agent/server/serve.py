@@ -1,0 +1,104 @@
+"""`holdfast serve`: start, say where, run until told to stop, stop gracefully."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from agent.app import App
+from agent.config import POCKET, POCKET_DIR, Settings, UsageError
+from agent.server.access import LOOPBACK, Access, User, hash_of, own_token, users_of
+from agent.server.chat import create_chat
+from agent.server.http import SERVICE, application
+from agent.server.service import Service
+from agent.server.socket import SOCKETS, close_all
+
+IDLE_S = 60.0  # of a connection that has not sent a whole request head
+STOP_S = 5.0  # for responses under way to end by themselves
+OWNER = "owner"  # the user that the token of the data directory stands for
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers at `url`."""
+
+    url: str
+    service: Service
+
+
+def access_of(settings: Settings, host: str, users: Path | None) -> tuple[Access, str | None]:
+    """Who may use the server, and the token to show when there is only one user. Raises UsageError."""
+    hosts = tuple({*LOOPBACK, host.lower()})
+    path = users or settings.home / "users.json"
+    if users is not None or path.exists():
+        return Access(users_of(path), hosts), None
+    token = own_token(settings.home)
+    return Access((User(OWNER, hash_of(token)),), hosts), token
+
+
+def model_name(settings: Settings) -> str:
+    return POCKET if settings.model_dir == POCKET_DIR else settings.model_dir.resolve().name
+
+
+@asynccontextmanager
+async def running(settings: Settings, access: Access, host: str, port: int) -> AsyncIterator[Running]:
+    """A server on this event loop; port 0 takes a free one. Raises UsageError when the address cannot be had."""
+    async with App.open(settings) as app, Service.open(app, model_name(settings)) as service:
+        web_app = application(service, access)
+        web_app[SOCKETS] = set()
+        web_app.router.add_post("/v1/chat/completions", create_chat)
+        runner = web.AppRunner(
+            web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
+        )
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, host, port)
+            try:
+                await site.start()
+            except OSError as e:
+                raise UsageError(f"{host}:{port} cannot be listened on: {e.strerror}; choose another --port") from None
+            shown = f"[{host}]" if ":" in host else host
+            yield Running(f"http://{shown}:{runner.addresses[0][1]}", service)
+            await _stop(web_app)
+        finally:
+            await runner.cleanup()
+
+
+async def _stop(app: web.Application) -> None:
+    """Take nothing new, let what runs end for a moment, and tell WebSocket clients to come back."""
+    service = app[SERVICE]
+    service.is_stopping = True
+    ending = [asyncio.ensure_future(record.over()) for record in service.in_flight()]
+    if ending:
+        await asyncio.wait(ending, timeout=STOP_S)
+    for record in service.in_flight():
+        service.stop(record)
+    await close_all(app)
+
+
+def serve(settings: Settings, host: str, port: int, users: Path | None) -> int:
+    """Until SIGINT or SIGTERM."""
+    logging.basicConfig(format="holdfast: %(message)s")
+    access, token = access_of(settings, host, users)
+
+    async def main() -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        async with running(settings, access, host, port) as server:
+            print(f"{model_name(settings)} at {server.url}/v1", flush=True)
+            if token is not None:
+                print(f"token {token} (kept in {settings.home / 'token'})", flush=True)
+            else:
+                print(f"{len(access.users)} users", flush=True)
+            await stopped.wait()
+            print("stopping: sessions are saved", flush=True)
+
+    asyncio.run(main())
+    return 0

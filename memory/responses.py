@@ -1,0 +1,147 @@
+"""Answers that anybody may go on from: each is a branch with one turn, whose parent is the branch of the answer before it.
+
+So going on twice from one answer forks, and nothing is ever rewritten: no lock is needed, any process may add. Owns the
+table `responses` and how an answer becomes a branch. Must not know what a body says nor who asked for it.
+"""
+
+import hashlib
+import sqlite3
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .branches import History, Point, TurnInfo, damaged
+from .db import Database, StoreError
+from .log import SessionInfo, insert_branch, turn_values
+from .rows import row_checksum, to_blob, token_checksum
+from .sessions import SessionStore
+
+COLUMNS = "id, owner, session_id, branch_id, fingerprint, created_at, body, checksum"
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """An answer of `owner`. The log of `branch_id` ends with it; 0 while there is no log yet. `fingerprint` is the
+    content that it can be found by, empty for none."""
+
+    id: str
+    owner: str
+    session_id: int
+    branch_id: int
+    fingerprint: bytes
+    created_at: float
+    body: bytes
+
+    def checksum(self) -> bytes:
+        """Of its row."""
+        columns = (self.id, self.owner, self.session_id, self.branch_id, self.fingerprint, self.created_at)
+        return row_checksum("responses", *columns, hashlib.blake2b(self.body, digest_size=16).digest())
+
+
+class ResponseStore:
+    """All answers of a data directory. Any thread may use it."""
+
+    def __init__(self, database: Database, sessions: SessionStore):
+        self._database, self._sessions = database, sessions
+
+    def session(self, name: str, model: str) -> SessionInfo:
+        """The session of that name, which holds answers of one owner by one model; created when there is none."""
+        return self._sessions.find(name) or self._sessions.create("", model, name)
+
+    def put(self, response: StoredResponse, ids: Sequence[int], parent: int, known: int) -> StoredResponse:
+        """Store an answer and its log, in one transaction that is durable on return; gives it with its branch.
+
+        The first `known` of `ids` are the log of branch `parent` (0: none); when that one is gone meanwhile all of them
+        are stored anew. An answer of the same id is replaced. Raises StoreError when the session is gone.
+        """
+        with self._database.transaction() as connection:
+            if not self._database.rows("SELECT 1 FROM sessions WHERE id = ?", (response.session_id,)):
+                raise StoreError("the session that holds these answers was removed: start the server again")
+            start = self._end(parent) if parent else None
+            if start is None or start.position != known:
+                parent, start = 0, Point(0, 0, 0, False)
+            branch_id = insert_branch(connection, response.session_id, parent or None, start, num_turns=1)
+            _insert_turn(connection, branch_id, start, ids[start.position :])
+            response = replace(response, branch_id=branch_id)
+            self._insert(connection, response)
+        return response
+
+    def put_body(self, response: StoredResponse) -> None:
+        """Store an answer that has no log yet. Durable on return."""
+        with self._database.transaction() as connection:
+            self._insert(connection, response)
+
+    def get(self, id: str, owner: str) -> StoredResponse | None:
+        """The answer with this id, if it is this owner's. Raises StoreError for a damaged one."""
+        return self._one("id = ? AND owner = ?", id, owner)
+
+    def latest(self, session_id: int, fingerprint: bytes) -> StoredResponse | None:
+        """The last answer of a session with this content. Raises StoreError for a damaged one."""
+        return self._one("session_id = ? AND fingerprint = ? ORDER BY rowid DESC LIMIT 1", session_id, fingerprint)
+
+    def ids(self, branch_id: int) -> "array[int]":
+        """The token log of an answer. Raises StoreError where it is damaged or gone."""
+        with self._database.reading():
+            return History(self._database, "of responses", branch_id).read_ids()
+
+    def remove(self, response: StoredResponse) -> list[int]:
+        """Forget an answer; returns the branches that went with it. What others that go on from it need stays."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM responses WHERE id = ?", (response.id,))
+            gone = self._unneeded(response.branch_id)
+            for table, column in (("tail_uses", "branch_id"), ("events", "branch_id"), ("tokens", "branch_id"),
+                                  ("turns", "branch_id"), ("branches", "id")):  # fmt: skip
+                connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in gone])
+        return gone
+
+    def _unneeded(self, branch_id: int) -> list[int]:
+        """This branch and those before it that neither an answer, a session nor a younger branch needs."""
+        gone: list[int] = []
+        while branch_id:
+            rows = self._database.rows("SELECT parent_id FROM branches WHERE id = ?", (branch_id,))
+            needed = "SELECT (SELECT COUNT(*) FROM branches WHERE parent_id = ?1)" + "".join(
+                f" + (SELECT COUNT(*) FROM {table} WHERE branch_id = ?1)" for table in ("responses", "sessions")
+            )
+            num_needing = self._database.rows(needed, (branch_id,))[0][0] - bool(gone)  # the child that goes now
+            if not rows or num_needing:
+                break
+            gone.append(branch_id)
+            branch_id = rows[0][0] or 0
+        return gone
+
+    def _end(self, branch_id: int) -> Point | None:
+        rows = self._database.rows(
+            "SELECT number, end_seq, end_position FROM turns WHERE branch_id = ? ORDER BY number DESC LIMIT 1",
+            (branch_id,),
+        )
+        return Point(rows[0][0], rows[0][1], rows[0][2], False) if rows else None
+
+    def _insert(self, connection: sqlite3.Connection, response: StoredResponse) -> None:
+        values = (response.id, response.owner, response.session_id, response.branch_id, response.fingerprint)
+        connection.execute(
+            f"INSERT OR REPLACE INTO responses ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, response.created_at, response.body, response.checksum()),
+        )
+
+    def _one(self, where: str, *values: Any) -> StoredResponse | None:
+        rows = self._database.rows(f"SELECT {COLUMNS} FROM responses WHERE {where}", values)
+        if not rows:
+            return None
+        *columns, checksum = rows[0]
+        response = StoredResponse(*columns)
+        if checksum != response.checksum():
+            raise damaged(self._database, "of responses", f"response {response.id}")
+        return response
+
+
+def _insert_turn(connection: sqlite3.Connection, branch_id: int, start: Point, ids: Sequence[int]) -> None:
+    """The one turn of a branch, with its tokens."""
+    now, end = time.time(), start.position + len(ids)
+    turn = TurnInfo(start.turn + 1, "done", now, now, start.position, end, start.seq)
+    connection.execute("INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(branch_id, turn))
+    if ids:
+        blob = to_blob(array("i", ids))
+        values = (branch_id, start.position, blob, token_checksum(branch_id, start.position, blob))
+        connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)

@@ -1,0 +1,67 @@
+"""Whatever is sent, no answer is a fault of the server: random values in every place of requests that are right."""
+
+import random
+from typing import Any
+
+import pytest
+
+from tests.server.serving import MODEL, Server
+
+JUNK: list[Any] = [
+    None, True, 0, -1, 1.5, 10**30, 1e300, "", "x", "\u0000", "<｜User｜>", [], {}, [[]], [None], [1, "a"], {"type": "x"},
+    {"type": "message"}, {"a": {"b": []}}, "x" * 5000, ["user"] * 50, {"": None},
+]  # fmt: skip
+RIGHT: dict[str, dict[str, Any]] = {
+    "/v1/responses": {
+        "model": MODEL, "max_output_tokens": 1, "store": False, "instructions": "Be brief.", "tool_choice": "auto",
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "x"},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "x"}]},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "x"}]},
+        ],
+        "tools": [{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}],
+        "reasoning": {"effort": "high"}, "text": {"format": {"type": "text"}}, "metadata": {"a": "b"}, "include": ["x"],
+        "temperature": 1.0, "top_p": 0.5, "generate": True, "stop": ["x"], "seed": 1,
+    },
+    "/v1/chat/completions": {
+        "model": MODEL, "max_tokens": 1, "tool_choice": "auto", "stop": "x", "stream_options": {"include_usage": True},
+        "messages": [
+            {"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "x"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "response_format": {"type": "text"},
+        "reasoning_effort": "high", "metadata": {}, "user": "u",
+    },
+}  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inner for place in places(item, (*path, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], junk: Any) -> Any:
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(copy[path[0]], path[1:], junk)
+    return copy
+
+
+@pytest.mark.parametrize("path", RIGHT)
+def test_no_request_is_answered_with_a_fault(server: Server, path: str) -> None:
+    rng, right = random.Random(5), RIGHT[path]
+    found = places(right)[1:]
+    cases = [(place, junk) for place in found for junk in JUNK]
+    with server.http() as http:
+        assert http.post(path, json=right).status_code == 200
+        for place, junk in rng.sample(cases, 250):
+            body = replaced(right, place, junk)
+            answer = http.post(path, json=body)
+            assert answer.status_code < 500, (place, junk, answer.text[:300])
+            if answer.status_code != 200:
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

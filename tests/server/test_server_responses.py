@@ -1,0 +1,392 @@
+"""Promises of the Responses API over HTTP and SSE, through the unmodified openai client."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools, origins
+
+TEXT_EVENTS = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
+BEGIN = ["response.created", "response.in_progress"]
+
+
+def create(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
+    return client.responses.create(model=MODEL, input=input, **fields)
+
+
+INPUTS: list[Any] = [
+    TELL,
+    [{"role": "user", "content": TELL}],
+    [{"type": "message", "role": "user", "content": TELL}],
+    [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": TELL}]}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": TELL}],
+    [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": TELL}],
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": TELL}],
+    [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
+    [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}]}],
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello.", "phase": "commentary"}, {"role": "user", "content": "go on"}],
+    [{"role": "user", "content": "hi"}, {"role": "developer", "content": "Be brief."}, {"role": "user", "content": "go on"}],
+    [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "rs_1", "summary": [], "content": []}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}],
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": []}]}],
+    [{"role": "user", "content": ""}],
+    [{"role": "user", "content": "Grüße, 世界 🌍 \u0000 </think> <｜User｜>"}],
+    [{"type": "compaction", "id": "cmp_1", "encrypted_content": "earlier: the port is 4711"}, {"role": "user", "content": ASK}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("input", INPUTS, ids=range(len(INPUTS)))
+def test_every_form_of_input_is_answered(client: openai.OpenAI, input: Any) -> None:
+    response = create(client, input)
+    assert response.status in ("completed", "incomplete") and response.output
+    assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
+    assert response.usage.input_tokens == sum(v for k, v in origins(response).items() if k != "why")
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        ({"instructions": "Be brief."}, {"instructions": "Be brief."}),
+        ({"metadata": {"a": "b"}}, {"metadata": {"a": "b"}}),
+        ({"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.7, "top_p": 0.9}),
+        ({"max_output_tokens": 3}, {"max_output_tokens": 3, "status": "incomplete"}),
+        ({"user": "u"}, {"user": "u"}),
+        ({"safety_identifier": "s"}, {"safety_identifier": "s"}),
+        ({"prompt_cache_key": "k"}, {"prompt_cache_key": "k"}),
+        ({"service_tier": "auto"}, {"service_tier": "auto"}),
+        ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
+        ({"store": False}, {"store": False}),
+        ({"truncation": "disabled"}, {"truncation": "disabled"}),
+        ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {}),
+        ({"include": ["reasoning.encrypted_content"]}, {}),
+        ({"max_tool_calls": 3}, {"max_tool_calls": 3}),
+        ({"extra_body": {"field_of_tomorrow": {"a": 1}}}, {}),
+        ({"extra_body": {"instructions": None, "tools": None, "store": None}}, {"instructions": None, "store": True}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_field_of_the_request_is_honoured_and_shown(client: openai.OpenAI, fields: dict, shown: dict) -> None:
+    response = create(client, TELL, **fields).model_dump()
+    assert {key: response[key] for key in shown} == shown
+
+
+def test_sampling_with_a_seed_is_reproducible(client: openai.OpenAI) -> None:
+    texts = {create(client, "hi", temperature=1.5, extra_body={"seed": 7}).output_text for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_a_response_that_is_cut_says_why(client: openai.OpenAI) -> None:
+    response = create(client, TELL, max_output_tokens=2)
+    assert response.incomplete_details.reason == "max_output_tokens" and response.usage.output_tokens == 2
+    assert response.output[-1].status == "incomplete" and response.completed_at is None
+
+
+def test_a_continuation_knows_what_was_said_and_reads_nothing_again(client: openai.OpenAI) -> None:
+    first = create(client, TELL)
+    second = create(client, ASK, previous_response_id=first.id)
+    assert second.output_text.strip() == KNOWN and second.previous_response_id == first.id
+    assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
+    assert origins(second)["prefilled_again_tokens"] == 0
+
+
+def test_going_on_twice_from_one_response_forks(client: openai.OpenAI) -> None:
+    first = create(client, TELL)
+    forks = [create(client, ASK, previous_response_id=first.id) for _ in range(3)]
+    assert {fork.output_text.strip() for fork in forks} == {KNOWN}
+    assert [origins(fork)["prefilled_again_tokens"] for fork in forks] == [0, 0, 0]
+    other = create(client, "hi", previous_response_id=forks[1].id)
+    assert other.usage.input_tokens > forks[1].usage.total_tokens
+
+
+def test_a_chain_of_turns_grows_by_what_is_new(client: openai.OpenAI) -> None:
+    response = create(client, TELL)
+    for _ in range(5):
+        before, response = response, create(client, ASK, previous_response_id=response.id)
+        assert origins(response)["from_memory_tokens"] == before.usage.total_tokens
+        assert response.output_text.strip() == KNOWN
+
+
+def test_other_instructions_read_the_same_conversation_anew(client: openai.OpenAI) -> None:
+    first = create(client, TELL, instructions="You are terse.")
+    second = create(client, ASK, previous_response_id=first.id, instructions="You are kind.")
+    assert KNOWN.split()[-1] in second.output_text and origins(second)["from_memory_tokens"] == 0
+    same = create(client, ASK, previous_response_id=first.id, instructions="You are terse.")
+    assert origins(same)["prefilled_again_tokens"] == 0 and same.usage.input_tokens_details.cached_tokens > 0
+
+
+def test_a_conversation_that_comes_whole_is_found_by_content(client: openai.OpenAI) -> None:
+    first = create(client, "remember that the blue port is 17")
+    items = [{"role": "user", "content": "remember that the blue port is 17"}, *[o.model_dump() for o in first.output]]
+    second = create(client, [*items, {"role": "user", "content": "what is the blue port?"}])
+    assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
+
+
+def test_items_may_be_referred_to(client: openai.OpenAI) -> None:
+    first = create(client, TELL)
+    said = client.responses.input_items.list(first.id).data[0]
+    items = [{"type": "item_reference", "id": item.id} for item in (said, first.output[0])]
+    second = create(client, [*items, {"role": "user", "content": ASK}])
+    assert second.output_text.strip() == KNOWN and origins(second)["new_tokens"] < 20
+    with pytest.raises(openai.BadRequestError) as e:
+        create(client, [{"type": "item_reference", "id": "msg_" + "0" * 33}])
+    assert e.value.code == "item_not_found"
+
+
+def test_a_tool_call_and_its_result(client: openai.OpenAI, workspace: Path) -> None:
+    tools = agent_tools(workspace)
+    first = create(client, WHERE, tools=tools, instructions=SYSTEM_TEXT)
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    assert call.name == "find_symbol" and json.loads(call.arguments) == {"name": "load_page"}
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "net/fetcher.py:5 def load_page"}
+    second = create(client, [result], previous_response_id=first.id, tools=tools, instructions=SYSTEM_TEXT)
+    assert "net/fetcher.py:5" in second.output_text and origins(second)["prefilled_again_tokens"] == 0
+
+
+def test_a_tool_call_in_a_conversation_that_comes_whole(client: openai.OpenAI, workspace: Path) -> None:
+    tools = agent_tools(workspace)
+    first = create(client, WHERE, tools=tools, instructions=SYSTEM_TEXT, store=False)
+    (call,) = [item for item in first.output if item.type == "function_call"]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "net/fetcher.py:5 def load_page"}
+    items = [{"role": "user", "content": WHERE}, *[o.model_dump() for o in first.output], result]
+    second = create(client, items, tools=tools, instructions=SYSTEM_TEXT, store=False)
+    assert "net/fetcher.py:5" in second.output_text
+    assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}], ids=str)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_call_can_be_forced(client: openai.OpenAI, choice: Any, is_stream: bool) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tools = [{"type": "function", "name": "get_weather", "description": "Weather", "parameters": schema}]
+    given = create(client, "weather in Paris?", tools=tools, tool_choice=choice, stream=is_stream)
+    response = list(given)[-1].response if is_stream else given
+    assert [item.name for item in response.output if item.type == "function_call"][:1] == ["get_weather"]
+
+
+def test_no_call_is_made_where_none_is_allowed(client: openai.OpenAI, workspace: Path) -> None:
+    response = create(client, WHERE, tools=agent_tools(workspace), tool_choice="none", instructions=SYSTEM_TEXT)
+    assert response.tool_choice == "none" and len(response.tools) == len(agent_tools(workspace))
+
+
+def test_one_call_at_a_time_when_asked_for(client: openai.OpenAI, workspace: Path) -> None:
+    fields = {"tools": agent_tools(workspace), "instructions": SYSTEM_TEXT, "parallel_tool_calls": False}
+    response = create(client, WHERE, **fields)
+    assert [item.type for item in response.output].count("function_call") == 1 and response.status == "completed"
+
+
+@pytest.mark.parametrize("effort", ["minimal", "low", "medium", "high", "xhigh"])
+def test_reasoning_comes_as_an_item_of_its_own(client: openai.OpenAI, effort: str) -> None:
+    response = create(client, "hi", reasoning={"effort": effort}, max_output_tokens=8)
+    assert response.reasoning.effort == effort and response.output[0].type == "reasoning"
+    assert response.output[0].content[0].type == "reasoning_text"
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
+
+
+def test_the_events_of_a_text_in_their_exact_order(client: openai.OpenAI) -> None:
+    events = list(create(client, TELL, stream=True))
+    types = [event.type for event in events]
+    num_deltas = types.count("response.output_text.delta")
+    middle = ["response.output_item.added", "response.content_part.added", *["response.output_text.delta"] * num_deltas]
+    assert types == [*BEGIN, *middle, *TEXT_EVENTS, "response.completed"] and num_deltas > 3
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == events[-1].response.output_text == events[2 + len(middle)].text
+    assert events[0].response.status == "in_progress" and events[0].response.output == []
+
+
+def test_the_events_of_a_call_in_their_exact_order(client: openai.OpenAI, workspace: Path) -> None:
+    stream = create(client, WHERE, tools=agent_tools(workspace), instructions=SYSTEM_TEXT, stream=True)
+    types = [event.type for event in stream]
+    call = ["response.function_call_arguments.delta", "response.function_call_arguments.done"]
+    assert types == [*BEGIN, "response.output_item.added", *call, "response.output_item.done", "response.completed"]
+
+
+def test_the_events_of_reasoning_in_their_exact_order(client: openai.OpenAI) -> None:
+    events = list(create(client, "hi", reasoning={"effort": "high"}, max_output_tokens=4, stream=True))
+    types = [event.type for event in events]
+    deltas = ["response.reasoning_text.delta"] * types.count("response.reasoning_text.delta")
+    begin = ["response.output_item.added", "response.content_part.added"]
+    end = ["response.reasoning_text.done", "response.content_part.done", "response.output_item.done"]
+    assert types == [*BEGIN, *begin, *deltas, *end, "response.incomplete"]
+
+
+def test_the_client_s_own_stream_helper_accepts_the_scaffolding(client: openai.OpenAI) -> None:
+    with client.responses.stream(model=MODEL, input=TELL) as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(texts) == stream.get_final_response().output_text
+
+
+def test_the_client_s_own_stream_helper_accepts_calls(client: openai.OpenAI, workspace: Path) -> None:
+    with client.responses.stream(
+        model=MODEL, input=WHERE, tools=agent_tools(workspace), instructions=SYSTEM_TEXT
+    ) as stream:  # type: ignore[arg-type]
+        assert stream.get_final_response().output[-1].type == "function_call"
+
+
+@pytest.mark.parametrize("after", [-1, 0, 1, 2, 5])
+def test_a_stream_is_replayed_from_any_event(client: openai.OpenAI, after: int) -> None:
+    events = [event.model_dump() for event in create(client, TELL, stream=True)]
+    id = events[-1]["response"]["id"]
+    again = client.responses.retrieve(id, stream=True, **({} if after < 0 else {"starting_after": after}))
+    assert [event.model_dump() for event in again] == events[after + 1 :]
+
+
+def test_a_response_is_retrieved_and_deleted(client: openai.OpenAI) -> None:
+    response = create(client, TELL)
+    assert client.responses.retrieve(response.id) == response
+    client.responses.delete(response.id)
+    for ask in (lambda: client.responses.retrieve(response.id), lambda: client.responses.delete(response.id)):
+        with pytest.raises(openai.NotFoundError):
+            ask()
+    with pytest.raises(openai.BadRequestError) as e:
+        create(client, ASK, previous_response_id=response.id)
+    assert e.value.code == "previous_response_not_found"
+
+
+def test_what_goes_on_from_a_deleted_response_stays(client: openai.OpenAI) -> None:
+    first = create(client, TELL)
+    second = create(client, ASK, previous_response_id=first.id)
+    client.responses.delete(first.id)
+    third = create(client, ASK, previous_response_id=second.id)
+    assert third.output_text.strip() == KNOWN and origins(third)["prefilled_again_tokens"] == 0
+
+
+def test_a_response_that_is_not_stored_cannot_be_retrieved(client: openai.OpenAI) -> None:
+    response = create(client, TELL, store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+    with pytest.raises(openai.BadRequestError):
+        create(client, ASK, previous_response_id=response.id)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_input_items_are_paged(client: openai.OpenAI, order: Any) -> None:
+    texts = [f"text {number}" for number in range(5)]
+    response = create(client, [{"role": "user", "content": text} for text in texts])
+    pages = client.responses.input_items.list(response.id, order=order, limit=2)
+    found = [item.content[0].text for item in pages]  # type: ignore[union-attr]
+    assert found == (texts if order == "asc" else texts[::-1])
+
+
+def test_input_tokens_are_what_a_response_then_reads(client: openai.OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model=MODEL, input=TELL, instructions="Be brief.")
+    response = create(client, TELL, instructions="Be brief.")
+    assert counted.input_tokens == response.usage.input_tokens
+    more = client.responses.input_tokens.count(
+        model=MODEL, input=ASK, previous_response_id=response.id, instructions="Be brief."
+    )
+    assert more.input_tokens > response.usage.total_tokens
+
+
+def test_a_conversation_is_compacted_and_goes_on(client: openai.OpenAI) -> None:
+    compacted = client.responses.compact(model=MODEL, input=[{"role": "user", "content": TELL}])
+    assert compacted.object == "response.compaction" and compacted.output[-1].type == "compaction"
+    response = create(client, [*(o.model_dump() for o in compacted.output), {"role": "user", "content": ASK}])
+    assert response.status == "completed"
+
+
+def test_a_response_in_the_background_is_polled(client: openai.OpenAI) -> None:
+    response = create(client, TELL, background=True)
+    assert response.status in ("queued", "in_progress")
+    while response.status in ("queued", "in_progress"):
+        response = client.responses.retrieve(response.id)
+    assert response.status == "completed" and "4711" in response.output_text
+
+
+def test_a_running_response_is_cancelled(client: openai.OpenAI) -> None:
+    running = create(client, "hi " * 30_000, background=True)
+    cancelled = client.responses.cancel(running.id)
+    assert cancelled.status == "cancelled" == client.responses.retrieve(running.id).status
+    assert client.responses.cancel(running.id).status == "cancelled"
+
+
+def test_a_completed_response_cannot_be_cancelled(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError):
+        client.responses.cancel(create(client, TELL).id)
+
+
+def test_prefill_ahead_leaves_little_to_read(client: openai.OpenAI) -> None:
+    text = "The colour of the house is red. " * 40
+    ahead = create(client, text, extra_body={"generate": False})
+    assert ahead.status == "completed" and ahead.output == [] and ahead.usage.output_tokens == 0
+    response = create(client, "hi", previous_response_id=ahead.id)
+    assert response.usage.input_tokens_details.cached_tokens >= ahead.usage.input_tokens - 32
+    assert response.usage.input_tokens > ahead.usage.input_tokens
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL] == [client.models.retrieve(MODEL).id]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+BAD: list[tuple[dict[str, Any], str | None]] = [
+    ({"input": []}, "input"),
+    ({"input": 5}, "input"),
+    ({"input": [{"type": "alien"}]}, "input[0]"),
+    ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role"),
+    ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
+    ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content"),
+    ({"input": [{"type": "function_call_output", "call_id": "call_x", "output": "y"}]}, "input[0].call_id"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}, "input"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f f", "arguments": "{}"}]}, "input[0]"),
+    ({"input": "x", "temperature": 3}, "temperature"),
+    ({"input": "x", "temperature": "hot"}, "temperature"),
+    ({"input": "x", "top_p": 0}, "top_p"),
+    ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+    ({"input": "x", "metadata": {str(n): "v" for n in range(17)}}, "metadata"),
+    ({"input": "x", "metadata": {"k" * 65: "v"}}, "metadata"),
+    ({"input": "x", "metadata": {"k": "v" * 513}}, "metadata.k"),
+    ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]"),
+    ({"input": "x", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+    ({"input": "x", "tools": [{"type": "function", "name": "a"}] * 2}, "tools[1].name"),
+    ({"input": "x", "tools": [{"type": "function", "name": f"f{n}"} for n in range(513)]}, "tools"),
+    ({"input": "x", "tool_choice": "sometimes"}, "tool_choice"),
+    ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+    ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+    ({"input": "x", "previous_response_id": "resp_nope"}, "previous_response_id"),
+    ({"input": "x", "previous_response_id": "../../etc/passwd"}, "previous_response_id"),
+    ({"input": "x", "truncation": "auto"}, "truncation"),
+    ({"input": "x", "top_logprobs": 3}, "top_logprobs"),
+    ({"input": "x", "conversation": "conv_1"}, "conversation"),
+    ({"input": "x", "background": True, "store": False}, "background"),
+    ({"input": "x", "text": {"format": {"type": "poem"}}}, "text.format"),
+    ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
+    ({"input": "x", "reasoning": {"effort": "huge"}}, "reasoning.effort"),
+    ({"input": "x" * 12_000_001}, "input"),
+    ({"model": None, "input": "x"}, "model"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "param"), BAD, ids=range(len(BAD)))
+def test_a_bad_request_is_refused_with_the_name_of_its_parameter(client: openai.OpenAI, body: dict, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as e:
+        create(client, "x", extra_body=body)
+    assert e.value.param is not None and e.value.param.startswith(param)
+    assert e.value.type == "invalid_request_error" and e.value.code and "\n" not in e.value.body["message"]  # type: ignore[index]
+
+
+def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as e:
+        client.responses.create(model="gpt-9", input="x")
+    assert e.value.code == "model_not_found"
+
+
+def test_a_call_must_get_its_result_once(client: openai.OpenAI, workspace: Path) -> None:
+    fields: dict[str, Any] = {"tools": agent_tools(workspace), "instructions": SYSTEM_TEXT}
+    first = create(client, WHERE, **fields)
+    result = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "x"}
+    for wrong in ("and now?", [result, result], [{**result, "call_id": "call_other"}]):
+        with pytest.raises(openai.BadRequestError):
+            create(client, wrong, previous_response_id=first.id, **fields)
+    assert create(client, [result], previous_response_id=first.id, **fields).status == "completed"
+
+
+def test_metrics_count_tokens_by_origin(server: Server) -> None:
+    text = server.get("/metrics").text
+    for name in ("holdfast_tokens_total{origin=\"from_memory\"}", "holdfast_response_seconds_bucket", "holdfast_disk_bytes",
+                 "holdfast_pool_pages_used", "holdfast_requests_total{route=\"/v1/responses\",status=\"200\"}"):  # fmt: skip
+        assert name in text
+    assert server.get("/healthz", Authorization="none").json() == {"status": "ok"}
