@@ -87,6 +87,7 @@ def _parser() -> Parser:
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
     serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     _add_max_context(serve)
+    _add_ranks(serve)
     from agent import timelines
 
     sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
@@ -121,9 +122,7 @@ def _add_session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
     parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     _add_max_context(parser)
-    parser.add_argument(
-        "--ranks", type=_ranks, default=1, metavar="N", help="processes that share the model's weights (default: 1)"
-    )
+    _add_ranks(parser)
     parser.add_argument(
         "--approve",
         choices=POLICIES,
@@ -142,6 +141,12 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{printable(text)} is not a port: take 0 to 65535")
     return int(text)
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks", type=_ranks, default=1, metavar="N", help="processes that share the model's weights (default: 1)"
+    )
 
 
 def _tokens(text: str) -> int:

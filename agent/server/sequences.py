@@ -70,6 +70,8 @@ class Sequences:
 
     async def drop(self, id: str, save: bool = True) -> None:
         """Give up the sequence of a response, saved first unless nobody wants it; then no save of it is under way either."""
+        if not save and id in self.settling:  # it was answered before its state is handed over
+            await asyncio.wait({self.settling[id]})
         idle = self._idle.pop(id, None)
         if not save and id in self._saves:
             await asyncio.wait({self._saves[id]})
