@@ -1,13 +1,13 @@
 """The weights of a model as Triton kernels take them: on the device, packed as in the checkpoint, in its orientation [out, in]."""
 
 import torch
-from kernels.gpu.moe import pack_experts
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint, scale_name
 from engine.errors import CheckpointError
 from engine.parallel import Parallel
 from engine.weights import Part, Weights
+from kernels.gpu.moe import pack_experts
 from kernels.gpu.weights import Fp4Weight, Fp8Weight
 
 BLOCK = 128  # of FP8 scales
