@@ -22,7 +22,7 @@ from engine.cache import Cache, page_bytes
 from engine.chain import Chain, Roll, digest
 from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
-from engine.constraint import Compiler
+from engine.constraint import Compiler, Constraint
 from engine.errors import EngineError, RankLost
 from engine.model import Model
 from engine.parallel import Parallel, check_ranks
@@ -210,6 +210,10 @@ class Engine:
         finally:
             if self._failure is None:
                 await self._call(lambda: self._scheduler.cancel(request))
+
+    async def check(self, constraint: Constraint) -> None:
+        """Raises EngineError for a constraint that no text of this model can meet, or that is too large."""
+        await asyncio.wrap_future(self._compiler.submit(constraint, frozenset()))
 
     async def score(self, ids: Items[int]) -> Tensor:
         """float32 [len(ids), vocab]: row t predicts token t + 1."""

@@ -164,6 +164,8 @@ async def _sample(
         async for token in tokens:
             if writing.token(token) or record.steering:
                 break
+        else:
+            writing.is_cut = not seq.is_complete  # text that is held to a format ends by itself
 
 
 def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:

@@ -65,7 +65,8 @@ def opening_of(request: Create, system: Sequence[str]) -> Opening:
     tools = tuple(dumps(function) for function in functions) if choice != "none" else ()
     format_ = request.text.get("format") or {}
     schema = dumps(format_["schema"]) if format_.get("type") == "json_schema" else None
-    return Opening(text, tools, EFFORTS.get(effort or ""), schema)
+    is_plain = format_.get("type", "text") == "text"  # an answer in a format is held to it from its first token
+    return Opening(text, tools, EFFORTS.get(effort or "") if is_plain else None, schema)
 
 
 def normal_items(given: str | list[Json], prefix: str) -> list[Json]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from agent.server.wire import ApiError, Json, bad, unsupported
+from engine import Constraint, EngineError
 
 MAX_ITEMS = 20_000
 MAX_TOOLS = 512
@@ -87,25 +88,29 @@ def create_request(body: Json) -> Create:
         raise unsupported("penalties are not supported: leave them 0", "presence_penalty")
     if request.background and not request.store:
         raise bad("background needs store", "background")
-    _check_format(request.text)
+    constraint_of(request)
     return request
 
 
-def _check_format(text: Json) -> None:
-    """`text.format`: plain text. A schema is checked and then refused, as long as the engine cannot hold a model to one;
-    `Service._prepare` is where its constraint would go into the sampling."""
-    format_ = text.get("format") or {"type": "text"}
+def constraint_of(request: Create) -> Constraint | None:
+    """What `text.format` holds the answer to; None for plain text. Raises ApiError."""
+    format_ = request.text.get("format") or {"type": "text"}
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
         raise bad("text.format.type must be text, json_object or json_schema", "text.format")
-    if kind == "json_schema":
-        name = format_.get("name")
-        if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(format_.get("schema"), dict):
-            raise bad("text.format needs a name and a schema that is an object", "text.format")
-    if kind != "text":
-        raise unsupported(
-            f"text.format {kind} is not supported: this engine cannot hold a model to it yet", "text.format"
-        )
+    if kind == "text":
+        return None
+    if request.tools and request.tool_choice != "none":
+        raise unsupported("text.format with tools is not supported: send tool_choice 'none'", "text.format")
+    if kind == "json_object":
+        return Constraint.json_object()
+    name = format_.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(format_.get("schema"), dict):
+        raise bad("text.format needs a name and a schema that is an object", "text.format")
+    try:
+        return Constraint.json_schema(format_["schema"])
+    except EngineError as e:
+        raise bad(f"text.format: {e}", "text.format") from None
 
 
 def function_tools(tools: list[Json]) -> list[Json]:

@@ -22,10 +22,10 @@ from agent.server.items import Message, Opening, encode, fingerprints, normal_it
 from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.record import Record, record_of
-from agent.server.requests import Create, forced_call, function_tools
+from agent.server.requests import Create, constraint_of, forced_call, function_tools
 from agent.server.sequences import Sequences
 from agent.server.wire import ApiError, Json, bad
-from engine import EngineError, SamplingParams
+from engine import Constraint, EngineError, SamplingParams
 from memory import ResponseStore, StoreError
 
 log = logging.getLogger("holdfast.server")
@@ -226,6 +226,7 @@ class Service:
             seed=request.seed,
             max_tokens=min(request.max_output_tokens or settings.max_output_tokens, limit - total),
             stop_ids=self._stop_ids(),
+            constraint=await self._constraint(request),
         )
         is_thinking = base.opening.thinking_mode == "thinking"
         return record, Plan(ids, params, is_thinking, prefix, request.parallel_tool_calls, tuple(request.stop))
@@ -319,6 +320,16 @@ class Service:
         start = f'{end}\n\n<{DSML}tool_calls>\n<{DSML}invoke name="'
         name = functions[0]["name"] if len(functions) == 1 else name
         return f'{start}{name}">\n' if name else start
+
+    async def _constraint(self, request: Create) -> Constraint | None:
+        """What the answer is held to, known to be possible. Raises ApiError."""
+        constraint = constraint_of(request)
+        if constraint is not None:
+            try:
+                await self.app.engine.check(constraint)
+            except EngineError as e:
+                raise bad(f"text.format: {e}", "text.format") from None
+        return constraint
 
     def _stop_ids(self) -> frozenset[int]:
         tokenizer = self.app.engine.tokenizer

@@ -165,6 +165,41 @@ def test_a_call_can_be_forced(client: openai.OpenAI, choice: Any, is_stream: boo
     assert [item.name for item in response.output if item.type == "function_call"][:1] == ["get_weather"]
 
 
+SHAPE = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("effort", [None, "high"])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_answer_is_held_to_its_schema(client: openai.OpenAI, is_stream: bool, effort: str | None) -> None:
+    form = {"type": "json_schema", "name": "trip", "schema": SHAPE, "strict": True}
+    given = create(client, "a trip", text={"format": form}, stream=is_stream, reasoning={"effort": effort})
+    response = list(given)[-1].response if is_stream else given
+    answer = json.loads(response.output_text)
+    assert response.status == "completed" and set(answer) == {"city", "days"}
+    assert answer["city"] in ("Paris", "Rome") and 1 <= answer["days"] <= 9
+
+
+def test_an_answer_can_be_any_object_and_says_when_it_was_cut(client: openai.OpenAI) -> None:
+    response = create(client, "anything", text={"format": {"type": "json_object"}}, max_output_tokens=400)
+    if response.status == "completed":
+        assert isinstance(json.loads(response.output_text), dict)
+    cut = create(client, "anything", text={"format": {"type": "json_object"}}, max_output_tokens=1)
+    assert cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens"
+
+
+def test_chat_completions_hold_answers_to_a_schema(client: openai.OpenAI) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SHAPE}}
+    chat = client.chat.completions.create(  # type: ignore[call-overload]
+        model=MODEL, messages=[{"role": "user", "content": "a trip"}], response_format=form
+    )
+    assert json.loads(chat.choices[0].message.content)["city"] in ("Paris", "Rome")
+
+
 def test_no_call_is_made_where_none_is_allowed(client: openai.OpenAI, workspace: Path) -> None:
     response = create(client, WHERE, tools=agent_tools(workspace), tool_choice="none", instructions=SYSTEM_TEXT)
     assert response.tool_choice == "none" and len(response.tools) == len(agent_tools(workspace))
@@ -354,6 +389,8 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"input": "x", "background": True, "store": False}, "background"),
     ({"input": "x", "text": {"format": {"type": "poem"}}}, "text.format"),
     ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
+    ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "poem"}}}}, "text.format"),
+    ({"input": "x", "text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", "name": "f"}]}, "text.format"),
     ({"input": "x", "reasoning": {"effort": "huge"}}, "reasoning.effort"),
     ({"input": "x" * 12_000_001}, "input"),
     ({"model": None, "input": "x"}, "model"),
