@@ -6,7 +6,6 @@ import torch
 
 from engine.errors import EngineError
 from engine.numerics import Numerics
-from kernels.gpu import jit
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -45,8 +44,10 @@ CPU = Placement(torch.device("cpu"))
 
 def place(device: str, rank: int = 0) -> Placement:
     """The placement of a rank for a setting of DEVICES. Raises EngineError when there is no such device."""
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return CPU
+    from kernels.gpu import jit
+
     if torch.cuda.is_available() and jit.AVAILABLE:
         if rank >= torch.cuda.device_count():
             raise EngineError(f"rank {rank} has no GPU: torch sees {torch.cuda.device_count()}, use as many ranks")
