@@ -14,9 +14,9 @@ from engine.config import ModelConfig
 from engine.errors import EngineError
 from engine.numerics import Numerics
 from engine.placement import CPU, Placement
-from engine.pools import FloatPool, PackedPool, Pool, zeros
+from engine.pools import FloatPool, Pool, zeros
 from kernels.cache import RowFormat
-from kernels.gpu.pools import key_stride
+from kernels.gpu.pools import pool_stride
 
 MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer than what a query reads
 
@@ -82,6 +82,8 @@ class Cache:
     def _pool(self, kind: str, fmt: RowFormat, ratio: int) -> Pool:
         per_page = self.page_tokens // ratio
         if self.placement.runs_triton:
+            from engine.packed_pool import PackedPool
+
             return PackedPool(kind, fmt, per_page, self.num_pages, self.device)
         return FloatPool(kind, fmt, per_page, self.num_pages)
 
@@ -99,6 +101,6 @@ def page_bytes(config: ModelConfig, page_tokens: int, placement: Placement = CPU
     """Bytes in memory of one page over all layers."""
     key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key")
     index = RowFormat(config.index_head_dim, 0, "index")
-    row, index_row = (key_stride(key), index.width) if placement.runs_triton else (4 * key.dim, 4 * index.dim)
+    row, index_row = (pool_stride(key), pool_stride(index)) if placement.runs_triton else (4 * key.dim, 4 * index.dim)
     ratios = [config.ratio(layer) for layer in range(config.num_hidden_layers)]
     return sum(page_tokens // ratio * (row + index_row * (ratio == 4)) for ratio in ratios if ratio)

@@ -1,7 +1,7 @@
 """Compressed rows in pages, as they are held in memory: one pool for each kind of row of a layer.
 
 On a CPU rows are float32 that carry the rounding of their format: unpacking them in every step took longer than the rest of it. On a
-GPU they stay packed, padded as its kernels want them. On disk both are the same bytes (`RowFormat`).
+GPU they stay packed (`packed_pool.py`). On disk both are the same bytes (`RowFormat`).
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from kernels.cache import RowFormat
-from kernels.gpu.pools import index_keys_from_stored, index_keys_to_stored, key_stride
 
 
 class Pool(ABC):
@@ -76,41 +75,6 @@ class FloatPool(Pool):
 
     def write(self, page: int, values: Tensor) -> None:
         self.page(page)[:] = values
-
-
-class PackedPool(Pool):
-    """Packed rows on a device (`kernels.gpu.pools`)."""
-
-    def __init__(self, kind: str, fmt: RowFormat, per_page: int, num_pages: int, device: torch.device):
-        super().__init__(kind, fmt, per_page)
-        self.is_index = fmt.kind == "index"
-        stride = fmt.width if self.is_index else key_stride(fmt)
-        self.rows = torch.zeros(num_pages * per_page, stride, dtype=torch.uint8, device=device)
-
-    def cut(self, page: int, count: int) -> Tensor:
-        rows = self.page(page).cpu()
-        return (index_keys_to_stored(rows, self.fmt) if self.is_index else rows[:, : self.fmt.width])[:count].clone()
-
-    def pack(self, cut: Tensor) -> Tensor:
-        return cut
-
-    def place(self, pages: Sequence[int], stored: Tensor) -> None:
-        rows = stored.new_zeros(len(stored), self.rows.shape[1])
-        if self.is_index:
-            for part, out in zip(stored.split(self.per_page), rows.split(self.per_page)):
-                index_keys_from_stored(part, self.fmt, out)
-        else:
-            rows[:, : self.fmt.width] = stored
-        at = torch.tensor(pages, device=self.rows.device)
-        self.rows.view(-1, self.per_page * rows.shape[1])[at] = rows.view(len(pages), -1).to(self.rows.device)
-
-    def place_first(self, page: int, stored: Tensor) -> None:
-        whole = self.cut(page, self.per_page)
-        whole[: len(stored)] = stored
-        self.place([page], whole)
-
-    def write(self, page: int, values: Tensor) -> None:
-        self.place([page], self.fmt.pack(values.cpu()))
 
 
 def zeros(*shape: int) -> Tensor:

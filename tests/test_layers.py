@@ -51,6 +51,7 @@ LATE_IMPORTS = {
     "engine.bench": "transformers is a development dependency: only a comparison with it needs it",
     "engine.model": "Triton may be absent, and is loaded only where a model runs on a GPU",
     "engine.placement": "as engine.model",
+    "engine.cache": "as engine.model",
     "agent.cli": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it",
 }
 

@@ -13,7 +13,7 @@ from kernels.gpu.attention import attend
 from kernels.gpu.compress import block_rows, complete_blocks, store
 from kernels.gpu.indexer import select
 from kernels.gpu.pages import gather_pages, scatter_pages
-from kernels.gpu.pools import key_stride
+from kernels.gpu.pools import pool_stride
 from kernels.gpu.rows import DeviceRows
 
 PAGE_TOKENS = 256
@@ -41,7 +41,7 @@ def key_pool(rows: DeviceRows, ratio: int, shape: Shape, device: torch.device) -
     """Bytes that are e4m3 and bf16 below 2 in size, with scales of 2^-7."""
     fmt = RowFormat(shape.head_dim, shape.qk_rope_head_dim, "key")
     num_rows = rows.pages.shape[1] * (PAGE_TOKENS // ratio)
-    pool = torch.randint(0x30, 0x3F, (num_rows, key_stride(fmt)), dtype=torch.uint8, device=device)
+    pool = torch.randint(0x30, 0x3F, (num_rows, pool_stride(fmt)), dtype=torch.uint8, device=device)
     pool[:, shape.head_dim + shape.qk_rope_head_dim :] = 120
     return pool
 
@@ -56,7 +56,7 @@ def attend_case(shape: Shape, num_rows: int, context: int, ratio: int) -> Case:
     chosen = min(shape.index_topk, context // 4) if ratio == 4 else 0
     entries = chosen or (context // ratio if ratio else 0)
     keys = shape.sliding_window + entries
-    key_bytes = key_stride(RowFormat(shape.head_dim, shape.qk_rope_head_dim, "key"))
+    key_bytes = pool_stride(RowFormat(shape.head_dim, shape.qk_rope_head_dim, "key"))
     shared = num_rows in PREFILL_ROWS and ratio != 4  # the rows of a chunk read the same entries
     rows_read = num_rows * shape.sliding_window * shape.head_dim * 2 + (1 if shared else num_rows) * entries * key_bytes
     queries = num_rows * shape.num_attention_heads * shape.head_dim
@@ -180,10 +180,9 @@ def select_case(shape: Shape, num_rows: int, context: int) -> Case:
 def page_cases(shape: Shape, num_tokens: int, fmt: RowFormat) -> Iterator[Case]:
     """Pages of so many tokens of a CSA layer, out of a pool of twice as many and back. The library copies whole rows."""
     per_page, num_pages = PAGE_TOKENS // 4, num_tokens // PAGE_TOKENS
-    stride = fmt.width if fmt.kind == "index" else key_stride(fmt)
 
     def inputs(device: torch.device) -> tuple[Tensor, Tensor]:
-        pool = torch.zeros(2 * num_pages * per_page, stride, dtype=torch.uint8, device=device)
+        pool = torch.zeros(2 * num_pages * per_page, pool_stride(fmt), dtype=torch.uint8, device=device)
         return pool, torch.randperm(2 * num_pages, device=device)[:num_pages].int()
 
     def build_gather(device: torch.device) -> Call:

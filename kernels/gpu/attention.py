@@ -252,7 +252,7 @@ def combine_splits(
 
 
 def rope_channels(dim: int, stride: int) -> int:
-    """Of a key row of `dim` channels in a pool whose rows are `stride` bytes apart (see `key_stride`)."""
+    """Of a key row of `dim` channels in a pool whose rows are `stride` bytes apart (see `pool_stride`)."""
     for nope in range(dim // 64 * 64, -1, -64):
         rope = dim - nope
         width = nope + 2 * rope + -(-(nope // 64) // 8) * 8

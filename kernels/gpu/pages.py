@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.cache import RowFormat
 from kernels.gpu.jit import kernel, launch, tl
-from kernels.gpu.pools import key_stride
+from kernels.gpu.pools import pool_stride
 
 PROGRAMS = 8  # few, so that decoding beside it keeps its processors; they move more than the bus does
 COUNT = 4096
@@ -29,8 +29,8 @@ def scatter_pages(stored: Tensor, pages: Tensor, fmt: RowFormat, per_page: int, 
 def _copy(pool: Tensor, pages: Tensor, fmt: RowFormat, per_page: int, stored: Tensor, to_pool: bool) -> None:
     is_index = fmt.kind == "index"
     codes_bytes = fmt.dim // 2 if is_index else fmt.width
-    stride = codes_bytes if is_index else key_stride(fmt)  # from a row's codes to the next row's
-    assert pool.shape[1] == (fmt.width if is_index else stride), (pool.shape, fmt)
+    stride = codes_bytes if is_index else pool_stride(fmt)  # from a row's codes to the next row's
+    assert pool.shape[1] == pool_stride(fmt), (pool.shape, fmt)
     word = next(
         t for t in (torch.int64, torch.int32, torch.uint8) if not any(n % t.itemsize for n in (codes_bytes, fmt.width))
     )

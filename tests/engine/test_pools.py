@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from engine.pools import FloatPool, PackedPool, Pool
+from engine.packed_pool import PackedPool
+from engine.pools import FloatPool, Pool
 from kernels.cache import RowFormat
+from kernels.gpu import jit
+
+pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
 KEY, INDEX = RowFormat(96, 32, "key"), RowFormat(32, 0, "index")
 PER_PAGE, NUM_PAGES = 8, 5

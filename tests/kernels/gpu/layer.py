@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.cache import RowFormat
-from kernels.gpu.pools import index_keys_from_stored, key_stride
+from kernels.gpu.pools import pool_stride
 from kernels.gpu.rows import DeviceRows, to_device
 from kernels.rows import Rows
 
@@ -73,15 +73,21 @@ def one_segment(rows: Rows, segment: int, start: int, end: int) -> Rows:
 
 def key_pool(values: Tensor, fmt: RowFormat) -> Tensor:
     """Rows float32 [n, dim] that carry the rounding of their format -> a pool as kernels hold it."""
-    pool = torch.full((len(values), key_stride(fmt)), NAN_BYTE, dtype=torch.uint8, device=values.device)
+    pool = torch.full((len(values), pool_stride(fmt)), NAN_BYTE, dtype=torch.uint8, device=values.device)
     pool[:, : fmt.width] = fmt.pack(values.cpu()).to(values.device)
     return pool
+
+
+def planes(page: Tensor, fmt: RowFormat) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a page of index keys uint8 [n, width], where they are."""
+    codes, scales = page.view(-1).split([len(page) * fmt.dim // 2, len(page) * fmt.dim // 32])
+    return codes.view(len(page), -1), scales.view(len(page), -1)
 
 
 def index_pool(values: Tensor, fmt: RowFormat, per_page: int) -> Tensor:
     stored = fmt.pack(values.cpu()).to(values.device)
     pool = torch.empty_like(stored)
-    for page in range(len(stored) // per_page):
-        own = slice(page * per_page, (page + 1) * per_page)
-        index_keys_from_stored(stored[own], fmt, pool[own])
+    for rows, page in zip(stored.split(per_page), pool.split(per_page)):
+        codes, scales = planes(page, fmt)
+        codes[:], scales[:] = rows.tensor_split([fmt.dim // 2], 1)
     return pool

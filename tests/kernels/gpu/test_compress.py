@@ -11,12 +11,12 @@ from kernels.compress import complete_blocks as complete_blocks_ref
 from kernels.compress import store as store_ref
 from kernels.gpu import jit
 from kernels.gpu.compress import block_rows, complete_blocks, store
-from kernels.gpu.pools import index_keys_to_stored, key_stride
+from kernels.gpu.pools import pool_stride
 from kernels.quant import hadamard_matrix
 from kernels.rope import rope_frequencies
 from kernels.rounding import Rounding
 from kernels.rows import Rows
-from tests.kernels.gpu.layer import PAGE_TOKENS, Segment, device_rows, make_rows, one_segment
+from tests.kernels.gpu.layer import PAGE_TOKENS, Segment, device_rows, make_rows, one_segment, planes
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
@@ -57,7 +57,7 @@ class Layer:
 
     def run(self, rows: Rows | None = None, own: slice = slice(None), ring: Tensor | None = None, padding: int = 0):
         """Packed pools, all 0xFF where nothing was written."""
-        pool = torch.full((self.num_rows, key_stride(self.key)), 0xFF, dtype=torch.uint8, device=DEVICE)
+        pool = torch.full((self.num_rows, pool_stride(self.key)), 0xFF, dtype=torch.uint8, device=DEVICE)
         index_pool = torch.full((self.num_rows, self.index.width), 0xFF, dtype=torch.uint8, device=DEVICE)
         mixed = torch.nn.functional.pad(self.mixed[own], (0, 0, 0, padding)).to(DEVICE)
         ring = (self.ring if ring is None else ring).to(DEVICE)
@@ -65,7 +65,7 @@ class Layer:
         complete_blocks(mixed, step, ring, pool, index_pool, self.moved(self.w))
         per_page = PAGE_TOKENS // self.ratio
         pages = index_pool.cpu().split(per_page) if self.index.dim else [index_pool.cpu()]
-        stored = [index_keys_to_stored(page, self.index) for page in pages] if self.index.dim else pages
+        stored = [torch.cat(planes(page, self.index), 1) for page in pages] if self.index.dim else pages
         return pool[:, : self.key.width].cpu(), torch.cat(stored)
 
 
