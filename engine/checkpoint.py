@@ -206,7 +206,7 @@ class Checkpoint:
         if place.dtype == "I8":
             value = dequant_fp4_weight(raw, self.tensor(scale_name(name), rows, _divided(columns, 32)))
         elif place.dtype == "F8_E4M3":
-            scale = self.tensor(scale_name(name), _blocks(rows), _blocks(columns))
+            scale = self.tensor(scale_name(name), blocks(rows), blocks(columns))
             value = dequant_fp8_weight(raw, scale, *(0 if r is None else r.start % 128 for r in (rows, columns)))
         else:
             value = raw.float()
@@ -232,7 +232,7 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def _blocks(part: range | None) -> range | None:
+def blocks(part: range | None) -> range | None:
     """The blocks of 128 that a part of rows or columns touches."""
     return None if part is None else range(part.start // 128, -(-part.stop // 128))
 

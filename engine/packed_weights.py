@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, scale_name
+from engine.checkpoint import Checkpoint, blocks, scale_name
 from engine.errors import CheckpointError
 from engine.parallel import Parallel
-from engine.weights import Part, Weights
+from engine.weights import Part, Weights, as_parts
 from kernels.gpu.moe import pack_experts
-from kernels.gpu.weights import Fp4Weight, Fp8Weight
+from kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
 
 BLOCK = 128  # of FP8 scales
 FP8, FP4, BF16 = "F8_E4M3", "I8", "BF16"
@@ -37,15 +37,13 @@ class PackedWeights(Weights):
         return weight.to(self._device).contiguous()
 
     def linear(self, *parts: Part | str) -> Fp8Weight | Tensor:
-        asked = [Part(part) if isinstance(part, str) else part for part in parts]
+        asked = as_parts(parts)
         if self._dtype(asked[0]) == BF16:
             return torch.cat([self._tensor(part, BF16) for part in asked])
-        data, scale = zip(*(self._fp8(part) for part in asked))
-        return Fp8Weight(torch.cat(data), torch.cat(scale))
+        return Fp8Weight(*(torch.cat(tensors) for tensors in zip(*map(self._fp8, asked))))
 
     def grouped_linear(self, part: Part, groups: int) -> Fp8Weight:
-        data, scale = self._fp8(part)
-        return Fp8Weight(data.unflatten(0, (groups, -1)), scale.unflatten(0, (groups, -1)))
+        return Fp8Weight(*(tensor.unflatten(0, (groups, -1)) for tensor in self._fp8(part)))
 
     def experts(self, experts: range) -> tuple[object, object]:
         return pack_experts(*(self._fp4(experts, name) for name in ("w1", "w3", "w2")))
@@ -56,16 +54,12 @@ class PackedWeights(Weights):
         scales = [self._tensor(Part(scale_name(part.name)), "F8_E8M0").view(torch.uint8) for part in parts]
         return Fp4Weight(data, torch.stack(scales))
 
-    def _fp8(self, part: Part) -> tuple[Tensor, Tensor]:
-        """A part's e4m3 values and its scales, one per row and 128 columns."""
+    def _fp8(self, part: Part) -> Fp8Weight:
         rows, columns = part.rows, part.columns
         if columns and (columns.start % BLOCK or columns.stop % BLOCK):
             raise CheckpointError(f"{self._prefix}{part.name} cannot be cut at columns {columns.start}..{columns.stop}")
-        data = self._tensor(part, FP8)
-        scale = self._tensor(Part(scale_name(part.name), _blocks(rows), _blocks(columns)), "F8_E8M0")
-        first = rows.start % BLOCK if rows else 0
-        by_row = scale.view(torch.uint8).repeat_interleave(BLOCK, 0)[first : first + len(data)]
-        return data.contiguous(), by_row.contiguous()
+        scale = self._tensor(Part(scale_name(part.name), blocks(rows), blocks(columns)), "F8_E8M0")
+        return fp8_weight(self._tensor(part, FP8), scale, rows.start % BLOCK if rows else 0)
 
     def _tensor(self, part: Part, dtype: str) -> Tensor:
         if self._dtype(part) != dtype:
@@ -77,8 +71,3 @@ class PackedWeights(Weights):
 
     def _dtype(self, part: Part) -> str:
         return self._checkpoint.stored[self._prefix + part.name].dtype
-
-
-def _blocks(part: range | None) -> range | None:
-    """The blocks that a part of rows or columns touches."""
-    return range(part.start // BLOCK, -(-part.stop // BLOCK)) if part else None

@@ -4,6 +4,7 @@ Layers say what they need and which part of it; how a weight is kept (here: dens
 linear is transposed, [in, out], and several that read the same input become one.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,11 @@ class Part(NamedTuple):
     name: str
     rows: range | None = None
     columns: range | None = None
+
+
+def as_parts(parts: Sequence[Part | str]) -> list[Part]:
+    """A name stands for all of a weight."""
+    return [Part(part) if isinstance(part, str) else part for part in parts]
 
 
 class Weights:
@@ -60,6 +66,5 @@ class Weights:
         return stacked("w1", "w3"), stacked("w2")
 
     def _outputs(self, *parts: Part | str) -> Tensor:
-        asked = [Part(part) if isinstance(part, str) else part for part in parts]
-        read = [self._checkpoint.weight(self._prefix + part.name, part.rows, part.columns) for part in asked]
+        read = [self._checkpoint.weight(self._prefix + part.name, part.rows, part.columns) for part in as_parts(parts)]
         return read[0] if len(read) == 1 else torch.cat(read)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.formats import read_keys
-from kernels.gpu.jit import dot, kernel, launch, tl
+from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
 from kernels.gpu.quant import to_bf16
 from kernels.gpu.rows import DeviceRows
 
@@ -34,7 +34,7 @@ def attend(
     """
     n, heads, dim = q.shape
     o = torch.empty_like(q)
-    block = max(64, 1 << (dim - 1).bit_length())
+    block = max(64, next_power_of_two(dim))
     per_page = rows.page_tokens // w.ratio if w.ratio else 0
     num_slots = 0 if not w.ratio else rows.pages.shape[1] * per_page if chosen is None else chosen.shape[1]
     room = -(-num_slots // TILE) * TILE

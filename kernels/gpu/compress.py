@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.gpu.attention import rope_channels
 from kernels.gpu.formats import write_index_key, write_keys
 from kernels.gpu.gemm import linear_bf16
-from kernels.gpu.jit import kernel, launch, tl
+from kernels.gpu.jit import kernel, launch, next_power_of_two, tl
 from kernels.gpu.quant import round_bf16
 from kernels.gpu.rows import DeviceRows
 
@@ -63,7 +63,7 @@ def complete_blocks(mixed: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor,
         complete_block, (len(mixed), 1 + has_index), mixed, rows.positions, rows.owners, rows.starts, rows.slots, rows.dropped,
         rows.pages, ring, pool, index_pool, w.entry_norm, w.index_norm, w.hadamard, w.freqs, w.eps, rows.pages.shape[1],
         ring.shape[1], rows.page_tokens // w.ratio, pool.shape[1], RATIO=w.ratio, WIDTH=w.ape.shape[1], DIM=head_dim,
-        BLOCK=max(64, 1 << (head_dim - 1).bit_length()), INDEX_DIM=index_dim, ROTATED=2 * len(w.freqs), ROPE=rope_channels(head_dim, pool.shape[1]) if is_packed else 0,
+        BLOCK=max(64, next_power_of_two(head_dim)), INDEX_DIM=index_dim, ROTATED=2 * len(w.freqs), ROPE=rope_channels(head_dim, pool.shape[1]) if is_packed else 0,
         OVERLAPS=w.overlaps, IS_PACKED=is_packed, num_warps=8,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.formats import e2m1_values
-from kernels.gpu.jit import dot, kernel, launch, tl
+from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
 from kernels.gpu.quant import from_e8m0, to_bf16
 from kernels.gpu.rows import DeviceRows
 
@@ -39,7 +39,7 @@ def select(index_q: Tensor, head_weights: Tensor, rows: DeviceRows, index_pool: 
         launch(
             score_entries, (num_blocks * (count // KEY_TILE), -(-(last - first) // queries)), index_q, head_weights, index_pool, *where,
             rows.starts, rows.pages, scores, first, last, num_pages, num_blocks * count, per_page, k, RATIO=ratio, HEADS=heads,
-            HEAD_TILE=max(16, 1 << (heads - 1).bit_length()), DIM=dim, TILE=KEY_TILE, QUERIES=queries,
+            HEAD_TILE=max(16, next_power_of_two(heads)), DIM=dim, TILE=KEY_TILE, QUERIES=queries,
         )  # fmt: skip
         grid = (last - first, num_blocks)
         for level in range(2):

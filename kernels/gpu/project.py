@@ -55,8 +55,7 @@ def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
         _unrotate, (num_rows,), o, turns,
         HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
     )  # fmt: skip
-    is_partial = getattr(w, "is_partial", False)
-    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b, torch.float32 if is_partial else torch.bfloat16)
+    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b, torch.float32 if w.is_partial else torch.bfloat16)
 
 
 @kernel

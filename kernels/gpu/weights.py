@@ -21,7 +21,8 @@ class Fp4Weight(NamedTuple):
     scale: Tensor  # uint8 [E, out, in / 32]: exponent + 127
 
 
-def fp8_weight(data: Tensor, scale: Tensor) -> Fp8Weight:
-    """e4m3 [out, in] with the checkpoint's e8m0 [out / 128, in / 128] (both rounded up)."""
-    rows = scale.view(torch.uint8).repeat_interleave(128, 0)[: len(data)]
+def fp8_weight(data: Tensor, scale: Tensor, first_row: int = 0) -> Fp8Weight:
+    """e4m3 [out, in] with the checkpoint's e8m0 [out / 128, in / 128] (both rounded up); a part of a weight may begin at any
+    `first_row` of its first block."""
+    rows = scale.view(torch.uint8).repeat_interleave(128, 0)[first_row : first_row + len(data)]
     return Fp8Weight(data.contiguous(), rows.contiguous())

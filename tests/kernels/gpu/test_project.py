@@ -161,14 +161,6 @@ def test_ops_are_called_as_their_twins() -> None:
         check_signature(op, getattr(twins, op.__name__))
 
 
-class Partial(NamedTuple):
-    """Of `OutputWeights`, of a rank."""
-
-    wo_a: Fp8Weight
-    wo_b: Fp8Weight
-    is_partial: bool = True
-
-
 def test_parts_of_two_ranks_add_up_to_the_whole() -> None:
     """A group each; they are not rounded before."""
     s = TINY._replace(groups=2)
@@ -179,7 +171,8 @@ def test_parts_of_two_ranks_add_up_to_the_whole() -> None:
     for rank, heads in enumerate(o.chunk(2, 1)):
         columns, blocks = weights.wo_b.data.chunk(2, 1)[rank], weights.wo_b.scale.chunk(2, 1)[rank]
         wo_a = Fp8Weight(*(x[rank : rank + 1] for x in weights.wo_a))
-        part = output(heads.contiguous(), turns, Partial(wo_a, Fp8Weight(columns.contiguous(), blocks.contiguous())))
+        wo_b = Fp8Weight(columns.contiguous(), blocks.contiguous())
+        part = output(heads.contiguous(), turns, weights._replace(wo_a=wo_a, wo_b=wo_b, is_partial=True))
         assert part.dtype == torch.float32
         total += part
     close(total, twins.output(o.float(), torch.view_as_complex(turns), theirs, num=OFFICIAL))
