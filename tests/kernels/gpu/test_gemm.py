@@ -1,7 +1,6 @@
 """Linear layers against plain products of dequantised values, and their bits for few rows and many."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -59,28 +58,20 @@ def bf16(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
     return lambda x: linear_bf16(x, ours, torch.float32), lambda x: x @ weight.float().t()
 
 
-@pytest.fixture(autouse=True)
-def poisoned_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody wrote is NaN."""
-    empty = torch.empty
-
-    def poisoned(*shape: Any, **options: Any) -> Tensor:
-        return empty(*shape, **options).fill_(torch.nan)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-def agree(linear: Linear, expected: Linear, depth: int, counts: tuple[int, ...], device: torch.device = CPU) -> None:
-    """The last of the counts gives the right values, the others the same bits."""
+def faults(
+    linear: Linear, expected: Linear, depth: int, counts: tuple[int, ...], device: torch.device = CPU
+) -> list[str]:
+    """What is wrong: values of the last of the counts, or bits that differ for fewer rows or in another order."""
     x = randn(counts[-1], depth, seed=9).bfloat16()
     values, x = expected(x.float()), x.to(device)
-    together = linear(x)
+    together, found = linear(x), []
     assert together.dtype == torch.float32
-    torch.testing.assert_close(together.cpu(), values, rtol=0, atol=TOLERANCE * values.abs().max().item())
-    for count in counts[:-1]:
-        assert torch.equal(linear(x[:count]), together[:count]), count
+    error = (together.cpu() - values).abs().max().item() / values.abs().max().item()
+    if not error <= TOLERANCE:
+        found.append(f"values are {error:.1e} off")
+    found += [f"{n} rows" for n in counts[:-1] if not torch.equal(linear(x[:n]), together[:n])]
     order = randn(len(x), seed=10).argsort().to(device)
-    assert torch.equal(linear(x[order]), together[order])
+    return found + ([] if torch.equal(linear(x[order]), together[order]) else ["another order"])
 
 
 # K in one part; in several, of which the last is shorter; in an odd number of columns, which only rows in bf16 may have
@@ -89,7 +80,7 @@ def agree(linear: Linear, expected: Linear, depth: int, counts: tuple[int, ...],
     [(fp8_rows, 128), (fp8_rows, 2176), (rounded_rows, 1152), (groups, 384), (groups, 2048), (bf16, 200), (bf16, 1096)],
 )
 def test_few_rows_and_many(kind: Callable[..., tuple[Linear, Linear]], depth: int) -> None:
-    agree(*kind(70, depth, CPU), depth, (0, 1, 17, 64, 66))
+    assert not faults(*kind(70, depth, CPU), depth, (0, 1, 17, 64, 66))
 
 
 @pytest.mark.gpu
@@ -97,4 +88,4 @@ def test_few_rows_and_many(kind: Callable[..., tuple[Linear, Linear]], depth: in
 @pytest.mark.parametrize(("out", "depth"), [(1536, 4096), (4096, 8192), (40_960, 1024), (7168, 16_384)])
 def test_weights_of_the_real_models(kind: Callable[..., tuple[Linear, Linear]], out: int, depth: int) -> None:
     cuda = torch.device("cuda")
-    agree(*kind(out, depth, cuda), depth, (1, 2, 7, 16, 17, 33, 64, 65, 128, 300), cuda)
+    assert not faults(*kind(out, depth, cuda), depth, (1, 2, 7, 16, 17, 33, 64, 65, 128, 300), cuda)
