@@ -12,6 +12,7 @@ from kernels.gpu.attention import rope_channels
 from kernels.gpu.formats import write_index_key, write_keys
 from kernels.gpu.gemm import linear_bf16
 from kernels.gpu.jit import kernel, launch, next_power_of_two, tl
+from kernels.gpu.norm import inverse_rms
 from kernels.gpu.quant import round_bf16
 from kernels.gpu.rows import DeviceRows
 
@@ -151,8 +152,8 @@ def pool_block(
 def normalise(x, weight, eps, DIM: tl.constexpr):
     """RMS norm of x [BLOCK] that is zero past DIM, rounded to bf16."""
     channel = tl.arange(0, x.shape[0])
-    inverse_rms = 1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / DIM + eps)
-    return round_bf16(x * inverse_rms * tl.load(weight + channel, mask=channel < DIM, other=0.0))
+    scale = inverse_rms(tl.sum(x * x, 0), DIM, eps)
+    return round_bf16(x * scale * tl.load(weight + channel, mask=channel < DIM, other=0.0))
 
 
 @kernel

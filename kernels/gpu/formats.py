@@ -1,30 +1,12 @@
 """Rows between the values that kernels compute with and the bytes of a pool: functions that kernels call (V4 spec 3.4, 5.2).
 
-Plain integer and float32 arithmetic, exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to
-even. Where rows lie is the business of those who call.
+All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. Where rows lie is the business of those who call.
 """
 
 from kernels.gpu.jit import kernel, tl
-from kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, pow2_scale, to_bf16
+from kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, quantise_e4m3, to_bf16, to_multiple
 
-__all__ = ["e2m1_codes", "e2m1_values", "e4m3_codes", "e4m3_values", "read_keys", "write_index_key", "write_keys"]
-
-
-@kernel
-def round_integer(x):
-    """float32 in 0 ... 2^22 -> the nearest integer."""
-    return (x + 8388608.0) - 8388608.0
-
-
-@kernel
-def e4m3_codes(x):
-    """float32 within +-448 -> e4m3 bytes. Below 2^-6 the grid is even, in steps of 2^-9."""
-    bits = x.to(tl.int32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
-    small = round_integer(tl.minimum(tl.abs(x), 1.0) * 512.0).to(tl.int32)
-    code = tl.where(tl.abs(x) < 0.015625, small, normal)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+__all__ = ["e2m1_codes", "e2m1_values", "e4m3_values", "read_keys", "write_index_key", "write_keys"]
 
 
 @kernel
@@ -38,8 +20,8 @@ def e4m3_values(code):
 def e2m1_codes(x):
     """float32 -> 4-bit codes int32; beyond 6 the code of 6."""
     size = tl.minimum(tl.abs(x), 6.0)
-    small, middle = round_integer(size * 2.0), round_integer(size) + 2.0
-    code = tl.where(size < 2.0, small, tl.where(size < 4.0, middle, round_integer(size * 0.5) + 4.0))
+    small, middle = to_multiple(size * 2.0, 1.0), to_multiple(size, 1.0) + 2.0
+    code = tl.where(size < 2.0, small, tl.where(size < 4.0, middle, to_multiple(size * 0.5, 1.0) + 4.0))
     return code.to(tl.int32) | ((x.to(tl.int32, bitcast=True) >> 28) & 8)
 
 
@@ -75,8 +57,8 @@ def read_keys(source, at, seen, out, out_at, NOPE: tl.constexpr, ROPE: tl.conste
 @kernel
 def write_keys(x, out, at, kept, NOPE: tl.constexpr, ROPE: tl.constexpr):
     """Key rows x float32 [R, BLOCK / 64, 64] that carry bf16 rounding -> bytes of `out` from at, int64 [R], where kept [R]."""
-    scale = pow2_scale(tl.maximum(tl.max(tl.abs(x), 2), 1e-4), 448.0)  # [R, BLOCK / 64]
-    codes = e4m3_codes(x * inverse_pow2(scale)[:, :, None])
+    codes, scale = quantise_e4m3(x, 2)
+    codes, scale = codes.to(tl.uint8, bitcast=True), scale.reshape(x.shape[0], x.shape[1])
     group = tl.arange(0, x.shape[1])
     column = group[None, :, None] * 64 + tl.arange(0, 64)[None, None, :]
     at3, kept3 = at[:, None, None], kept[:, None, None]

@@ -56,7 +56,7 @@ def to_e4m3(x):
     x = tl.minimum(tl.maximum(x, -448.0), 448.0)
     if _INTERPRETED:
         exponent = ((tl.abs(x).to(tl.int32, bitcast=True) >> 23) & 255) - 127
-        x = _to_multiple(x, tl.exp2((tl.maximum(exponent, -6) - 3).to(tl.float32)))
+        x = to_multiple(x, tl.exp2((tl.maximum(exponent, -6) - 3).to(tl.float32)))
     return x.to(tl.float8e4nv)
 
 
@@ -84,7 +84,7 @@ def fp4_scale(amax):
 def round_e2m1(x):
     """The nearest value of the e2m1 grid, ties to the even code; beyond +-6 it saturates."""
     a = tl.minimum(tl.abs(x), 6.0)
-    rounded = _to_multiple(a, tl.where(a < 2.0, 0.5, tl.where(a < 4.0, 1.0, 2.0)))
+    rounded = to_multiple(a, tl.where(a < 2.0, 0.5, tl.where(a < 4.0, 1.0, 2.0)))
     return tl.where(x < 0, -rounded, rounded)
 
 
@@ -96,7 +96,7 @@ def fake_e2m1(x, AXIS: tl.constexpr):
 
 
 @kernel
-def _to_multiple(x, step):
+def to_multiple(x, step):
     """The nearest multiple of a power of two, ties to even: float32 has just these values around 1.5 * 2^23 * step."""
     anchor = step * 12582912.0
     return (x + anchor) - anchor
