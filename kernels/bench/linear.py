@@ -11,29 +11,33 @@ from torch import Tensor
 from kernels import hyper as hyper_twins
 from kernels import project as project_twins
 from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from kernels.bench.inputs import fp8, fp8_values, random
 from kernels.gpu.hyper import embed, hc_post, hc_pre, head
 from kernels.gpu.project import output, project, rope_table
-from kernels.gpu.weights import Fp8Weight
 from kernels.hyper import HeadWeights, HyperWeights
 from kernels.project import OutputWeights, ProjectWeights
-from kernels.quant import from_e8m0, hadamard_matrix
+from kernels.quant import hadamard_matrix
 from kernels.rope import rope_frequencies
 from kernels.rounding import Rounding
 
 OFFICIAL = Rounding(official=True)
 EPS = 1e-6
-HEAD_ROWS = DECODE_ROWS  # a prefill wants logits of its last rows only
 
 
 def cases() -> Iterator[Case]:
     for shape in (FLASH, PRO):
         for rows in (*DECODE_ROWS, *PREFILL_ROWS):
-            yield from _small(shape, rows)
-            yield _project(shape, rows, shape.index_n_heads)
-            yield _project(shape, rows, 0)
-            yield _output(shape, rows)
-        for rows in HEAD_ROWS:
-            yield _head(shape, rows)
+            yield from cases_at(shape, rows)
+
+
+def cases_at(shape: Shape, rows: int) -> Iterator[Case]:
+    """All ops for so many rows, but for the head in a prefill: it wants logits of its last rows only."""
+    yield from _small(shape, rows)
+    yield _project(shape, rows, shape.index_n_heads)
+    yield _project(shape, rows, 0)
+    yield _output(shape, rows)
+    if rows not in PREFILL_ROWS:
+        yield _head(shape, rows)
 
 
 def _small(shape: Shape, rows: int) -> Iterator[Case]:
@@ -86,7 +90,7 @@ def _head(shape: Shape, rows: int) -> Case:
 
 def _build_embed(shape: Shape, rows: int, device: torch.device) -> Call:
     ids = torch.zeros(rows, dtype=torch.int32, device=device)
-    table = _random(device, shape.vocab_size, shape.hidden_size).bfloat16()
+    table = random(device, shape.vocab_size, shape.hidden_size).bfloat16()
     return lambda: embed(ids, table, shape.hc_mult)
 
 
@@ -128,15 +132,15 @@ def _twin_head(shape: Shape, rows: int, device: torch.device) -> Call:
 
 
 def _build_project(shape: Shape, rows: int, index_heads: int, device: torch.device) -> Call:
-    x, turns = _random(device, rows, shape.hidden_size).bfloat16(), _turns(shape, rows, device)
+    x, turns = random(device, rows, shape.hidden_size).bfloat16(), _turns(shape, rows, device)
     w = _project_weights(shape, index_heads, device)
     return lambda: project(x, turns, w)
 
 
 def _twin_project(shape: Shape, rows: int, index_heads: int, device: torch.device) -> Call:
-    x, turns = _random(device, rows, shape.hidden_size).bfloat16().float(), _turns(shape, rows, device)
+    x, turns = random(device, rows, shape.hidden_size).bfloat16().float(), _turns(shape, rows, device)
     w, complex_turns = _project_weights(shape, index_heads, device), torch.view_as_complex(turns)
-    w = w._replace(w_in=_values(w.w_in), wq_b=_values(w.wq_b))
+    w = w._replace(w_in=fp8_values(w.w_in), wq_b=fp8_values(w.wq_b))
     return lambda: project_twins.project(x, complex_turns, w, num=OFFICIAL)
 
 
@@ -148,14 +152,14 @@ def _build_output(shape: Shape, rows: int, device: torch.device) -> Call:
 def _twin_output(shape: Shape, rows: int, device: torch.device) -> Call:
     o, turns = _attended(shape, rows, device).float(), torch.view_as_complex(_turns(shape, rows, device))
     w = _output_weights(shape, device)
-    w = w._replace(wo_a=_values(w.wo_a), wo_b=_values(w.wo_b))
+    w = w._replace(wo_a=fp8_values(w.wo_a), wo_b=fp8_values(w.wo_b))
     return lambda: project_twins.output(o, turns, w, num=OFFICIAL)
 
 
 def _library(rows: int, products: list[tuple[int, int]], device: torch.device) -> Call:
     """The products alone, in bf16 with weights in bf16."""
     pairs = [
-        (_random(device, rows, depth).bfloat16(), _random(device, width, depth).bfloat16()) for depth, width in products
+        (random(device, rows, depth).bfloat16(), random(device, width, depth).bfloat16()) for depth, width in products
     ]
 
     def multiply() -> None:
@@ -166,44 +170,44 @@ def _library(rows: int, products: list[tuple[int, int]], device: torch.device) -
 
 
 def _streams(shape: Shape, rows: int, device: torch.device) -> Tensor:
-    return _random(device, rows, shape.hc_mult, shape.hidden_size).bfloat16()
+    return random(device, rows, shape.hc_mult, shape.hidden_size).bfloat16()
 
 
 def _written(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    m, out = shape.hc_mult, _random(device, rows, shape.hidden_size).bfloat16()
-    return out, _streams(shape, rows, device), _random(device, rows, m), _random(device, rows, m, m)
+    m, out = shape.hc_mult, random(device, rows, shape.hidden_size).bfloat16()
+    return out, _streams(shape, rows, device), random(device, rows, m), random(device, rows, m, m)
 
 
 def _attended(shape: Shape, rows: int, device: torch.device) -> Tensor:
-    return _random(device, rows, shape.num_attention_heads, shape.head_dim).bfloat16()
+    return random(device, rows, shape.num_attention_heads, shape.head_dim).bfloat16()
 
 
 def _hyper_weights(shape: Shape, device: torch.device) -> HyperWeights:
     m, d = shape.hc_mult, shape.hidden_size
     outs = (2 + m) * m
-    fn, base = _random(device, outs, m * d) * (m * d) ** -0.5, _random(device, outs)
-    return HyperWeights(fn, base, _random(device, d), shape.hc_sinkhorn_iters, EPS, EPS)
+    fn, base = random(device, outs, m * d) * (m * d) ** -0.5, random(device, outs)
+    return HyperWeights(fn, base, random(device, d), shape.hc_sinkhorn_iters, EPS, EPS)
 
 
 def _head_weights(shape: Shape, device: torch.device) -> HeadWeights:
     m, d = shape.hc_mult, shape.hidden_size
-    fn, table = _random(device, m, m * d) * (m * d) ** -0.5, _random(device, shape.vocab_size, d) * d**-0.5
-    return HeadWeights(fn, _random(device, m), _random(device, d), table.bfloat16(), EPS, EPS)
+    fn, table = random(device, m, m * d) * (m * d) ** -0.5, random(device, shape.vocab_size, d) * d**-0.5
+    return HeadWeights(fn, random(device, m), random(device, d), table.bfloat16(), EPS, EPS)
 
 
 def _project_weights(shape: Shape, index_heads: int, device: torch.device) -> Any:
     dim, rank = shape.head_dim, shape.q_lora_rank
     queries = shape.num_attention_heads * dim + index_heads * shape.index_head_dim
     turning = hadamard_matrix(shape.index_head_dim).to(device) if index_heads else torch.zeros(0, 0, device=device)
-    w_in, wq_b = _fp8(device, rank + dim, shape.hidden_size), _fp8(device, queries, rank)
-    norms = _random(device, rank), _random(device, dim)
+    w_in, wq_b = fp8(device, rank + dim, shape.hidden_size), fp8(device, queries, rank)
+    norms = random(device, rank), random(device, dim)
     return ProjectWeights(w_in, *norms, wq_b, turning, shape.num_attention_heads, index_heads, True, EPS)  # type: ignore[arg-type]
 
 
 def _output_weights(shape: Shape, device: torch.device) -> Any:
     groups, rank = shape.o_groups, shape.o_lora_rank
-    wo_a = _fp8(device, groups, rank, shape.num_attention_heads * shape.head_dim // groups)
-    return OutputWeights(wo_a, _fp8(device, shape.hidden_size, groups * rank))  # type: ignore[arg-type]
+    wo_a = fp8(device, groups, rank, shape.num_attention_heads * shape.head_dim // groups)
+    return OutputWeights(wo_a, fp8(device, shape.hidden_size, groups * rank))  # type: ignore[arg-type]
 
 
 def _turns(shape: Shape, rows: int, device: torch.device) -> Tensor:
@@ -214,25 +218,5 @@ def _freqs(shape: Shape, device: torch.device) -> Tensor:
     return rope_frequencies(shape.qk_rope_head_dim, 10_000.0, None).to(device)
 
 
-def _fp8(device: torch.device, *shape: int) -> Fp8Weight:
-    """A random weight of about 1 / sqrt(in)."""
-    blocks = (*shape[:-1], -(-shape[-1] // 128))
-    exponent = 127 - (shape[-1].bit_length() - 1) // 2
-    scale = torch.full(blocks, exponent, dtype=torch.uint8, device=device)
-    return Fp8Weight(_random(device, *shape).to(torch.float8_e4m3fn), scale)
-
-
-def _values(weight: Fp8Weight) -> Tensor:
-    """[..., out, in] -> float32 [..., in, out]."""
-    scale = from_e8m0(weight.scale).repeat_interleave(128, -1)[..., : weight.data.shape[-1]]
-    return (weight.data.float() * scale).transpose(-1, -2)
-
-
 def _fp8_bytes(num_weights: int) -> int:
     return num_weights + num_weights // 128
-
-
-def _random(device: torch.device, *shape: int) -> Tensor:
-    if device.type == "meta":
-        return torch.empty(shape, device=device)
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(sum(shape)), device=device)

@@ -1,6 +1,7 @@
 """Cases of a mixture-of-experts layer: routing, 6 routed experts a row and the shared one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from kernels.bench.inputs import fp8, fp8_values, random, scale_byte
 from kernels.gpu.fp4 import PackedFp4
 from kernels.gpu.moe import PackedExperts, moe, pack_experts
-from kernels.gpu.weights import Fp4Weight, Fp8Weight
+from kernels.gpu.weights import Fp4Weight
 from kernels.moe import MoEWeights
 from kernels.moe import moe as twin
 from kernels.quant import from_e8m0, unpack_fp4
@@ -23,27 +25,24 @@ EXPERTS_OF_TWIN = 32  # dequantised ones that fit a GPU beside everything else
 def cases() -> Iterator[Case]:
     for shape in (FLASH, PRO):
         for rows in (*DECODE_ROWS, *PREFILL_ROWS):
-            yield _case(shape, rows, shape.n_routed_experts, "moe")
+            yield _case("moe", shape, rows)
     for rows in (1, 64, 512):
-        few = Shape(**{**vars(FLASH), "n_routed_experts": EXPERTS_OF_TWIN})
-        yield _case(few, rows, EXPERTS_OF_TWIN, f"moe of {EXPERTS_OF_TWIN} experts", partial(_twin, few, rows))
+        yield with_twin(replace(FLASH, n_routed_experts=EXPERTS_OF_TWIN), rows)
 
 
-def _case(shape: Shape, rows: int, experts: int, op: str, twin: Callable[[torch.device], Call] | None = None) -> Case:
+def with_twin(shape: Shape, rows: int) -> Case:
+    """Of so few experts that they can be dequantised for the twin."""
+    return replace(_case(f"moe of {shape.n_routed_experts} experts", shape, rows), twin=partial(_twin, shape, rows))
+
+
+def _case(op: str, shape: Shape, rows: int) -> Case:
+    experts = shape.n_routed_experts
     width, inner, k = shape.hidden_size, shape.moe_intermediate_size, shape.num_experts_per_tok
     per_expert = 3 * width * inner
     chosen = experts * (1 - (1 - k / experts) ** rows)  # that so many rows touch, of uniform choices
     num_bytes = round(chosen * per_expert * 17 / 32) + per_expert + 2 * experts * width + 4 * rows * width
-    return Case(
-        op,
-        shape,
-        rows,
-        0,
-        num_bytes,
-        2 * rows * (per_expert * (k + 1) + experts * width),
-        partial(_build, shape, rows),
-        twin,
-    )
+    num_ops = 2 * rows * (per_expert * (k + 1) + experts * width)
+    return Case(op, shape, rows, 0, num_bytes, num_ops, partial(_build, shape, rows))
 
 
 def _build(shape: Shape, rows: int, device: torch.device) -> Call:
@@ -56,17 +55,9 @@ def _build(shape: Shape, rows: int, device: torch.device) -> Call:
 def _twin(shape: Shape, rows: int, device: torch.device) -> Call:
     x, _, weights = _inputs(shape, rows, device)
     w1, w3, w2 = (_values(weight) for weight in _experts(shape, device))
-    shared13, shared2 = (w.data.float().t() * _spread(w.data.shape[1]) for w in weights[3:5])
-    bundle = MoEWeights(
-        weights[0].float().t(),
-        weights[1],
-        weights[2].long(),
-        torch.cat((w1, w3), 2),
-        w2,
-        shared13,
-        shared2,
-        *weights[5:],
-    )
+    gate, bias, table, shared13, shared2, *rest = weights
+    shared = fp8_values(shared13), fp8_values(shared2)
+    bundle = MoEWeights(gate.float().t(), bias, table.long(), torch.cat((w1, w3), 2), w2, *shared, *rest)
     numbers = np.zeros(rows, np.int64)
     return lambda: twin(x.float(), numbers, bundle, num=OFFICIAL)
 
@@ -74,14 +65,11 @@ def _twin(shape: Shape, rows: int, device: torch.device) -> Call:
 def _inputs(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Tensor, tuple]:
     """x, ids and the other weights, the same for our op and its twin."""
     width, inner = shape.hidden_size, shape.moe_intermediate_size
-    random = partial(_random, device)
-    gate, bias = (random(shape.n_routed_experts, width) * width**-0.5).bfloat16(), random(shape.n_routed_experts) / 8
+    gate = (random(device, shape.n_routed_experts, width) * width**-0.5).bfloat16()
+    bias = random(device, shape.n_routed_experts) / 8
     table = torch.empty(0, shape.num_experts_per_tok, dtype=torch.int32, device=device)
-    shared = [
-        Fp8Weight(random(out, k).to(torch.float8_e4m3fn), _full(device, _exponent(k), out, -(-k // 128)))
-        for out, k in ((2 * inner, width), (width, inner))
-    ]
-    x, ids = random(rows, width).bfloat16(), torch.zeros(rows, dtype=torch.int32, device=device)
+    shared = fp8(device, 2 * inner, width), fp8(device, width, inner)
+    x, ids = random(device, rows, width).bfloat16(), torch.zeros(rows, dtype=torch.int32, device=device)
     rest = (shape.num_experts_per_tok, shape.routed_scaling_factor, shape.swiglu_limit)
     return x, ids, (gate, bias, table, *shared, *rest)
 
@@ -93,7 +81,9 @@ def _experts(shape: Shape, device: torch.device) -> list[Fp4Weight]:
     for seed, (out, k) in enumerate(((inner, width), (inner, width), (width, inner))):
         generator = torch.Generator(device).manual_seed(seed)
         codes = torch.randint(256, (experts, out, k // 2), generator=generator, device=device, dtype=torch.uint8)
-        made.append(Fp4Weight(codes, _full(device, _exponent(k) - 1, experts, out, k // 32)))
+        made.append(
+            Fp4Weight(codes, torch.full((experts, out, k // 32), scale_byte(k) - 1, dtype=torch.uint8, device=device))
+        )
     return made
 
 
@@ -112,22 +102,3 @@ def _packed(shape: Shape, device: torch.device) -> PackedExperts:
         return PackedFp4(codes, torch.empty(experts, out // 64, k // 128, 64, dtype=torch.int32, device=device))
 
     return PackedExperts(tiles(2 * inner, width), tiles(width, inner))
-
-
-def _random(device: torch.device, *shape: int) -> Tensor:
-    if device.type == "meta":
-        return torch.empty(shape, device=device)
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(sum(shape)), device=device)
-
-
-def _full(device: torch.device, value: int, *shape: int) -> Tensor:
-    return torch.full(shape, value, dtype=torch.uint8, device=device)
-
-
-def _exponent(k: int) -> int:
-    """The scale byte of about 1 / sqrt(k)."""
-    return 127 - (k.bit_length() - 1) // 2
-
-
-def _spread(k: int) -> float:
-    return 2.0 ** (_exponent(k) - 127)

@@ -1,13 +1,16 @@
 """The bench of the GPU kernels, as far as it can be seen without one: its order, its end, its way with errors."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from kernels.bench import linear, moe
 from kernels.bench.__main__ import in_order, line, main, rows
 from kernels.bench.case import FLASH, Case
 from kernels.bench.measure import Ceilings, largest_error
+from kernels.gpu import jit
 
 LIMITS = Ceilings(1e12, 1e15, 1e15, 1e-6)
 
@@ -44,6 +47,23 @@ def test_what_there_is_no_time_for_is_named() -> None:
 def test_decode_comes_first() -> None:
     cases = in_order(["moe"])
     assert cases[0].rows == 1 and cases[0].shape is FLASH and cases[-1].rows > 64
+
+
+SMALL = replace(
+    FLASH, hidden_size=256, moe_intermediate_size=128, n_routed_experts=8, num_attention_heads=8, head_dim=128, q_lora_rank=128,
+    o_groups=4, o_lora_rank=128, index_n_heads=16, vocab_size=64,
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
+def test_a_case_and_its_twin_compute_the_same() -> None:
+    """At a small shape; what is timed at the shapes of the real models is built by the same functions."""
+    device, compared = torch.device("cpu"), []
+    for case in (*linear.cases_at(SMALL, 2), moe.with_twin(SMALL, 2)):
+        if case.twin is not None:
+            compared.append(case.op)
+            assert largest_error(case.build(device)(), case.twin(device)()) < 2**-6, case.op
+    assert len(compared) == 7
 
 
 def test_errors_are_relative_to_the_largest_value() -> None:
