@@ -84,7 +84,7 @@ class Attention:
         index_pool = self.no_index_rows if cache.index_keys is None else ops.array(cache.index_keys.rows)
         mixed, head_weights = ops.block_rows(x, rows, self.compress)
         ops.complete_blocks(mixed, rows, blocks, pool, index_pool, self.compress)
-        for head, head_rows in batch.heads:
+        for head, head_rows in batch.head_rows:
             head_pools = ops.array(head.rows[cache.number]), ops.array(head.index_rows[cache.number])
             ops.complete_blocks(mixed, head_rows, blocks, *head_pools, self.compress_head)
         ops.store(mixed, rows, blocks)

@@ -4,6 +4,7 @@ Built once per step and shared by all layers. Pure arithmetic on positions: noth
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,23 @@ class Segment:
 class Step:
     """What the layers see of a step: its rows, and which of them belong to pinned heads.
 
-    `rows` and those of `heads` are arguments of `ops`; `host_rows` are what they were made of.
+    `host_rows` and the rows of `heads` are in main memory; `rows` and `head_rows` are the same as arguments of `ops`, made when
+    they are first asked for: a captured graph has its own.
     """
 
-    def __init__(self, rows: Rows, heads: list[tuple[PinnedHead, Rows]], ops: Ops | None = None):
-        as_argument = ops.rows if ops else _as_they_are
-        self.host_rows = rows
-        self.rows: Any = as_argument(rows)
-        self.heads: list[tuple[PinnedHead, Any]] = [(head, as_argument(part)) for head, part in heads]
+    def __init__(self, rows: Rows, heads: list[tuple[PinnedHead, Rows]], ops: Ops):
+        self.host_rows, self.heads, self._ops = rows, heads, ops
         ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
         self._spans = list(zip(rows.dropped.tolist(), ends))
         self._turns: dict[bool, Any] = {}
+
+    @cached_property
+    def rows(self) -> Any:
+        return self._ops.rows(self.host_rows)
+
+    @cached_property
+    def head_rows(self) -> list[tuple[PinnedHead, Any]]:
+        return [(head, self._ops.rows(rows)) for head, rows in self.heads]
 
     def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
         """Rotary table of the rows; compressed layers have another than window-only ones."""
@@ -57,7 +64,7 @@ class Step:
 class Batch(Step):
     """`segments` is [(sequence, number of tokens)]: these tokens follow the sequence's `num_tokens` processed ones."""
 
-    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache, ops: Ops | None = None):
+    def __init__(self, segments: list[tuple[Sequence, int]], cache: Cache, ops: Ops):
         self.segments: list[Segment] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -83,7 +90,3 @@ class Batch(Step):
             if (head := s.seq.head) is not None and s.position < head.num_tokens:
                 heads.append((head, head.rows_of(rows, s.start, s.start + s.count)))
         super().__init__(rows, heads, ops)
-
-
-def _as_they_are(rows: Rows) -> Rows:
-    return rows

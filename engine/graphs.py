@@ -15,7 +15,7 @@ from engine.batch import Step
 from engine.cache import Cache
 from engine.config import CSA
 from engine.model import Model
-from kernels.gpu.rows import DeviceRows
+from kernels.gpu.rows import DeviceRows, owners
 from kernels.rows import Rows
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -26,7 +26,6 @@ class StaticRows:
     """The rows of a step in tensors that stay where they are, filled by one copy from the host."""
 
     def __init__(self, num_rows: int, most_pages: int, page_tokens: int, device: torch.device):
-        self.num_rows, self.most_pages = num_rows, most_pages
         fields = {
             "ids": (np.int32, (num_rows,)), "positions": (np.int64, (num_rows,)), "owners": (np.int32, (num_rows,)),
             "starts": (np.int32, (num_rows + 1,)), "slots": (np.int32, (num_rows,)), "dropped": (np.int64, (num_rows,)),
@@ -51,7 +50,7 @@ class StaticRows:
         """Put a step's rows in; those after them belong to no segment."""
         count, segments, host = len(rows.ids), len(rows.slots), self._arrays
         host["owners"][:] = -1
-        host["owners"][:count] = np.repeat(np.arange(segments), np.diff(rows.starts))
+        host["owners"][:count] = owners(rows)
         for name in ("ids", "positions"):
             host[name][:count] = getattr(rows, name)
             host[name][count:] = 0
@@ -65,7 +64,7 @@ class GraphStep(Step):
     """What the model asks of a step, for a graph: nothing in it depends on the step."""
 
     def __init__(self, rows: DeviceRows, has_many_entries: bool):
-        self.rows, self.heads, self._turns = rows, [], {}
+        self.rows, self.head_rows, self._turns = rows, [], {}
         self.has_many_entries = has_many_entries
 
     def most_visible(self, ratio: int) -> int:

@@ -49,7 +49,7 @@ class Runner:
     def _logits(self, batch: Batch, rows: np.ndarray) -> Tensor:
         if self.others is None:
             return self._compute(batch, rows)
-        heads = np.array([head_rows.starts.tolist() for _, head_rows in batch.heads], np.int64).reshape(-1, 2)
+        heads = np.array([head_rows.starts for _, head_rows in batch.heads], np.int64).reshape(-1, 2)
         self.others.send("step", {}, *batch.host_rows[:-1], heads, rows)
         try:
             return self._compute(batch, rows)

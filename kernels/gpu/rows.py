@@ -23,15 +23,19 @@ class DeviceRows(NamedTuple):
     page_tokens: int
 
 
+def owners(rows: Rows) -> np.ndarray:
+    """The segment of each row, [N]."""
+    return np.repeat(np.arange(len(rows.slots)), np.diff(rows.starts))
+
+
 def to_device(rows: Rows, device: torch.device) -> DeviceRows:
     def tensor(values: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(values).to(device, dtype)
 
-    owners = np.repeat(np.arange(len(rows.slots)), np.diff(rows.starts))
     return DeviceRows(
         tensor(rows.ids, torch.int32),
         tensor(rows.positions, torch.int64),
-        tensor(owners, torch.int32),
+        tensor(owners(rows), torch.int32),
         tensor(rows.starts, torch.int32),
         tensor(rows.slots, torch.int32),
         tensor(rows.dropped, torch.int64),

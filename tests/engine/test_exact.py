@@ -63,7 +63,7 @@ def new_sequence(slot: int = 0, pages: range = range(6)) -> Sequence:
 @torch.inference_mode()
 def step(model: Model, cache: Cache, plan: list[tuple[Sequence, int]]) -> dict[int, Tensor]:
     """Process the next `count` waiting tokens of each sequence in one batch; streams by sequence id."""
-    batch = Batch(plan, cache)
+    batch = Batch(plan, cache, model.ops)
     streams = model.streams(batch, cache)
     for seq, count in plan:
         seq.num_tokens += count

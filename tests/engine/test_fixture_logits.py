@@ -49,7 +49,7 @@ def feed(m: Model, cache: Cache, seq: Sequence, ids: list[int], chunk: int = 10_
     parts = []
     while seq.num_waiting:
         count = min(chunk, seq.num_waiting)
-        batch = Batch([(seq, count)], cache)
+        batch = Batch([(seq, count)], cache, m.ops)
         start = batch.segments[0].start
         parts.append(m.streams(batch, cache)[start : start + count])
         seq.num_tokens += count
@@ -101,7 +101,7 @@ def test_plain_mtp_logits(prompt: int) -> None:
     drafter = new_sequence(cache)
     drafter.token_ids = [0] * (prompt + 2)
     for count in (prompt, 1, 1):
-        batch = Batch([(drafter, count)], cache)
+        batch = Batch([(drafter, count)], cache, m.ops)
         start, at = batch.segments[0].start, drafter.num_tokens
         x, following = torch.zeros(count, *streams.shape[1:]), torch.zeros(count, dtype=torch.int64)
         x[start : start + count] = streams[at : at + count]
@@ -120,7 +120,7 @@ def test_official_numerics_block_by_block(number: int) -> None:
     cache = new_cache(m)
     seq = new_sequence(cache)
     seq.token_ids = vectors("blocks")["ids"].tolist()
-    batch = Batch([(seq, 136)], cache)
+    batch = Batch([(seq, 136)], cache, m.ops)
     out = m.layers[number](vectors("blocks")[f"streams.{number}"].float(), batch, cache.layers[number])
     difference = (out - vectors("blocks")[f"streams.{number + 1}"].float()).abs().mean((1, 2))
     assert difference.median() <= 0.008, difference.median()
