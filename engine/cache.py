@@ -54,9 +54,7 @@ class Cache:
         self.window, self.num_layers = config.sliding_window, config.num_hidden_layers
         self.ring_tokens = self.window + MAX_DRAFTS
         self.placement, self.device = placement, placement.device
-        rounds = numerics.rounds_rows
-        self.key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds else "float32")
-        self.index = RowFormat(config.index_head_dim, 0, "index" if rounds else "float32")
+        self.key, self.index = row_formats(config, numerics.rounds_rows)
         num_rings = config.num_hidden_layers + config.has_mtp
         self.layers = [self._layer(config, number) for number in range(num_rings)]
 
@@ -75,9 +73,9 @@ class Cache:
         return layer
 
     def _tensor(self, packed_dtype: torch.dtype, *shape: int) -> Tensor:
-        return (
-            torch.zeros(shape, dtype=packed_dtype, device=self.device) if self.placement.runs_triton else zeros(*shape)
-        )
+        if self.placement.runs_triton:
+            return torch.zeros(shape, dtype=packed_dtype, device=self.device)
+        return zeros(*shape)
 
     def _pool(self, kind: str, fmt: RowFormat, ratio: int) -> Pool:
         per_page = self.page_tokens // ratio
@@ -92,6 +90,14 @@ class Cache:
         return -(-num_tokens // self.page_tokens)
 
 
+def row_formats(config: ModelConfig, rounds_rows: bool = True) -> tuple[RowFormat, RowFormat]:
+    """Of key rows and of index keys."""
+    return (
+        RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds_rows else "float32"),
+        RowFormat(config.index_head_dim, 0, "index" if rounds_rows else "float32"),
+    )
+
+
 def block_ring(ratio: int) -> int:
     """Tokens of compressor input kept per slot: the previous block (ratio 4), the open one, and the drafts."""
     return (8 if ratio == 4 else ratio) + MAX_DRAFTS
@@ -99,8 +105,7 @@ def block_ring(ratio: int) -> int:
 
 def page_bytes(config: ModelConfig, page_tokens: int, placement: Placement = CPU) -> int:
     """Bytes in memory of one page over all layers."""
-    key = RowFormat(config.head_dim, config.qk_rope_head_dim, "key")
-    index = RowFormat(config.index_head_dim, 0, "index")
+    key, index = row_formats(config)
     row, index_row = (pool_stride(key), pool_stride(index)) if placement.runs_triton else (4 * key.dim, 4 * index.dim)
     ratios = [config.ratio(layer) for layer in range(config.num_hidden_layers)]
     return sum(page_tokens // ratio * (row + index_row * (ratio == 4)) for ratio in ratios if ratio)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.cache import row_formats
 from engine.checkpoint import STORED_DTYPES, Checkpoint, TensorSpec, expected_tensors, stored_bytes
 from engine.config import CSA, HCA, SWA, ModelConfig
 
@@ -113,8 +114,7 @@ def inspect_model(directory: Path) -> ModelReport:
 def state_parts(config: ModelConfig, num_tokens: int) -> dict[str, int]:
     """Bytes of one sequence at compact precision, by part (spec 3.3); the MTP block's window is not counted."""
     c = config
-    row = c.nope_head_dim + 2 * c.qk_rope_head_dim + -(-(c.nope_head_dim // 64) // 8) * 8  # fp8, bf16, padded scales
-    index_row = c.index_head_dim // 2 + c.index_head_dim // 32
+    row, index_row = (fmt.row_bytes for fmt in row_formats(c))
     ratios = [c.ratio(layer) for layer in range(c.num_hidden_layers)]
     num_csa, num_hca = ratios.count(CSA), ratios.count(HCA)
     # float32 values and gates of the tokens in open blocks: two blocks of two halves in CSA, which overlaps

@@ -14,8 +14,9 @@ import torch
 
 from engine.cache import Cache
 from engine.checkpoint import STORED_DTYPES, stored_bytes
-from engine.config import CSA, HCA, ModelConfig
+from engine.config import CSA, ModelConfig
 from engine.errors import EngineError
+from engine.inspect import state_parts
 from engine.model import Model
 from engine.pinned import PinnedHead
 from engine.placement import Placement, place
@@ -120,15 +121,11 @@ def step_bytes(checkpoint: RandomCheckpoint, context: int, batch: int) -> int:
             read += round(size * chosen / config.n_routed_experts)
         elif name != "embed.weight" and spec.kind != "i64":
             read += size
-    row, index_row = 584 * config.head_dim // 512, config.index_head_dim // 2 + config.index_head_dim // 32
-    for layer in range(config.num_hidden_layers):
-        ratio, entries = config.ratio(layer), min(config.sliding_window, context)
-        if ratio == CSA:
-            read += batch * (min(context // CSA, config.index_topk) * row + context // CSA * index_row)
-        elif ratio == HCA:
-            read += batch * (context // HCA) * row
-        read += batch * entries * row
-    return read
+    state = state_parts(config, context)
+    entries, keys = context // CSA, state["CSA entries"]
+    if entries > config.index_topk:  # else all are attended, and nothing is selected
+        keys = keys * config.index_topk // entries + state["indexer keys"]
+    return read + batch * (keys + state["HCA entries"] + state["window"])
 
 
 def _decode(runner: Runner, sequences: list[Sequence]) -> float:
