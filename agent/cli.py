@@ -238,7 +238,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    if (args.layers or args.experts) and not args.random:
+    if not args.random and (args.layers, args.experts) != (None, None):
         raise UsageError("--layers and --experts are of a random model: add --random flash or --random pro")
     directory = model_directory(args.model)
     from engine import EngineError, run_bench, run_random_bench

@@ -1,5 +1,6 @@
 """Where a model runs: on a CPU in float32, or on a GPU with packed weights and rows and Triton's kernels."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,11 @@ class Placement:
         if self.is_gpu:
             torch.cuda.synchronize(self.device)
 
-    def free_bytes(self) -> int:
-        """Free memory of the GPU."""
-        return torch.cuda.mem_get_info(self.device)[0]
+    def memory_bytes(self) -> int:
+        """Memory for a model and its state: what is free on the GPU, or all that the machine has."""
+        if self.is_gpu:
+            return torch.cuda.mem_get_info(self.device)[0]
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def numerics(self, name: str) -> Numerics:
         """The numerics to compute in; `auto` is `compact` on a CPU and `official` on a GPU. Raises EngineError."""

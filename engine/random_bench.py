@@ -1,10 +1,12 @@
 """What a model of real shape does on this machine, with random weights and made-up state: `holdfast bench --random flash`.
 
 The state of a long context is filled with rows of the right format instead of being computed, so a million tokens cost no prefill.
-Beside every time stands its floor: the bytes that must be read, or moved, over the copy bandwidth measured in the same run.
+Beside every time stands its floor: the bytes that must be read, or moved, over the copy bandwidth measured in the same run. They are
+counted in the official formats; a CPU has them as float32, which is several times as much.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -44,6 +46,7 @@ def run_random_bench(name: str, layers: int | None, experts: int | None, context
     device = placement.device
     started = time.perf_counter()
     checkpoint = RandomCheckpoint(config, device)
+    _check_memory(checkpoint, placement)
     model = Model(checkpoint, placement.numerics(settings.numerics), placement)
     bandwidth = _copy_bandwidth(placement)
     yield {
@@ -62,13 +65,25 @@ def _cut_down(name: str, layers: int | None, experts: int | None) -> ModelConfig
     if name not in MODELS:
         raise EngineError(f"{name!r} is no model this bench knows: use {' or '.join(MODELS)}")
     config = MODELS[name]
-    layers, experts = layers or config.num_hidden_layers, experts or config.n_routed_experts
+    layers = config.num_hidden_layers if layers is None else layers
+    experts = config.n_routed_experts if experts is None else experts
     if not 1 <= layers <= config.num_hidden_layers:
         raise EngineError(f"--layers {layers} is not between 1 and the {config.num_hidden_layers} of {name}")
     if not config.num_experts_per_tok <= experts <= config.n_routed_experts:
         most = config.n_routed_experts
         raise EngineError(f"--experts {experts} is not between {config.num_experts_per_tok} and the {most} of {name}")
     return dataclasses.replace(config, num_hidden_layers=layers, n_routed_experts=experts)
+
+
+def _check_memory(checkpoint: RandomCheckpoint, placement: Placement) -> None:
+    """Raises EngineError for weights that cannot fit; nobody wants to wait minutes for that."""
+    needed = checkpoint.num_bytes
+    if not placement.runs_triton:
+        needed = sum(4 * math.prod(spec.shape) for spec in checkpoint.specs.values())
+    if needed > (there := placement.memory_bytes()):
+        raise EngineError(
+            f"the weights take {needed / 1e9:,.0f} GB here, and {there / 1e9:,.0f} GB are there: use fewer --layers or --experts"
+        )
 
 
 def _at_context(
@@ -150,7 +165,7 @@ def _prefill(runner: Runner, seq: Sequence, chunk: int) -> float:
     """Seconds of a chunk, the first of which warms up."""
     context, seconds = seq.num_tokens, []
     for _ in range(PREFILL_CHUNKS):
-        seq.token_ids += [7 + at % 1000 for at in range(chunk)]
+        seq.token_ids += [2 + at % 100 for at in range(chunk)]
         started = time.perf_counter()
         runner.run([(_request(seq), chunk)])
         seconds.append(time.perf_counter() - started)
@@ -170,8 +185,9 @@ def _ignore(*_: object) -> None:
 
 def _save_and_restore(cache: Cache, seq: Sequence, num_pages: int, bandwidth: float) -> Iterator[Row]:
     """The tail and some pages as bytes in memory, and back; the disk is not in it."""
+    open_page = seq.pages[seq.num_tokens // cache.page_tokens]
     started = time.perf_counter()
-    tail = cut_tail(cache, seq.slot, None, seq.num_tokens, None).pack()
+    tail = cut_tail(cache, seq.slot, open_page, seq.num_tokens, None).pack()
     pages = [pack_page(cache, page, None, page) for page in range(num_pages)]
     saved, num_bytes = time.perf_counter() - started, len(tail) + sum(map(len, pages))
     floor = num_bytes / bandwidth
@@ -181,7 +197,7 @@ def _save_and_restore(cache: Cache, seq: Sequence, num_pages: int, bandwidth: fl
     head = PinnedHead.empty(cache, 0)
     if pages:
         place_pages(cache, list(range(num_pages)), pages, head)
-    place_tail(cache, seq.slot, None, seq.num_tokens, tail, head)
+    place_tail(cache, seq.slot, open_page, seq.num_tokens, tail, head)
     cache.placement.synchronize()
     restored = time.perf_counter() - started
     yield {"row": "restore", **row, "seconds": restored, "bytes_per_s": num_bytes / restored}

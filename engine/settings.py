@@ -55,4 +55,4 @@ class EngineConfig:
         """Memory for pages, once the weights are loaded: on a GPU most of what is free."""
         if self.memory_bytes is not None:
             return self.memory_bytes
-        return int(FREE_SHARE * placement.free_bytes()) if placement.is_gpu else 2**30
+        return int(FREE_SHARE * placement.memory_bytes()) if placement.is_gpu else 2**30
