@@ -18,17 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.cache import Cache, page_bytes
 from engine.chain import Chain, Roll, digest
-from engine.checkpoint import Checkpoint
 from engine.config import ModelConfig
 from engine.constraint import Compiler, Constraint
 from engine.errors import EngineError, RankLost
-from engine.model import Model
-from engine.parallel import Parallel, check_ranks
+from engine.parallel import check_ranks
 from engine.pinned import PinnedHead
 from engine.placement import place
-from engine.ranks import Ranks
 from engine.runner import Runner
 from engine.sampling import SamplingParams
 from engine.scheduler import Scheduler
@@ -49,8 +45,7 @@ class Engine:
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
         self.model_config = ModelConfig.from_dir(directory)
-        self.placement = place(config.device)
-        self.numerics = self.placement.numerics(config.numerics)
+        self.numerics = place(config.device).numerics(config.numerics)
         self.max_context = 0
         self.identity = ""
         self.layout = b""
@@ -62,7 +57,6 @@ class Engine:
         self._ids = count()
         self._loaded: asyncio.Future[None]
         self._failure: EngineError | None = None
-        self._others: Ranks | None = None  # ranks 1 and on
         check_ranks(self.model_config, self.numerics, config.ranks)
         self._thread = threading.Thread(target=self._main, name="holdfast-engine", daemon=True)
 
@@ -298,7 +292,6 @@ class Engine:
         try:
             self._load()
         except BaseException as e:
-            self._close_others()
             _post(loop, self._loaded.set_exception, e)
             return
         _post(loop, self._loaded.set_result, None)
@@ -306,32 +299,20 @@ class Engine:
         while self._drain(wait=not is_busy):
             is_busy = self._step()
         self._finish_all()
-        self._close_others()
+        self._runner.close()
 
     def _load(self) -> None:
-        config, model = self.config, self.model_config
-        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)  # ranks share the cores
-        torch.set_num_threads(threads)
-        checkpoint = Checkpoint.open(self.directory, model)
-        one_page = max(page_bytes(model, config.page_tokens, self.placement), 1)
-        allowed = config.max_context or model.max_position_embeddings
-        if allowed > model.max_position_embeddings:
-            most = model.max_position_embeddings
+        config = self.config
+        most = self.model_config.max_position_embeddings
+        allowed = config.max_context or most
+        if allowed > most:
             raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
-        parallel = Parallel(0, config.ranks)
-        if config.ranks > 1:
-            self._others = Ranks(self.directory, config, self.numerics, threads, self._lose_rank)
-        loaded = Model(checkpoint, self.numerics, self.placement, parallel)
-        most_pages = -(-allowed // config.page_tokens) * config.max_sequences
-        num_pages = max(min(config.pool_bytes(self.placement) // one_page, most_pages), 1)
-        cache = Cache(model, self.numerics, config.page_tokens, num_pages, config.max_sequences, self.placement)
-        if self._others is not None:
-            self._others.connect(parallel, self.placement, num_pages)
-        self._runner = Runner(loaded, cache, self._others)
-        self.identity = loaded.identity
-        self.max_context = min(allowed, num_pages * config.page_tokens)
+        self._runner = Runner.open(self.directory, self.model_config, config, self._lose_rank)
+        model, cache = self._runner.model, self._runner.cache
+        self.identity = model.identity
+        self.max_context = min(allowed, cache.num_pages * config.page_tokens)
         self._scheduler = Scheduler(
-            cache, self.max_context, config.prefill_tokens(self.placement), config.max_sequences, config.num_drafts,
+            cache, self.max_context, config.prefill_tokens(cache.placement), config.max_sequences, config.num_drafts,
             self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
         # once round before anything lies there: the kernels of reading state are compiled by their first call
@@ -408,16 +389,12 @@ class Engine:
         if self._failure is None:
             self._failure = error
             self._finish_all()
-            self._close_others()
+            self._runner.close()
 
     def _finish_all(self) -> None:
         """End every request with why the engine ended."""
         for request in [*self._scheduler.running, *self._scheduler.waiting, *self._scheduler.loading]:
             self._scheduler.finish(request, self._failure)
-
-    def _close_others(self) -> None:
-        if self._others is not None:
-            self._others.close()
 
 
 def _nothing() -> None:

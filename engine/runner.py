@@ -3,22 +3,28 @@
 Whatever changes the cache is told to the other ranks too, before it is done here: they keep the same rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.batch import Batch, Segment
-from engine.cache import Cache
+from engine.cache import Cache, page_bytes
+from engine.checkpoint import Checkpoint
+from engine.config import ModelConfig
 from engine.constraint import Matcher
 from engine.errors import RankLost
 from engine.graphs import steps_of
 from engine.model import Model
+from engine.parallel import Parallel
 from engine.pinned import PinnedHead
+from engine.placement import place
 from engine.ranks import Ranks
 from engine.sampling import sample
 from engine.sequence import Request, Sequence, Stored
+from engine.settings import EngineConfig
 from engine.state import place_pages, place_tail
 
 
@@ -28,6 +34,40 @@ class Runner:
     def __init__(self, model: Model, cache: Cache, others: Ranks | None = None):
         self.model, self.cache, self.others = model, cache, others
         self._compute = steps_of(model, cache)
+
+    @classmethod
+    def open(
+        cls, directory: Path, model_config: ModelConfig, config: EngineConfig, on_lost: Callable[[RankLost], None]
+    ) -> "Runner":
+        """Load a model, on all its ranks, and make room for its state. Raises EngineError.
+
+        `on_lost` is called once, on another thread, when a rank has ended.
+        """
+        placement, size = place(config.device), config.page_tokens
+        numerics, parallel = placement.numerics(config.numerics), Parallel(0, config.ranks)
+        threads = config.threads or max(1, torch.get_num_threads() // config.ranks)  # ranks share the cores
+        torch.set_num_threads(threads)
+        checkpoint = Checkpoint.open(directory, model_config)
+        others = Ranks(directory, config, numerics, threads, on_lost) if config.ranks > 1 else None
+        try:
+            model = Model(checkpoint, numerics, placement, parallel)
+            most_tokens = config.max_context or model_config.max_position_embeddings
+            most_pages = -(-most_tokens // size) * config.max_sequences
+            one_page = max(page_bytes(model_config, size, placement), 1)
+            num_pages = max(min(config.pool_bytes(placement) // one_page, most_pages), 1)
+            cache = Cache(model_config, numerics, size, num_pages, config.max_sequences, placement)
+            if others:
+                others.connect(parallel, placement, num_pages)
+            return cls(model, cache, others)
+        except BaseException:
+            if others:
+                others.close()
+            raise
+
+    def close(self) -> None:
+        """End the other ranks."""
+        if self.others:
+            self.others.close()
 
     @torch.inference_mode()
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
