@@ -47,6 +47,10 @@ class Server:
             return http.get(path)
 
 
+def create(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
+    return client.responses.create(model=MODEL, input=input, **fields)
+
+
 def settings_of(home: Path, max_output_tokens: int = 96, max_context: int | None = None) -> Settings:
     return Settings(home, POCKET_DIR, max_output_tokens=max_output_tokens, max_context=max_context)
 

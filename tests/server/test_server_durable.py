@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.server.serving import ASK, KNOWN, MODEL, TELL, origins, served
+from tests.server.serving import ASK, KNOWN, MODEL, TELL, create, origins, served
 
 ROOT = Path(__file__).parents[2]
 NUM_KILLS = 1  # tests/long/server_kills.py does fifty
@@ -35,10 +35,6 @@ class Process:
     def end(self, number: int) -> int:
         self.process.send_signal(number)
         return self.process.wait()
-
-
-def create(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
-    return client.responses.create(model=MODEL, input=input, **fields)
 
 
 def test_after_a_clean_stop_nothing_is_read_again(tmp_path: Path) -> None:

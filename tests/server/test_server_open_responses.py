@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.server.serving import MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools
 from tests.server.test_server_websocket import connected
 
@@ -64,52 +62,52 @@ def check_events(events: list[dict[str, Any]]) -> dict[str, Any]:
     return check_response(events[-1]["response"])
 
 
-def basic_response(server: Server) -> None:
+def test_basic_response(server: Server) -> None:
     ask(server, input=[USER])
 
 
-def system_prompt(server: Server) -> None:
+def test_system_prompt(server: Server) -> None:
     ask(server, input=[{"type": "message", "role": "system", "content": "You are a pirate."}, USER])
 
 
-def multi_turn(server: Server) -> None:
+def test_multi_turn(server: Server) -> None:
     said = {"type": "message", "role": "assistant", "content": "Hello Alice!"}
     ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "What is my name?"}])
 
 
-def assistant_phase(server: Server) -> None:
+def test_assistant_phase(server: Server) -> None:
     said = {"type": "message", "role": "assistant", "content": "Looking.", "phase": "commentary"}
     ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "Go on."}])
 
 
-def response_output_phase_schema(server: Server) -> None:
+def test_response_output_phase_schema(server: Server) -> None:
     response = ask(server, input=[USER])
     assert all(item.get("phase") in (None, "commentary", "final_answer") for item in response["output"])
 
 
-def image_input(server: Server) -> None:
+def test_image_input(server: Server) -> None:
     image = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}
     ask(
         server, input=[{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What?"}, image]}]
     )
 
 
-def tool_calling(server: Server) -> None:
+def test_tool_calling(server: Server) -> None:
     response = ask(server, input=WHERE, tools=agent_tools(Path("/tmp")), instructions=SYSTEM_TEXT)
     assert any(item["type"] == "function_call" for item in response["output"])
 
 
-def compact_response(server: Server) -> None:
+def test_compact_response(server: Server) -> None:
     answer = server.post("/v1/responses/compact", {"model": MODEL, "input": [USER]}).json()
     assert answer["object"] == "response.compaction" and answer["id"] and isinstance(answer["created_at"], int)
     assert answer["output"] and answer["usage"]["total_tokens"] > 0
 
 
-def compact_missing_model(server: Server) -> None:
+def test_compact_missing_model(server: Server) -> None:
     assert 400 <= server.post("/v1/responses/compact", {"input": [USER]}).status_code < 500
 
 
-def streaming_response(server: Server) -> None:
+def test_streaming_response(server: Server) -> None:
     seen: list[Any] = []
     with server.client() as client, client.responses.create(model=MODEL, input=TELL, stream=True) as stream:
         seen = [event.model_dump() for event in stream]
@@ -132,13 +130,13 @@ def over_websocket(test: Callable[[Any], Any]) -> Callable[[Server], None]:
 
 
 @over_websocket
-async def websocket_response(socket: Any) -> None:
+async def test_websocket_response(socket: Any) -> None:
     await socket.send(input=[USER])
-    check_events(await socket.until_end())
+    assert check_events(await socket.until_end())["output"]
 
 
 @over_websocket
-async def websocket_sequential_responses(socket: Any) -> None:
+async def test_websocket_sequential_responses(socket: Any) -> None:
     ids = set()
     for _ in range(2):
         await socket.send(input=[USER])
@@ -147,14 +145,14 @@ async def websocket_sequential_responses(socket: Any) -> None:
 
 
 @over_websocket
-async def websocket_continuation(socket: Any) -> None:
+async def test_websocket_continuation(socket: Any) -> None:
     await socket.send(input=[USER])
     first = check_events(await socket.until_end())
     await socket.send(input=[USER], previous_response_id=first["id"])
     assert check_events(await socket.until_end())["previous_response_id"] == first["id"]
 
 
-def websocket_reconnect_store_false_recovery(server: Server) -> None:
+def test_websocket_reconnect_store_false_recovery(server: Server) -> None:
     async def main() -> None:
         async with connected(server) as socket:
             id = (await socket.ask(input=[USER]))["response"]["id"]
@@ -168,13 +166,13 @@ def websocket_reconnect_store_false_recovery(server: Server) -> None:
 
 
 @over_websocket
-async def websocket_previous_response_not_found(socket: Any) -> None:
+async def test_websocket_previous_response_not_found(socket: Any) -> None:
     lost = await socket.ask(input=[USER], previous_response_id="resp_nonexistent")
     assert lost["status"] == 400 and lost["error"]["code"] == "previous_response_not_found"
 
 
 @over_websocket
-async def websocket_failed_continuation_evicts_cache(socket: Any) -> None:
+async def test_websocket_failed_continuation_evicts_cache(socket: Any) -> None:
     id = (await socket.ask(input=[USER]))["response"]["id"]
     orphan = {"type": "function_call_output", "call_id": "call_orphan", "output": "x"}
     assert (await socket.ask(input=[orphan], previous_response_id=id))["type"] == "error"
@@ -182,7 +180,7 @@ async def websocket_failed_continuation_evicts_cache(socket: Any) -> None:
     assert lost["error"]["code"] == "previous_response_not_found"
 
 
-def websocket_compact_new_chain(server: Server) -> None:
+def test_websocket_compact_new_chain(server: Server) -> None:
     compacted = server.post("/v1/responses/compact", {"model": MODEL, "input": [USER]}).json()
 
     async def main() -> None:
@@ -191,16 +189,3 @@ def websocket_compact_new_chain(server: Server) -> None:
             check_events(await socket.until_end())
 
     asyncio.run(main())
-
-
-CHECKS = [
-    basic_response, system_prompt, multi_turn, assistant_phase, response_output_phase_schema, streaming_response,
-    tool_calling, image_input, compact_response, compact_missing_model, websocket_response, websocket_sequential_responses,
-    websocket_continuation, websocket_reconnect_store_false_recovery, websocket_previous_response_not_found,
-    websocket_failed_continuation_evicts_cache, websocket_compact_new_chain,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_open_responses(server: Server, check: Callable[[Server], None]) -> None:
-    check(server)

@@ -7,15 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools, origins
-
-TEXT_EVENTS = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
-BEGIN = ["response.created", "response.in_progress"]
-
-
-def create(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
-    return client.responses.create(model=MODEL, input=input, **fields)
-
+from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools, create, origins
 
 INPUTS: list[Any] = [
     TELL,
@@ -219,55 +211,6 @@ def test_reasoning_comes_as_an_item_of_its_own(client: openai.OpenAI, effort: st
     assert response.usage.output_tokens_details.reasoning_tokens > 0
 
 
-def test_the_events_of_a_text_in_their_exact_order(client: openai.OpenAI) -> None:
-    events = list(create(client, TELL, stream=True))
-    types = [event.type for event in events]
-    num_deltas = types.count("response.output_text.delta")
-    middle = ["response.output_item.added", "response.content_part.added", *["response.output_text.delta"] * num_deltas]
-    assert types == [*BEGIN, *middle, *TEXT_EVENTS, "response.completed"] and num_deltas > 3
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
-    assert text == events[-1].response.output_text == events[2 + len(middle)].text
-    assert events[0].response.status == "in_progress" and events[0].response.output == []
-
-
-def test_the_events_of_a_call_in_their_exact_order(client: openai.OpenAI, workspace: Path) -> None:
-    stream = create(client, WHERE, tools=agent_tools(workspace), instructions=SYSTEM_TEXT, stream=True)
-    types = [event.type for event in stream]
-    call = ["response.function_call_arguments.delta", "response.function_call_arguments.done"]
-    assert types == [*BEGIN, "response.output_item.added", *call, "response.output_item.done", "response.completed"]
-
-
-def test_the_events_of_reasoning_in_their_exact_order(client: openai.OpenAI) -> None:
-    events = list(create(client, "hi", reasoning={"effort": "high"}, max_output_tokens=4, stream=True))
-    types = [event.type for event in events]
-    deltas = ["response.reasoning_text.delta"] * types.count("response.reasoning_text.delta")
-    begin = ["response.output_item.added", "response.content_part.added"]
-    end = ["response.reasoning_text.done", "response.content_part.done", "response.output_item.done"]
-    assert types == [*BEGIN, *begin, *deltas, *end, "response.incomplete"]
-
-
-def test_the_client_s_own_stream_helper_accepts_the_scaffolding(client: openai.OpenAI) -> None:
-    with client.responses.stream(model=MODEL, input=TELL) as stream:
-        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
-        assert "".join(texts) == stream.get_final_response().output_text
-
-
-def test_the_client_s_own_stream_helper_accepts_calls(client: openai.OpenAI, workspace: Path) -> None:
-    with client.responses.stream(
-        model=MODEL, input=WHERE, tools=agent_tools(workspace), instructions=SYSTEM_TEXT
-    ) as stream:  # type: ignore[arg-type]
-        assert stream.get_final_response().output[-1].type == "function_call"
-
-
-@pytest.mark.parametrize("after", [-1, 0, 1, 2, 5])
-def test_a_stream_is_replayed_from_any_event(client: openai.OpenAI, after: int) -> None:
-    events = [event.model_dump() for event in create(client, TELL, stream=True)]
-    id = events[-1]["response"]["id"]
-    again = client.responses.retrieve(id, stream=True, **({} if after < 0 else {"starting_after": after}))
-    assert [event.model_dump() for event in again] == events[after + 1 :]
-
-
 def test_a_response_is_retrieved_and_deleted(client: openai.OpenAI) -> None:
     response = create(client, TELL)
     assert client.responses.retrieve(response.id) == response
@@ -355,70 +298,6 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL] == [client.models.retrieve(MODEL).id]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
-
-
-BAD: list[tuple[dict[str, Any], str | None]] = [
-    ({"input": []}, "input"),
-    ({"input": 5}, "input"),
-    ({"input": [{"type": "alien"}]}, "input[0]"),
-    ({"input": [{"role": "boss", "content": "x"}]}, "input[0].role"),
-    ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
-    ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content"),
-    ({"input": [{"type": "function_call_output", "call_id": "call_x", "output": "y"}]}, "input[0].call_id"),
-    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}]}, "input"),
-    ({"input": [{"type": "function_call", "call_id": "c", "name": "f f", "arguments": "{}"}]}, "input[0]"),
-    ({"input": "x", "temperature": 3}, "temperature"),
-    ({"input": "x", "temperature": "hot"}, "temperature"),
-    ({"input": "x", "top_p": 0}, "top_p"),
-    ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
-    ({"input": "x", "metadata": {str(n): "v" for n in range(17)}}, "metadata"),
-    ({"input": "x", "metadata": {"k" * 65: "v"}}, "metadata"),
-    ({"input": "x", "metadata": {"k": "v" * 513}}, "metadata.k"),
-    ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]"),
-    ({"input": "x", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
-    ({"input": "x", "tools": [{"type": "function", "name": "a"}] * 2}, "tools[1].name"),
-    ({"input": "x", "tools": [{"type": "function", "name": f"f{n}"} for n in range(513)]}, "tools"),
-    ({"input": "x", "tool_choice": "sometimes"}, "tool_choice"),
-    ({"input": "x", "tool_choice": "required"}, "tool_choice"),
-    ({"input": "x", "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
-    ({"input": "x", "previous_response_id": "resp_nope"}, "previous_response_id"),
-    ({"input": "x", "previous_response_id": "../../etc/passwd"}, "previous_response_id"),
-    ({"input": "x", "truncation": "auto"}, "truncation"),
-    ({"input": "x", "top_logprobs": 3}, "top_logprobs"),
-    ({"input": "x", "conversation": "conv_1"}, "conversation"),
-    ({"input": "x", "background": True, "store": False}, "background"),
-    ({"input": "x", "text": {"format": {"type": "poem"}}}, "text.format"),
-    ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
-    ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "poem"}}}}, "text.format"),
-    ({"input": "x", "text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", "name": "f"}]}, "text.format"),
-    ({"input": "x", "reasoning": {"effort": "huge"}}, "reasoning.effort"),
-    ({"input": "x" * 12_000_001}, "input"),
-    ({"model": None, "input": "x"}, "model"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("body", "param"), BAD, ids=range(len(BAD)))
-def test_a_bad_request_is_refused_with_the_name_of_its_parameter(client: openai.OpenAI, body: dict, param: str) -> None:
-    with pytest.raises(openai.BadRequestError) as e:
-        create(client, "x", extra_body=body)
-    assert e.value.param is not None and e.value.param.startswith(param)
-    assert e.value.type == "invalid_request_error" and e.value.code and "\n" not in e.value.body["message"]  # type: ignore[index]
-
-
-def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as e:
-        client.responses.create(model="gpt-9", input="x")
-    assert e.value.code == "model_not_found"
-
-
-def test_a_call_must_get_its_result_once(client: openai.OpenAI, workspace: Path) -> None:
-    fields: dict[str, Any] = {"tools": agent_tools(workspace), "instructions": SYSTEM_TEXT}
-    first = create(client, WHERE, **fields)
-    result = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "x"}
-    for wrong in ("and now?", [result, result], [{**result, "call_id": "call_other"}]):
-        with pytest.raises(openai.BadRequestError):
-            create(client, wrong, previous_response_id=first.id, **fields)
-    assert create(client, [result], previous_response_id=first.id, **fields).status == "completed"
 
 
 def test_metrics_count_tokens_by_origin(server: Server) -> None:
