@@ -1,6 +1,7 @@
 """A whole model on Triton's kernels, in the interpreter where there is no GPU: blocks against recorded ones, steps with padding as without.
 
-`official` logits are chaotic from end to end, so blocks get their true inputs (the README of the vectors).
+`official` logits are chaotic from end to end, so blocks get their true inputs. `python -m tests.long.blocks` does all of them without a
+GPU.
 """
 
 import functools
@@ -38,14 +39,16 @@ def vectors() -> dict[str, Tensor]:
     return load_file(FLASH / "blocks.safetensors")
 
 
-@pytest.fixture(scope="module")
-def model() -> Model:
+def new_model() -> Model:
     return Model(Checkpoint.open(FLASH, ModelConfig.from_dir(FLASH)), OFFICIAL, place("cuda"))
 
 
-@pytest.fixture
-def cache(model: Model) -> Cache:
+def new_cache(model: Model) -> Cache:
     return Cache(model.config, OFFICIAL, 256, 2, 2, place("cuda"))
+
+
+model = pytest.fixture(scope="module")(new_model)
+cache = pytest.fixture(new_cache)
 
 
 def sequence(count: int, slot: int = 0) -> Sequence:
@@ -79,7 +82,7 @@ def test_a_step_of_a_graph_is_the_step_and_its_padding_writes_nothing(model: Mod
     """Three rows of two sequences, in a graph for four: bitwise what a batch of three gives, in the cache as well."""
     model.layers, layers = model.layers[2:3], model.layers
     try:
-        plain = Cache(model.config, OFFICIAL, 256, 2, 2, place("cuda"))
+        plain = new_cache(model)
         results = []
         for used in (plain, cache):
             for layer in used.layers:
@@ -111,7 +114,7 @@ def test_state_comes_back_from_its_bytes_as_it_was(model: Model, cache: Cache) -
         if layer.blocks is not None:
             layer.blocks.copy_(torch.randn(layer.blocks.shape, generator=generator))
     page, tail = pack_page(cache, 0, None, 0), cut_tail(cache, 1, 1, 300, None).pack()
-    other, head = Cache(model.config, OFFICIAL, 256, 2, 2, place("cuda")), PinnedHead.empty(cache, 0)
+    other, head = new_cache(model), PinnedHead.empty(cache, 0)
     place_pages(other, [1], [page], head)
     place_tail(other, 0, 0, 300, tail, head)
     assert pack_page(other, 1, None, 0) == page
