@@ -5,9 +5,10 @@ page and, through the parent's id, all tokens before it, and every roll: what wa
 """
 
 import hashlib
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 ID_BYTES = 16
 
@@ -69,4 +70,4 @@ class Chain:
         """Tokens of [start, end) and the rolls at positions of [start, rolls_before)."""
         rolls = [r for r in self.rolls if start <= r.position < rolls_before]
         marks = [f"{r.position} {r.first_kept} {r.head_tokens}".encode() for r in rolls]
-        return [array("q", ids[start:end]).tobytes(), *marks]
+        return [np.asarray(ids[start:end], np.int64).tobytes(), *marks]

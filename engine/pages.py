@@ -22,9 +22,9 @@ class PagePool:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` free pages, held once; there must be as many."""
+        """`count` free pages, held once; there must be as many. Ascending: neighbours are filled in one go."""
         assert count <= len(self._free), (count, len(self._free))
-        pages = [self._free.pop() for _ in range(count)]
+        pages = sorted(self._free.pop() for _ in range(count))
         for page in pages:
             self._holders[page] = 1
         return pages

@@ -8,7 +8,7 @@ import contextlib
 import math
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,17 +64,26 @@ class FloatPool(Pool):
         return self.fmt.pack(cut)
 
     def place(self, pages: Sequence[int], stored: Tensor) -> None:
-        values = torch.empty(len(stored), self.fmt.dim)
-        self.fmt.unpack_into(stored, values)
-        self.rows.view(-1, self.per_page, self.fmt.dim)[torch.tensor(pages)] = values.view(
-            len(pages), self.per_page, self.fmt.dim
-        )
+        size, done = self.per_page, 0
+        for first, count in _runs(pages):
+            into = self.rows[first * size : (first + count) * size]
+            self.fmt.unpack_into(stored[done * size : (done + count) * size], into)
+            done += count
 
     def place_first(self, page: int, stored: Tensor) -> None:
         self.page(page)[: len(stored)] = self.fmt.unpack(stored)
 
     def write(self, page: int, values: Tensor) -> None:
         self.page(page)[:] = values
+
+
+def _runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first page, count) of every stretch of pages that follow one another."""
+    start = 0
+    for at in range(1, len(pages) + 1):
+        if at == len(pages) or pages[at] != pages[at - 1] + 1:
+            yield pages[start], at - start
+            start = at
 
 
 def zeros(*shape: int) -> Tensor:
