@@ -65,17 +65,17 @@ class App:
                     yield cls(settings, engine, database, keeper, texts, opening_tokens)
 
     async def session(
-        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False
+        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False, owner: str = ""
     ) -> Session:
-        """The named session, else the workspace's latest; created when there is none, or when `is_new`.
+        """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`.
 
         Raises StoreError when it is open elsewhere, damaged, of another workspace or of another model.
         """
-        found = None if is_new else self._find(workspace, name)
-        notices = [] if is_new or found or name else self._other_models(workspace)
+        found = None if is_new else self._find(workspace, name, owner)
+        notices = [] if is_new or found or name else self._other_models(workspace, owner)
         if self.engine.compiles_kernels and not self._open:
             notices.append("compiling kernels for this machine, once: about half a minute")
-        log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name))
+        log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
         try:
             seq = await self.engine.start()
         except BaseException:
@@ -100,10 +100,10 @@ class App:
         self._parking.add(task)
         task.add_done_callback(self._parking.discard)
 
-    def _find(self, workspace: Path, name: str | None) -> SessionInfo | None:
+    def _find(self, workspace: Path, name: str | None, owner: str) -> SessionInfo | None:
         if name is None:
-            return self.store.latest(str(workspace), self.engine.identity)
-        found = self.store.find(name)
+            return self.store.latest(str(workspace), self.engine.identity, owner)
+        found = self.store.find(f"{owner}/{name}" if owner else name)
         if found is not None and found.workspace != str(workspace):
             raise StoreError(f"session {name} belongs to {found.workspace}: open it with --workspace {found.workspace}")
         if found is not None and found.model != self.engine.identity:
@@ -113,9 +113,9 @@ class App:
             )
         return found
 
-    def _other_models(self, workspace: Path) -> list[str]:
+    def _other_models(self, workspace: Path, owner: str) -> list[str]:
         """Why this workspace's latest session is not the one that opens, when another model wrote it."""
-        other = self.store.latest(str(workspace))
+        other = self.store.latest(str(workspace), owner=owner)
         if other is None:
             return []
         return [

@@ -73,14 +73,19 @@ class Session:
         if is_shared or live.seq.num_tokens - self._saved_at >= live.settings.save_every:
             await self._save_later()
 
-    def rewind(self, turn: int) -> None:
-        """Go on from the end of an earlier turn (0: the beginning); what came after stays, as a branch of its own.
+    def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> None:
+        """Go on from the end of an earlier turn (0: the beginning) or from a token of the log, on a new branch; what
+        came after stays, as a branch of its own. Or go on where such a branch ended.
 
-        Raises StoreError when there is no such turn. The state is found again with the next turn.
+        Raises StoreError when there is no such place. The state is found again with the next turn.
         """
         self._close_open_turn()
-        self.live.log.rewind(turn)
-        self.live.rolls = rolls_of(self.live.log.events())
+        log = self.live.log
+        if branch is not None:
+            log.switch(branch)
+        else:
+            log.rewind(turn, token)
+        self.live.rolls = rolls_of(log.events())
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""

@@ -8,30 +8,15 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from agent.config import UsageError, data_home, printable
+from agent.stores import Stores
 from agent.text import one_line
 from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
 
 PROMPT_CHARS = 70
 Result = tuple[Any, list[str]]  # for --json, for a person
-
-
-@dataclass
-class Stores:
-    sessions: SessionStore
-    snapshots: SnapshotStore
-
-    def session(self, name: str) -> SessionInfo:
-        found = self.sessions.find(name)
-        if found is None:
-            known = ", ".join(s.name for s in self.sessions.all()[:5])
-            raise UsageError(
-                f"there is no session {printable(name)}: " + (f"known are {known}" if known else "there is none yet")
-            )
-        return found
 
 
 @contextmanager
@@ -84,19 +69,19 @@ def run(args: argparse.Namespace) -> int:
     return 1 if args.action is _verify and value["damaged"] and not args.repair else 0
 
 
+def _named(stores: Stores, name: str) -> SessionInfo:
+    """Raises UsageError that says which there are."""
+    found = stores.sessions.find(name)
+    if found is None:
+        known = ", ".join(s.name for s in stores.sessions.all()[:5])
+        raise UsageError(
+            f"there is no session {printable(name)}: " + (f"known are {known}" if known else "there is none yet")
+        )
+    return found
+
+
 def _list(stores: Stores, args: argparse.Namespace) -> Result:
-    values: list[dict[str, Any]] = []
-    for session in stores.sessions.all():
-        branches = stores.sessions.branches(session)
-        current = next(b for b in branches if b.is_current)
-        stored = sum(size for _, size, _ in stores.snapshots.tails_of([b.id for b in branches]))
-        values.append(
-            {
-                "name": session.name, "workspace": session.workspace, "turns": current.last_turn,
-                "tokens": current.num_tokens, "branches": len(branches), "tail_bytes": stored,
-                "used_at": session.used_at,
-            }
-        )  # fmt: skip
+    values = [stores.summary(session) for session in stores.sessions.all()]
     if not values:
         return values, ["there is no session yet"]
     rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]
@@ -107,27 +92,8 @@ def _list(stores: Stores, args: argparse.Namespace) -> Result:
 
 
 def _show(stores: Stores, args: argparse.Namespace) -> Result:
-    session = stores.session(args.name)
-    branches = []
-    for branch in stores.sessions.branches(session):
-        prompts = _prompts(stores, session, branch.id)
-        first = 1 if branch.parent_turn is None else branch.parent_turn + 1
-        turns = [
-            {
-                "number": t.number, "state": t.state, "start": t.start_position, "end": t.end_position,
-                "started_at": t.started_at, "prompt": prompts.get(t.number, ""),
-            }
-            for t in stores.sessions.turn_list(session, branch.id)
-            if t.number >= first
-        ]  # fmt: skip
-        tails = sorted(position for position, _, _ in stores.snapshots.tails_of([branch.id]))
-        branches.append(
-            {
-                "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn,
-                "parent_position": branch.parent_position, "is_current": branch.is_current,
-                "tokens": branch.num_tokens, "stored_at": tails, "turns": turns,
-            }
-        )  # fmt: skip
+    session = _named(stores, args.name)
+    branches = stores.tree(session)
     value = {"name": session.name, "workspace": session.workspace, "model": session.model, "branches": branches}
     lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
     for b in branches:
@@ -149,16 +115,9 @@ def _branch_lines(branch: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _prompts(stores: Stores, session: SessionInfo, branch: int) -> dict[int, str]:
-    events = stores.sessions.events(session, branch)
-    return {event.turn: event.payload["text"] for event in reversed(events) if event.type == "user"}
-
-
 def _fork(stores: Stores, args: argparse.Namespace) -> Result:
-    source = stores.session(args.name)
-    new = stores.sessions.fork(source, turn=args.turn, position=args.token, name=args.new_name)
+    new = stores.fork(_named(stores, args.name), args.turn, args.token, args.new_name)
     branch = next(b for b in stores.sessions.branches(new) if b.is_current)
-    stores.snapshots.inherit(branch.id, _ancestors(stores, source, source.branch, branch.num_tokens))
     value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
     return value, [
         f"{new.name}: {branch.last_turn} turns, {branch.num_tokens:,} tokens; open it with --session {new.name}"
@@ -166,7 +125,7 @@ def _fork(stores: Stores, args: argparse.Namespace) -> Result:
 
 
 def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
-    session = stores.session(args.name)
+    session = _named(stores, args.name)
     log = stores.sessions.open(session)
     try:
         if log.open_turn is not None:
@@ -175,8 +134,7 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
             log.switch(args.branch)
         else:
             log.rewind(args.turn, args.token)
-            ancestors = _ancestors(stores, session, session.branch, len(log.ids))
-            stores.snapshots.inherit(log.session.branch, ancestors)
+            stores.rewound(session, log)
         value = {
             "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids)
         }  # fmt: skip
@@ -187,22 +145,8 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
     ]
 
 
-def _ancestors(stores: Stores, session: SessionInfo, branch: int | None, position: int) -> list[tuple[int, int]]:
-    """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
-    by_id, found = {b.id: b for b in stores.sessions.branches(session)}, []
-    while branch in by_id:
-        found.append((branch, position))
-        position = min(position, by_id[branch].parent_position or 0)
-        branch = by_id[branch].parent_id
-    return found
-
-
 def _remove(stores: Stores, args: argparse.Namespace) -> Result:
-    session = stores.session(args.name)
-    branches = [b.id for b in stores.sessions.branches(session)]
-    stores.sessions.remove(session)
-    stores.snapshots.drop_uses(branches)
-    freed = stores.snapshots.gc()
+    freed = stores.remove(_named(stores, args.name))
     return {"name": args.name, "freed_bytes": freed.num_bytes}, [
         f"{args.name} is deleted, {_size(freed.num_bytes)} freed"
     ]

@@ -9,7 +9,7 @@ from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
 from .responses import ResponseStore, StoredResponse
 from .search import Found
-from .sessions import BranchInfo, SessionStore
+from .sessions import BranchInfo, SessionInUse, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "ResponseStore",
     "Saved",
+    "SessionInUse",
     "SessionInfo",
     "SessionLog",
     "SessionStore",

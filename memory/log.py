@@ -26,7 +26,10 @@ Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """A session as listed; `model` is the identity of the engine that wrote its tokens, `branch` its current branch."""
+    """A session as listed; `model` is the identity of the engine that wrote its tokens, `branch` its current branch.
+
+    The name of a server's user's session begins with theirs and a slash; without one it belongs to whoever has the data.
+    """
 
     id: int
     name: str
@@ -35,6 +38,11 @@ class SessionInfo:
     created_at: float
     used_at: float
     branch: int
+
+    @property
+    def owner(self) -> str:
+        """The user whose session it is; empty for whoever has the data."""
+        return self.name.rpartition("/")[0]
 
     def checksum(self) -> bytes:
         """Of its row."""

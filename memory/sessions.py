@@ -24,6 +24,10 @@ from .witness import write as write_witness
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
+class SessionInUse(StoreError):
+    """Another process, or another part of this one, has the session open."""
+
+
 @dataclass(frozen=True)
 class BranchInfo:
     """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
@@ -47,10 +51,10 @@ class SessionStore:
         self._database = database
         self._locks = database.home / "locks"
 
-    def create(self, workspace: str, model: str, name: str | None = None) -> SessionInfo:
+    def create(self, workspace: str, model: str, name: str | None = None, owner: str = "") -> SessionInfo:
         """A new, empty session. Without a name it takes the workspace's last component and a number."""
         with self._database.transaction() as connection:
-            return self._insert(connection, workspace, model, name, None, Point(0, 0, 0, False))
+            return self._insert(connection, workspace, model, name, owner, None, Point(0, 0, 0, False))
 
     def fork(
         self,
@@ -68,7 +72,8 @@ class SessionStore:
         with self._database.transaction() as connection:
             history = self._history(session, branch)
             point = history.point(turn, position)
-            return self._insert(connection, session.workspace, session.model, name, history.owner(point), point)
+            parent_id = history.owner(point)
+            return self._insert(connection, session.workspace, session.model, name, session.owner, parent_id, point)
 
     def find(self, name: str) -> SessionInfo | None:
         """The session of that name."""
@@ -79,9 +84,9 @@ class SessionStore:
         self._only_sound(sessions, lost)  # a damaged one may be the one that is looked for
         return None
 
-    def latest(self, workspace: str, model: str | None = None) -> SessionInfo | None:
-        """The session of this workspace, and of this model if one is named, that was used last."""
-        sessions = [s for s in self.all() if s.workspace == workspace and model in (None, s.model)]
+    def latest(self, workspace: str, model: str | None = None, owner: str = "") -> SessionInfo | None:
+        """The session of this workspace and owner, and of this model if one is named, that was used last."""
+        sessions = [s for s in self.all() if (s.workspace, s.owner) == (workspace, owner) and model in (None, s.model)]
         return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
@@ -172,13 +177,15 @@ class SessionStore:
         workspace: str,
         model: str,
         name: str | None,
+        owner: str,
         parent_id: int | None,
         start: Point,
     ) -> SessionInfo:
         if name is not None and not re.fullmatch(NAME_PATTERN, name):
             raise StoreError(f"session name {name!a} cannot be used: take 1-64 letters, digits, '.', '_' or '-'")
         names = {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
-        name = name or _free_name(names, workspace)
+        prefix = f"{owner}/" if owner else ""
+        name = f"{prefix}{name}" if name else _free_name(names, workspace, prefix)
         if name in names:
             raise StoreError(f"session {name} exists already: open it without --new, or choose another name")
         now = time.time()
@@ -280,9 +287,9 @@ def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> N
         connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in branch_ids])
 
 
-def _free_name(taken: set[str], workspace: str) -> str:
+def _free_name(taken: set[str], workspace: str, prefix: str) -> str:
     """`project-1`, `project-2`, ... for a workspace /home/me/project."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workspace).name).strip("-._")[:50] or "session"
+    stem = prefix + (re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workspace).name).strip("-._")[:50] or "session")
     number = 1
     while f"{stem}-{number}" in taken:
         number += 1
@@ -304,7 +311,7 @@ def _lock(directory: Path, session: SessionInfo) -> int:
     except BlockingIOError:
         holder, _ = read_witness(lock_fd)
         os.close(lock_fd)
-        raise StoreError(
+        raise SessionInUse(
             f"session {session.name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
         ) from None
     write_witness(lock_fd, read_witness(lock_fd)[1])

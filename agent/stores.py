@@ -1,0 +1,90 @@
+"""What a session looks like from outside, and what may be done to one: its tree, forks, removal. Both front ends that show
+sessions use it, the command line and the server.
+
+Owns how the log of a session and its stored state go together when a branch begins or ends. Needs no model.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from memory import Freed, SessionInfo, SessionLog, SessionStore, SnapshotStore
+
+Value = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Sessions and their state, of one data directory. Any thread may use it."""
+
+    sessions: SessionStore
+    snapshots: SnapshotStore
+
+    def summary(self, session: SessionInfo) -> Value:
+        """A session in a few numbers."""
+        branches = self.sessions.branches(session)
+        current = next(b for b in branches if b.is_current)
+        stored = sum(size for _, size, _ in self.snapshots.tails_of([b.id for b in branches]))
+        return {
+            "name": session.name, "workspace": session.workspace, "turns": current.last_turn,
+            "tokens": current.num_tokens, "branches": len(branches), "tail_bytes": stored, "used_at": session.used_at,
+        }  # fmt: skip
+
+    def tree(self, session: SessionInfo) -> list[Value]:
+        """Its branches, each with its own turns and where state of it is stored."""
+        branches = []
+        for branch in self.sessions.branches(session):
+            prompts = self._prompts(session, branch.id)
+            first = 1 if branch.parent_turn is None else branch.parent_turn + 1
+            turns = [
+                {
+                    "number": t.number, "state": t.state, "start": t.start_position, "end": t.end_position,
+                    "started_at": t.started_at, "prompt": prompts.get(t.number, ""),
+                }
+                for t in self.sessions.turn_list(session, branch.id)
+                if t.number >= first
+            ]  # fmt: skip
+            tails = sorted(position for position, _, _ in self.snapshots.tails_of([branch.id]))
+            branches.append(
+                {
+                    "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn,
+                    "parent_position": branch.parent_position, "is_current": branch.is_current,
+                    "tokens": branch.num_tokens, "stored_at": tails, "turns": turns,
+                }
+            )  # fmt: skip
+        return branches
+
+    def fork(
+        self, session: SessionInfo, turn: int | None = None, token: int | None = None, name: str | None = None,
+        branch: int | None = None,
+    ) -> SessionInfo:  # fmt: skip
+        """A new session that goes on from a point of this one, and finds its state. See `SessionStore.fork`."""
+        new = self.sessions.fork(session, turn=turn, position=token, name=name, branch=branch)
+        begun = next(b for b in self.sessions.branches(new) if b.is_current)
+        source = session.branch if branch is None else branch
+        self.snapshots.inherit(begun.id, self._ancestors(session, source, begun.num_tokens))
+        return new
+
+    def rewound(self, before: SessionInfo, log: SessionLog) -> None:
+        """The log has gone back on a new branch: that one finds the state of the branch it grew from."""
+        self.snapshots.inherit(log.session.branch, self._ancestors(before, before.branch, len(log.ids)))
+
+    def remove(self, session: SessionInfo) -> Freed:
+        """Delete a session that is open nowhere. What forks of it need stays."""
+        branches = [b.id for b in self.sessions.branches(session)]
+        self.sessions.remove(session)
+        self.snapshots.drop_uses(branches)
+        return self.snapshots.gc()
+
+    def _prompts(self, session: SessionInfo, branch: int) -> dict[int, str]:
+        events = self.sessions.events(session, branch)
+        return {event.turn: event.payload["text"] for event in reversed(events) if event.type == "user"}
+
+    def _ancestors(self, session: SessionInfo, branch: int | None, position: int) -> Iterable[tuple[int, int]]:
+        """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
+        by_id, found = {b.id: b for b in self.sessions.branches(session)}, []
+        while branch in by_id:
+            found.append((branch, position))
+            position = min(position, by_id[branch].parent_position or 0)
+            branch = by_id[branch].parent_id
+        return found
