@@ -85,13 +85,12 @@ class App:
         rolls = rolls_of(log.events())
         live = Live(self.engine, seq, log, self.texts, tools, approvals, self.settings, rolls, self._shared_tokens)
         session = Session(live, self.keeper, notices)
-        self._open.append(session)
+        self._open = [*(other for other in self._open if not other.is_closed), session]
         return session
 
     def _park(self, seq: Sequence) -> None:
         """Memory is short: the session of this sequence gives its own back."""
-        self._open = [session for session in self._open if not session.is_closed]
-        owner = next((session for session in self._open if session.live.seq is seq), None)
+        owner = next((s for s in self._open if s.live.seq is seq and not s.is_closed), None)
         if owner is not None:
             parking: Awaitable[Any] = owner.park()
         else:

@@ -85,6 +85,9 @@ def _parser() -> Parser:
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
+    serve.add_argument(
+        "--workspace", default=".", metavar="DIR", help="where new agent sessions work (default: this directory)"
+    )
     serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     _add_max_context(serve)
     _add_ranks(serve)
@@ -210,12 +213,12 @@ def _talk(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    settings = _settings(args)
+    settings, workspace = _settings(args), workspace_directory(args.workspace)
     from agent.server.serve import serve
     from engine import EngineError
 
     try:
-        return serve(settings, args.host, args.port, Path(args.users) if args.users else None)
+        return serve(settings, args.host, args.port, Path(args.users) if args.users else None, workspace)
     except EngineError as e:
         return _fail(str(e), 1)
 

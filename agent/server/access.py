@@ -19,16 +19,28 @@ from agent.config import UsageError, printable
 from agent.server.wire import ApiError
 
 MAX_WAITING = 256  # responses under way of one user
+OWNER = "owner"  # whoever has the data directory, and so its token
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with responses of their own. `token_hash` is SHA-256."""
+    """Somebody with responses and sessions of their own. `token_hash` is SHA-256; `workspaces` are the directories in which
+    the agent may work for them, None for all."""
 
     name: str
     token_hash: bytes
     max_waiting: int = MAX_WAITING
+    workspaces: tuple[Path, ...] | None = None
+
+    @property
+    def session_owner(self) -> str:
+        """How their sessions are marked: those of the terminal belong to whoever has the data directory."""
+        return "" if self.name == OWNER else self.name
+
+    def may_work_in(self, workspace: Path) -> bool:
+        """Whether it is one of their directories, or inside one. Real paths."""
+        return self.workspaces is None or any(workspace.is_relative_to(allowed) for allowed in self.workspaces)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def own_token(home: Path) -> str:
 
 
 def users_of(path: Path) -> tuple[User, ...]:
-    """The users of a file: a JSON list of {"name", "token" or "token_sha256", "max_waiting" if it is limited}."""
+    """The users of a file: a JSON list of {"name", "token" or "token_sha256", "max_waiting" and "workspaces" if any}."""
     try:
         entries = json.loads(path.read_text("utf-8"))
         users = tuple(_user(entry) for entry in entries)
@@ -111,8 +123,8 @@ def users_of(path: Path) -> tuple[User, ...]:
 
 def _user(entry: Mapping[str, object]) -> User:
     name, token, digest = entry["name"], entry.get("token"), entry.get("token_sha256")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name):
-        raise ValueError(f"name {name!a} must be 1-32 letters, digits, '_' or '-'")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) or name == OWNER:
+        raise ValueError(f"name {name!a} must be 1-32 letters, digits, '_' or '-', and not {OWNER}")
     if isinstance(token, str) and len(token) >= 16:
         token_hash = hash_of(token)
     elif isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -122,4 +134,10 @@ def _user(entry: Mapping[str, object]) -> User:
     most = entry.get("max_waiting", MAX_WAITING)
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise ValueError(f"max_waiting of user {name} must be a whole number of at least 1")
-    return User(name, token_hash, most)
+    return User(name, token_hash, most, _workspaces(name, entry.get("workspaces", [])))
+
+
+def _workspaces(name: str, given: object) -> tuple[Path, ...]:
+    if not isinstance(given, list) or not all(isinstance(path, str) and os.path.isdir(path) for path in given):
+        raise ValueError(f"workspaces of user {name} must be a list of directories that exist")
+    return tuple(Path(os.path.realpath(path)) for path in given)

@@ -4,12 +4,12 @@ The client sends the whole conversation every time. It goes on from the response
 content, so nothing of it is read again. Owns the translation both ways; must not know how responses come to be.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from aiohttp import web
 
-from agent.server.http import SERVICE, USER, json_response, read_json, send_frames, until_over
+from agent.server.http import SERVICE, USER, json_response, leave, read_json, send_frames, until_over
 from agent.server.record import Record
 from agent.server.requests import Create, create_request
 from agent.server.wire import ApiError, Json, bad, dumps, unsupported
@@ -29,9 +29,8 @@ async def create_chat(request: web.Request) -> web.StreamResponse:
             raise ApiError(500, record.response["error"]["message"], "server_error")
         return json_response(completion(record))
     options = body.get("stream_options")
-    return await send_frames(
-        request, record, chunks(record, isinstance(options, dict) and bool(options.get("include_usage")))
-    )
+    frames = chunks(record, isinstance(options, dict) and bool(options.get("include_usage")))
+    return await send_frames(request, frames, lambda: leave(request, record))
 
 
 def as_create(body: Json) -> Create:
@@ -147,7 +146,7 @@ def _head(record: Record, kind: str) -> Json:
     }  # fmt: skip
 
 
-async def chunks(record: Record, with_usage: bool) -> AsyncIterator[str]:
+async def chunks(record: Record, with_usage: bool) -> AsyncGenerator[str, None]:
     """SSE frames of a response that runs."""
     head = _head(record, "chat.completion.chunk")
 

@@ -7,7 +7,7 @@ come to be.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from aiohttp import web
 
@@ -106,14 +106,22 @@ async def until_over(service: Service, record: Record) -> None:
 async def stream(request: web.Request, record: Record, after: int = -1) -> web.StreamResponse:
     """The events of a response as SSE, from the one after `after`."""
 
-    async def frames() -> AsyncIterator[str]:
+    async def frames() -> AsyncGenerator[str, None]:
         async for event in record.follow(after):
             yield f"event: {event['type']}\ndata: {dumps(event)}\n\n"
 
-    return await send_frames(request, record, frames())
+    return await send_frames(request, frames(), lambda: leave(request, record))
 
 
-async def send_frames(request: web.Request, record: Record, frames: AsyncIterator[str]) -> web.StreamResponse:
+def leave(request: web.Request, record: Record) -> None:
+    """Its client is gone: a response that is not stored ends too."""
+    if not record.is_stored:
+        request.app[SERVICE].stop(record)
+
+
+async def send_frames(
+    request: web.Request, frames: AsyncGenerator[str, None], on_gone: Callable[[], None] = lambda: None
+) -> web.StreamResponse:
     """A stream of SSE frames, with comments while there is nothing to say."""
     answer = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     answer.content_type = "text/event-stream"
@@ -130,14 +138,15 @@ async def send_frames(request: web.Request, record: Record, frames: AsyncIterato
                 frame = asyncio.ensure_future(anext(frames, None))
         await answer.write_eof()
     except (ConnectionError, TimeoutError, asyncio.CancelledError) as e:
-        if not record.is_stored:
-            request.app[SERVICE].stop(record)
+        on_gone()
         if isinstance(e, TimeoutError) and request.transport is not None:
             request.transport.abort()
         if isinstance(e, asyncio.CancelledError):
             raise
     finally:
         frame.cancel()
+        await asyncio.wait({frame})
+        await frames.aclose()
     return answer
 
 

@@ -12,15 +12,16 @@ from aiohttp import web
 
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
-from agent.server.access import LOOPBACK, Access, User, hash_of, own_token, users_of
+from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, own_token, users_of
 from agent.server.chat import create_chat
 from agent.server.http import SERVICE, application
+from agent.server.live import LiveSessions
 from agent.server.service import Service
+from agent.server.sessions import SESSIONS, WORKSPACE, routes
 from agent.server.socket import SOCKETS, close_all
 
 IDLE_S = 60.0  # of a connection that has not sent a whole request head
 STOP_S = 5.0  # for responses under way to end by themselves
-OWNER = "owner"  # the user that the token of the data directory stands for
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,19 @@ def model_name(settings: Settings) -> str:
 
 
 @asynccontextmanager
-async def running(settings: Settings, access: Access, host: str, port: int) -> AsyncIterator[Running]:
-    """A server on this event loop; port 0 takes a free one. Raises UsageError when the address cannot be had."""
-    async with App.open(settings) as app, Service.open(app, model_name(settings)) as service:
+async def running(settings: Settings, access: Access, host: str, port: int, workspace: Path) -> AsyncIterator[Running]:
+    """A server on this event loop; port 0 takes a free one. Raises UsageError when the address cannot be had.
+
+    New agent sessions of whoever has the data work in `workspace`.
+    """
+    async with (
+        App.open(settings) as app,
+        LiveSessions.opened(app) as sessions,
+        Service.open(app, model_name(settings)) as service,
+    ):
         web_app = application(service, access)
+        web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace
+        web_app.add_routes(routes())
         web_app[SOCKETS] = set()
         web_app.router.add_post("/v1/chat/completions", create_chat)
         runner = web.AppRunner(
@@ -78,10 +88,11 @@ async def _stop(app: web.Application) -> None:
         await asyncio.wait(ending, timeout=STOP_S)
     for record in service.in_flight():
         service.stop(record)
+    await app[SESSIONS].aclose()
     await close_all(app)
 
 
-def serve(settings: Settings, host: str, port: int, users: Path | None) -> int:
+def serve(settings: Settings, host: str, port: int, users: Path | None, workspace: Path) -> int:
     """Until SIGINT or SIGTERM."""
     logging.basicConfig(format="holdfast: %(message)s")
     access, token = access_of(settings, host, users)
@@ -91,7 +102,7 @@ def serve(settings: Settings, host: str, port: int, users: Path | None) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stopped.set)
-        async with running(settings, access, host, port) as server:
+        async with running(settings, access, host, port, workspace) as server:
             print(f"{model_name(settings)} at {server.url}/v1", flush=True)
             if token is not None:
                 print(f"token {token} (kept in {settings.home / 'token'})", flush=True)

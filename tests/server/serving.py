@@ -56,15 +56,17 @@ def settings_of(home: Path, max_output_tokens: int = 96, max_context: int | None
 
 
 @contextmanager
-def served(home: Path, users: Path | None = None, max_context: int | None = None) -> Iterator[Server]:
-    """A server on `home` until the block ends, stopped gracefully."""
+def served(
+    home: Path, users: Path | None = None, max_context: int | None = None, workspace: Path | None = None
+) -> Iterator[Server]:
+    """A server on `home` until the block ends, stopped gracefully. Its agent works in `workspace`, else in `home`."""
     settings = settings_of(home, max_context=max_context)
     access, token = access_of(settings, "127.0.0.1", users)
     started, failed = threading.Event(), []
     loop, stop, found = asyncio.new_event_loop(), asyncio.Event(), []
 
     async def main() -> None:
-        async with running(settings, access, "127.0.0.1", 0) as server:
+        async with running(settings, access, "127.0.0.1", 0, workspace or home) as server:
             found.append(server)
             started.set()
             await stop.wait()

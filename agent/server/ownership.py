@@ -1,0 +1,76 @@
+"""Which session a user means, and where they may work: their own sessions and workspaces, and nobody else's."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from agent.config import UsageError, workspace_directory
+from agent.server.access import User
+from agent.server.live import LiveSession, LiveSessions
+from agent.server.wire import ApiError, bad
+from memory import SessionInfo
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def shown_name(info: SessionInfo) -> str:
+    """As its owner calls it."""
+    return info.name.rpartition("/")[2]
+
+
+async def find_session(sessions: LiveSessions, user: User, name: str) -> SessionInfo:
+    """The user's session of that name. Raises ApiError 404, also for one of another user."""
+    info = await asyncio.to_thread(sessions.app.store.find, full_name(user, name)) if NAME.fullmatch(name) else None
+    if info is None or not info.workspace:
+        raise ApiError(404, f"Session '{name[:100]}' not found.", "session_not_found", "name")
+    return info
+
+
+async def open_session(sessions: LiveSessions, user: User, name: str) -> LiveSession:
+    """As `find_session`, and opened. Raises ApiError, also where the user may not work any more."""
+    info = await find_session(sessions, user, name)
+    if not user.may_work_in(Path(info.workspace)):
+        raise ApiError(403, f"{info.workspace} is none of your workspaces any more", "workspace_forbidden")
+    return await sessions.open(info)
+
+
+def full_name(user: User, name: str) -> str:
+    """As it is stored."""
+    return f"{user.session_owner}/{name}" if user.session_owner else name
+
+
+def workspace_of(user: User, given: str | None, default: Path) -> Path:
+    """Where a new session works. Raises ApiError for a directory that is not there or not the user's."""
+    if given is None:
+        if user.workspaces == ():
+            raise ApiError(403, "you have no workspace here: the server's users file lists them", "workspace_forbidden")
+        return user.workspaces[0] if user.workspaces else default
+    if user.workspaces is not None and not user.may_work_in(Path(given).resolve()):
+        raise ApiError(403, f"{given[:200]} is none of your workspaces", "workspace_forbidden", "workspace")
+    try:
+        return workspace_directory(given)
+    except (UsageError, OSError, ValueError) as e:
+        raise bad(str(e), "workspace") from None
+
+
+async def start_session(
+    sessions: LiveSessions, user: User, default: Path, given: str | None, name: str | None, resume: bool
+) -> LiveSession:
+    """The session that a client wants to work in: a fresh one, or with `resume` the named one or the workspace's latest,
+    if there is one. Raises ApiError."""
+    if name is not None and not NAME.fullmatch(name):
+        raise bad("name must be 1-64 letters, digits, '.', '_' or '-', the first a letter or digit", "name")
+    store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity
+    info = await asyncio.to_thread(store.find, full_name(user, name)) if name else None
+    workspace = workspace_of(user, given or (info.workspace if info and resume else None), default)
+    if resume and name is None:
+        info = await asyncio.to_thread(store.latest, str(workspace), identity, owner)
+    if info is None:
+        return await sessions.create(workspace, owner, name)
+    if not resume or not info.workspace:
+        raise ApiError(409, f"a session {name} exists already: resume it, or choose another name", "session_exists")
+    if info.workspace != str(workspace):
+        raise ApiError(409, f"session {name} belongs to {info.workspace}", "session_of_other_workspace", "workspace")
+    if info.model != identity:
+        raise ApiError(409, f"session {name} was written by another model", "session_of_other_model", "name")
+    return await sessions.open(info)
