@@ -7,7 +7,7 @@ Must not know sessions or sockets.
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from agent.server.wire import Json
 
@@ -49,7 +49,7 @@ class Feed:
         self._is_closed = True
         self._wake()
 
-    async def follow(self, after: str | None) -> AsyncIterator[tuple[str, Json]]:
+    async def follow(self, after: str | None) -> AsyncGenerator[tuple[str, Json], None]:
         """(id, event) of what came after an id, or of all that is kept, and of what comes. `RELOAD` has no id."""
         at = self._first if after is None else self._number_after(after)
         self.num_watchers += 1

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from agent.encoding import EncodingError
 from agent.server.access import Access, User
+from agent.server.agent_model import AGENT_MODEL
 from agent.server.record import Record
 from agent.server.requests import create_request
 from agent.server.service import Service, failure
@@ -216,12 +217,11 @@ async def models(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     wanted = request.match_info.get("id")
     limit = service.app.engine.max_context
-    model = {"id": service.model, "object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit}
+    model = {"object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit}
     if wanted is None:
-        return json_response({"object": "list", "data": [model]})
-    if wanted != service.model:
-        raise ApiError(404, f"The model '{wanted[:100]}' does not exist.", "model_not_found", "model")
-    return json_response(model)
+        return json_response({"object": "list", "data": [{"id": id, **model} for id in (service.model, AGENT_MODEL)]})
+    service.check_model(wanted)
+    return json_response({"id": wanted, **model})
 
 
 async def health(request: web.Request) -> web.StreamResponse:

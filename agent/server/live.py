@@ -66,11 +66,16 @@ class LiveSession:
         self._task = self.group.create_task(self._run(prompt))
         return after
 
+    def interrupt(self) -> None:
+        """End the turn under way, if there is one; it is over a moment later."""
+        if self.is_running and self._task is not None:
+            self._task.cancel()
+
     async def cancel(self) -> bool:
-        """End the turn under way, as interrupted; whether there was one."""
+        """As `interrupt`, and wait for it; whether there was one."""
         if not self.is_running or self._task is None:
             return False
-        self._task.cancel()
+        self.interrupt()
         await asyncio.wait({self._task})
         return True
 

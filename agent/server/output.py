@@ -14,6 +14,7 @@ from agent.server.requests import Create
 from agent.server.wire import Json
 
 Emit = Callable[[str, Json], None]
+SERVER_LABEL = "holdfast"  # of tools that run here: clients show them as those of an MCP server
 
 
 def response_object(id: str, request: Create, opening: Opening, created_at: float, temperature: float) -> Json:
@@ -78,6 +79,29 @@ class Output:
         elif isinstance(delta, TextDelta):
             self._piece("message", delta.text)
 
+    def begin_call(self, name: str, arguments: str) -> int:
+        """A tool of the server begins; gives the place among the items that `end_call` wants."""
+        self.close()
+        item = {"type": "mcp_call", "server_label": SERVER_LABEL, "name": name, "arguments": arguments}
+        self._start({"id": self._new_id("mcp"), **item, "output": None, "error": None})
+        place = self._place()
+        self._emit("response.mcp_call.in_progress", place)
+        self._emit("response.mcp_call_arguments.done", {**place, "arguments": arguments})
+        return len(self.items) - 1
+
+    def end_call(self, index: int, output: str, is_ok: bool) -> None:
+        """It has ended, or was refused."""
+        status, item = "completed" if is_ok else "failed", self.items[index]
+        self._emit(f"response.mcp_call.{status}", {"item_id": item["id"], "output_index": index})
+        error = None if is_ok else {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": output}]}
+        self._finish({**item, "output": output, "error": error, "status": status}, index)
+
+    def abandon_calls(self) -> None:
+        """Those that have no end never get one."""
+        for index, item in enumerate(self.items):
+            if item["type"] == "mcp_call" and item["status"] == "in_progress":
+                self._finish({**item, "status": "incomplete"}, index)
+
     def close(self, is_cut: bool = False) -> None:
         """End the open item; `is_cut` when the model was stopped inside it."""
         if not self._kind:
@@ -139,9 +163,9 @@ class Output:
         self.items.append({**item, "status": "in_progress"})
         self._emit("response.output_item.added", {"output_index": len(self.items) - 1, "item": self.items[-1]})
 
-    def _finish(self, item: Json) -> None:
-        self.items[-1] = item
-        self._emit("response.output_item.done", {"output_index": len(self.items) - 1, "item": item})
+    def _finish(self, item: Json, index: int = -1) -> None:
+        self.items[index] = item
+        self._emit("response.output_item.done", {"output_index": index % len(self.items), "item": item})
 
 
 def ended(response: Json, status: str, output: list[Json], usage: Json | None, details: Json) -> Json:

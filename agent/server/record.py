@@ -8,7 +8,7 @@ import asyncio
 import json
 import zlib
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,8 @@ class Record:
     is_cancelled: bool = False
     steering: list[Json] = field(default_factory=list)  # user messages that wait for the end of this one
     is_steered: bool = False
-    task: "asyncio.Task[None] | None" = None
+    on_steer: Callable[[], None] | None = None  # of one that looks for steering only when it is told
+    task: "asyncio.Task[Any] | None" = None  # ends when it is cancelled
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -58,6 +59,12 @@ class Record:
     @property
     def is_stored(self) -> bool:
         return bool(self.response["store"])
+
+    def steer(self, items: list[Json]) -> None:
+        """It is to end, and another to go on with these messages."""
+        self.steering += items
+        if self.on_steer is not None:
+            self.on_steer()
 
     def emit(self, type: str, fields: Json) -> None:
         """Publish an event; whoever follows wakes up."""

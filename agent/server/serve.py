@@ -13,6 +13,7 @@ from aiohttp import web
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
 from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, own_token, users_of
+from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
 from agent.server.http import SERVICE, application
 from agent.server.live import LiveSessions
@@ -55,7 +56,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
     async with (
         App.open(settings) as app,
         LiveSessions.opened(app) as sessions,
-        Service.open(app, model_name(settings)) as service,
+        Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
     ):
         web_app = application(service, access)
         web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from agent.app import App
 from agent.encoding import DSML, END_THINK, USER, EncodingError
 from agent.server.access import User
+from agent.server.agent_model import AGENT_MODEL, AgentModel, Turn
+from agent.server.agent_model import run as run_turn
 from agent.server.generation import Plan, run
 from agent.server.items import Message, Opening, encode, fingerprints, normal_items, opening_of, talk_of
 from agent.server.metrics import Metrics
@@ -24,9 +26,9 @@ from agent.server.output import response_object
 from agent.server.record import Record, record_of
 from agent.server.requests import Create, constraint_of, forced_call, function_tools
 from agent.server.sequences import Sequences
-from agent.server.wire import ApiError, Json, bad
+from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import Constraint, EngineError, SamplingParams
-from memory import ResponseStore, StoreError
+from memory import ResponseStore, StoredResponse, StoreError
 
 log = logging.getLogger("holdfast.server")
 ITEM_ID = re.compile(r"(?:rs|msg|fc|in)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
@@ -62,6 +64,7 @@ class Service:
     model: str  # its name for clients
     store: ResponseStore
     sequences: Sequences
+    agent: AgentModel
     metrics: Metrics
     group: asyncio.TaskGroup
     slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ACTIVE))
@@ -73,13 +76,13 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, app: App, model: str) -> AsyncIterator["Service"]:
+    async def open(cls, app: App, model: str, agent: AgentModel) -> AsyncIterator["Service"]:
         """On an open app; at the end whatever still runs is cancelled, and all state is saved."""
         sequences = Sequences(app.engine, app.keeper)
         app.park_other = sequences.park
         async with asyncio.TaskGroup() as group:
             store = ResponseStore(app.database, app.store)
-            service = cls(app, model, store, sequences, Metrics(), group)
+            service = cls(app, model, store, sequences, agent, Metrics(), group)
             try:
                 yield service
             finally:
@@ -95,15 +98,18 @@ class Service:
         """Begin a response. `local` are responses that only this connection can go on from. Raises ApiError."""
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
-        if request.model != self.model:
-            text = f"The model '{request.model[:100]}' does not exist: this server has '{self.model}'."
-            raise ApiError(404, text, "model_not_found", "model")
+        self.check_model(request.model)
         under_way = Counter(record.owner for record in self.in_flight()) + self._preparing
         if under_way[user.name] >= user.max_waiting or under_way.total() >= MAX_WAITING:
             raise ApiError(429, "too many responses are waiting: try again later", "rate_limit_exceeded")
         self._preparing[user.name] += 1
         try:
-            record, plan = await self._prepare(user, request, local or {})
+            work: Plan | Turn
+            if request.model == AGENT_MODEL:
+                before = await self._previous(user, request.previous_response_id, local or {})
+                record, work = await self.agent.begin(user, request, before, await self._session(user))
+            else:
+                record, work = await self._prepare(user, request, local or {})
             if request.background:
                 await asyncio.to_thread(lambda: self.store.put_body(record.row(record.response)))
         except (StoreError, EngineError, EncodingError) as e:
@@ -112,8 +118,14 @@ class Service:
             self._preparing[user.name] -= 1
         record.emit("response.created", {"response": record.response})
         self._remember(record)
-        self.group.create_task(self._run(record, plan))
+        self.group.create_task(self._run(record, work))
         return record
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError 404 for a model that this server does not have."""
+        if name not in (self.model, AGENT_MODEL):
+            text = f"The model '{name[:100]}' does not exist: this server has '{self.model}' and '{AGENT_MODEL}'."
+            raise ApiError(404, text, "model_not_found", "model")
 
     async def get(self, user: User, id: str, local: dict[str, Record] | None = None) -> Record | None:
         """The response with this id, if this user may see it."""
@@ -168,6 +180,7 @@ class Service:
 
     async def count_input(self, user: User, request: Create) -> int:
         """Tokens that the model would read."""
+        self._refuse_agent(request)
         given = await self._resolved(user, request.input, {})
         base = await self._base(user, request, normal_items(given, "in_"), {})
         before = base.before.ids if base.before else array("i")
@@ -175,6 +188,7 @@ class Service:
 
     async def compact(self, user: User, request: Create) -> Json:
         """The conversation in the model's own short words: items that another one can begin with."""
+        self._refuse_agent(request)
         item: Json = {"type": "message", "role": "user", "content": COMPACT_REQUEST}
         given = normal_items(request.input, "in_")
         wanted = {"input": [*given, item], "store": False, "generate": True, "tool_choice": "none"}
@@ -192,11 +206,19 @@ class Service:
             "output": [*kept, summary], "usage": response["usage"],
         }  # fmt: skip
 
+    def _refuse_agent(self, request: Create) -> None:
+        if request.model == AGENT_MODEL:
+            raise unsupported(
+                f"{AGENT_MODEL} keeps its conversations itself, and rolls them when they are long", "model"
+            )
+
     async def _prepare(self, user: User, request: Create, local: dict[str, Record]) -> tuple[Record, Plan]:
         id = f"resp_{secrets.token_hex(16)}"
         wanted = await self._resolved(user, request.input, local)
         given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
         base = await self._base(user, request, given, local)
+        if base.before and base.before.response["model"] == AGENT_MODEL:
+            raise bad(f"the previous response is {AGENT_MODEL}'s: go on with that model", "previous_response_id")
         if not base.messages and request.generate:
             raise bad("there is nothing to answer: input is empty", "input", "missing_required_parameter")
         ids, ahead = await self._encoded(base)
@@ -344,13 +366,17 @@ class Service:
             self._sessions[user.name] = session.id
         return self._sessions[user.name]
 
-    async def _run(self, record: Record, plan: Plan) -> None:
+    async def _run(self, record: Record, work: Plan | Turn) -> None:
         started = time.monotonic()
         try:
-            if self.slots.locked():
-                record.emit("response.queued", {"response": {**record.response, "status": "queued"}})
-            async with self.slots:
-                usage = await run(record, plan, self.app.engine, self.sequences, self._finish)
+            if isinstance(work, Turn):
+                response, usage = await run_turn(record, work)
+                await self._finish(record, response)
+            else:
+                if self.slots.locked():
+                    record.emit("response.queued", {"response": {**record.response, "status": "queued"}})
+                async with self.slots:
+                    usage = await run(record, work, self.app.engine, self.sequences, self._finish)
         except Exception:  # a fault of ours in one response must not end the others
             log.exception("%s failed", record.id)
             error = {"code": "server_error", "message": "the server made a mistake: its log says which"}
@@ -361,16 +387,15 @@ class Service:
 
     async def _finish(self, record: Record, response: Json) -> None:
         """Store the response if it is to be stored, then publish that it has ended. `ids` and `calls` are set."""
-        said = talk_of(response["output"], is_first=False, answers_calls=False).messages
-        if said:
+        is_agents = response["model"] == AGENT_MODEL  # whose conversation is found by its session alone
+        if not is_agents and (said := talk_of(response["output"], is_first=False, answers_calls=False).messages):
             record.digest = fingerprints(record.digest, said)[-1]
         kind = response["status"] if response["status"] != "cancelled" else "incomplete"
         fields: Json = {"response": response}
         last = {"type": f"response.{kind}", **fields, "sequence_number": len(record.events)}
         if record.is_stored:
-            put = lambda: self.store.put(record.row(response, last), record.ids, record.parent, record.known)  # noqa: E731
             try:
-                record.branch = (await asyncio.to_thread(put)).branch_id
+                record.branch = await asyncio.to_thread(self._store, record, record.row(response, last))
             except StoreError as e:
                 error = {"code": "server_error", "message": f"the response could not be stored: {e}"}
                 response, kind = {**response, "status": "failed", "error": error}, "failed"
@@ -382,6 +407,13 @@ class Service:
             self._by_digest[record.session_id, record.digest] = record
             while len(self._by_digest) > MAX_RECORDS:
                 self._by_digest.popitem(last=False)
+
+    def _store(self, record: Record, row: StoredResponse) -> int:
+        """Gives the branch of its log; one of the agent has its log in a session."""
+        if record.response["model"] == AGENT_MODEL:
+            self.store.put_body(row)
+            return 0
+        return self.store.put(row, record.ids, record.parent, record.known).branch_id
 
     def _remember(self, record: Record) -> None:
         """Keep a record in memory, and let the oldest that are over go: the stored ones come back when asked for."""

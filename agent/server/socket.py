@@ -177,7 +177,7 @@ class Connection:
                 None, {"type": "response.steer.failed", "error": error, "steer": {**steer, "input": given}}
             )
             return
-        record.steering += items
+        record.steer(items)
         await self._send(
             self._lane_of.get(record.id), {"type": "response.steer.accepted", "sequence_number": 0, "steer": steer}
         )

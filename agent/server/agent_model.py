@@ -1,0 +1,159 @@
+"""`holdfast-agent`, the agent behind the Responses API: a response is one turn of a durable session, with tools on the server.
+
+Owns which session a request means, and how a turn's events become those of a response. To go on from a response that its
+session has left behind is a fork of the session. Must not know HTTP, nor how responses are kept.
+"""
+
+import asyncio
+import secrets
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.approvals import Policy
+from agent.messages import Usage
+from agent.parsing import TextDelta, ThinkingDelta
+from agent.server.access import User
+from agent.server.items import normal_items, opening_of
+from agent.server.live import LiveSession, LiveSessions
+from agent.server.output import Output, ended, response_object, usage_object
+from agent.server.ownership import open_session, shown_name, start_session
+from agent.server.record import Record
+from agent.server.requests import Create
+from agent.server.wire import ApiError, Json, bad, unsupported
+
+AGENT_MODEL = "holdfast-agent"
+SESSION, WORKSPACE, APPROVE = "holdfast:session", "holdfast:workspace", "holdfast:approve"  # keys of metadata
+FORWARDED = ("prefill_progress", "approval_needed", "approval_done", "notice")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Of a live session, for one response: its events come after `after`, on a branch."""
+
+    live: LiveSession
+    after: str
+
+
+@dataclass(frozen=True)
+class AgentModel:
+    """`workspace` is where whoever has the data works unless they say otherwise."""
+
+    sessions: LiveSessions
+    workspace: Path
+
+    async def begin(self, user: User, request: Create, before: Record | None, session_id: int) -> tuple[Record, Turn]:
+        """Start the turn that a request asks for; `session_id` is where the user's responses are kept. Raises ApiError."""
+        policy = request.metadata.get(APPROVE, Policy.READ)
+        if policy not in set(Policy):
+            raise bad(f"metadata {APPROVE} must be one of {', '.join(Policy)}", "metadata")
+        id, now = f"resp_{secrets.token_hex(16)}", time.time()
+        given = normal_items(request.input, f"in_{id[5:]}_")
+        prompt = prompt_of(request, given)
+        live = await self._session(user, request, before)
+        after = await live.begin(prompt, Policy(policy))
+        opening = opening_of(request, [])
+        response = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
+        response["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
+        record = Record(id, user.name, session_id, now, response, given, opening.digest(), b"")
+        return record, Turn(live, after)
+
+    async def _session(self, user: User, request: Create, before: Record | None) -> LiveSession:
+        """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
+        if before is None:
+            name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)
+            return await start_session(self.sessions, user, self.workspace, workspace, name, resume=name is not None)
+        place = before.response.get("holdfast")
+        if place is None:
+            raise bad(f"the previous response is not {AGENT_MODEL}'s: go on with its own model", "previous_response_id")
+        try:
+            live = await open_session(self.sessions, user, place["session"])
+        except ApiError as e:
+            if e.code != "session_not_found":
+                raise
+            text = f"The session of response '{before.id}' was deleted."
+            raise ApiError(400, text, "previous_response_not_found", "previous_response_id") from None
+        log = live.session.live.log
+        if (live.info.branch, log.num_turns) == (place["branch"], place["turn"]) and not live.is_running:
+            return live
+        stores = self.sessions.stores
+        fork = await asyncio.to_thread(stores.fork, live.info, place["turn"], None, None, place["branch"])
+        return await self.sessions.open(fork)
+
+
+def prompt_of(request: Create, items: list[Json]) -> str:
+    """What the user says, as one text. Raises ApiError for what an agent with tools of its own cannot take."""
+    if request.tools:
+        raise unsupported(f"{AGENT_MODEL} has its own tools on the server: send none", "tools")
+    if (request.text.get("format") or {}).get("type", "text") != "text":
+        raise unsupported(f"{AGENT_MODEL} answers in plain text", "text.format")
+    if not request.generate:
+        raise unsupported(f"{AGENT_MODEL} cannot read ahead", "generate")
+    texts = [request.instructions] if request.instructions else []
+    for number, item in enumerate(items):
+        if item["type"] != "message" or item["role"] == "assistant":
+            text = (
+                f"input[{number}]: {AGENT_MODEL} keeps the conversation itself: send what is new, as the user's message"
+            )
+            raise unsupported(f"{text}, with previous_response_id or metadata {SESSION}", f"input[{number}]")
+        texts += [part["text"] for part in item["content"]]
+    return "\n\n".join(texts)
+
+
+async def run(record: Record, turn: Turn) -> tuple[Json, Usage]:
+    """The response as it has ended, once its turn has; a record that is cancelled or steered ends the turn."""
+    record.emit("response.in_progress", {"response": record.response})
+    output = Output(record.emit, record.id)
+    record.task = following = asyncio.create_task(_follow(record, turn, output))
+    if record.is_cancelled:
+        following.cancel()
+    last: Json
+    record.on_steer = turn.live.interrupt
+    try:
+        last = await following
+    except asyncio.CancelledError:
+        await turn.live.cancel()
+        if not record.is_cancelled:
+            raise
+        last = {"type": "interrupted"}
+    output.close(is_cut=last["type"] != "turn_done")
+    output.abandon_calls()
+    usage = Usage.model_validate({k: v for k, v in last.get("usage", {}).items() if k != "input_tokens"})
+    return _end(record, last, output, usage), usage
+
+
+async def _follow(record: Record, turn: Turn, output: Output) -> Json:
+    """The last event of the turn."""
+    calls: dict[str, int] = {}
+    async with aclosing(turn.live.feed.follow(turn.after)) as events:
+        async for _, event in events:
+            kind = event["type"]
+            if kind == "text":
+                output.add(TextDelta(event["delta"]))
+            elif kind == "thinking":
+                output.add(ThinkingDelta(event["delta"]))
+            elif kind in FORWARDED:
+                fields = {key: value for key, value in event.items() if key != "type"}
+                record.emit(f"holdfast:{kind.replace('_', '.')}", fields)
+            elif kind == "tool_call":
+                calls[event["id"]] = output.begin_call(event["name"], event["arguments"])
+            elif kind == "tool_result" and event["id"] in calls:
+                output.end_call(calls.pop(event["id"]), event["output"], event["ok"])
+            elif kind in ("turn_done", "error", "interrupted"):
+                return event
+    return {"type": "error", "message": "the session was closed"}
+
+
+def _end(record: Record, last: Json, output: Output, usage: Usage) -> Json:
+    counted = usage_object(usage, 0)
+    if last["type"] == "turn_done":
+        return ended(record.response, "completed", output.items, counted, {})
+    if last["type"] == "error":
+        error = {"code": "server_error", "message": last["message"]}
+        return ended(record.response, "failed", output.items, counted, {"error": error})
+    if record.steering:
+        record.is_steered = True
+        details = {"incomplete_details": {"reason": "steered"}}
+        return ended(record.response, "incomplete", output.items, counted, details)
+    return ended(record.response, "cancelled", output.items, counted, {})
