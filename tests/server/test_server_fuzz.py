@@ -65,3 +65,58 @@ def test_no_request_is_answered_with_a_fault(server: Server, path: str) -> None:
             assert answer.status_code < 500, (place, junk, answer.text[:300])
             if answer.status_code != 200:
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+SESSION_BODIES: dict[str, dict[str, Any]] = {
+    "": {"workspace": ".", "name": "fuzzed", "resume": True},
+    "/fuzzed/turns": {"prompt": "hi", "approve": "read"},
+    "/fuzzed/approvals/call_1_1": {"approve": True},
+    "/fuzzed/fork": {"turn": 0, "branch": 1, "name": "fork"},
+    "/fuzzed/rewind": {"turn": 0},
+    "/fuzzed/cancel": {},
+}
+
+
+@pytest.mark.parametrize("path", SESSION_BODIES)
+def test_no_request_about_sessions_is_answered_with_a_fault(server: Server, path: str) -> None:
+    right = SESSION_BODIES[path]
+    with server.http() as http:
+        assert http.post("/v1/sessions", json={"name": "fuzzed", "resume": True}).status_code == 201
+        for place in [(), *places(right)[1:], ("else",)]:
+            for junk in JUNK:
+                body = {**right, "else": junk} if place == ("else",) else replaced(right, place, junk)
+                answer = http.post(f"/v1/sessions{path}", json=body)
+                assert answer.status_code < 500, (place, junk, answer.text[:300])
+                if answer.status_code >= 300:
+                    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                http.post("/v1/sessions/fuzzed/cancel", json={})
+
+
+QUERIES = [
+    "",
+    "?branch=",
+    "?branch=9" + "9" * 30,
+    "?after=",
+    "?after=0.0",
+    "?workspace=%00",
+    "?x=%ff&x",
+    "?after=%C0%AF.1",
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["%00", "..", "%2e%2e%2f", "a" * 65, "%ff", "-x", "fuzzed%20", "owner%2Ffuzzed", "%E2%80%AE"]
+)
+def test_no_name_or_query_is_answered_with_a_fault(server: Server, name: str) -> None:
+    with server.http() as http:
+        for tail in ("", "/events", "/usage", "/stream", "/turns", "/nothing"):
+            for query in ("", "?after=%C0%AF.1"):
+                for method in ("GET", "POST", "DELETE"):
+                    answer = http.request(
+                        method, f"/v1/sessions/{name}{tail}{query}", json={} if method == "POST" else None
+                    )
+                    assert answer.status_code in (400, 403, 404, 405), (method, name, tail, query, answer.status_code)
+        for query in QUERIES:
+            for tail in ("", "/events", "/usage"):
+                assert http.get(f"/v1/sessions/fuzzed{tail}{query}").status_code < 500
+            assert http.get(f"/v1/sessions{query}").status_code == 200
