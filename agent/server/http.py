@@ -14,6 +14,7 @@ from aiohttp import web
 from agent.encoding import EncodingError
 from agent.server.access import Access, User
 from agent.server.agent_model import AGENT_MODEL
+from agent.server.page import FILE, PAGE, page
 from agent.server.record import Record
 from agent.server.requests import create_request
 from agent.server.service import Service, failure
@@ -29,6 +30,7 @@ WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
 SERVICE = web.AppKey("service", Service)
 ACCESS = web.AppKey("access", Access)
 USER = web.RequestKey("user", User)
+OPEN = ("/healthz", PAGE, FILE)  # routes that need no token
 RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,7 +43,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = resource.canonical if resource else "unknown"
     try:
         request.app[ACCESS].check_sender(request.headers)
-        if route != "/healthz":
+        if route not in OPEN:
             request[USER] = request.app[ACCESS].user(request.headers)
         answer = await handler(request)
     except ApiError as e:
@@ -253,6 +255,8 @@ def application(service: Service, access: Access) -> web.Application:
     base = "/v1/responses"
     app.add_routes(
         [
+            web.get(PAGE, page),
+            web.get(FILE, page),
             web.get("/healthz", health),
             web.get("/metrics", metrics),
             web.get("/v1/models", models),

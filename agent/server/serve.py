@@ -107,8 +107,9 @@ def serve(settings: Settings, host: str, port: int, users: Path | None, workspac
             print(f"{model_name(settings)} at {server.url}/v1", flush=True)
             if token is not None:
                 print(f"token {token} (kept in {settings.home / 'token'})", flush=True)
+                print(f"chat page {server.url}/#token={token}", flush=True)
             else:
-                print(f"{len(access.users)} users", flush=True)
+                print(f"{len(access.users)} users, chat page {server.url}", flush=True)
             await stopped.wait()
             print("stopping: sessions are saved", flush=True)
 

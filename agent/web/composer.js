@@ -1,0 +1,71 @@
+// The prompt: writing it, sending it, stopping the turn that it began.
+
+import { byId } from "./dom.js";
+
+export class Composer {
+  // `actions`: send(prompt, policy), stop(); both may throw.
+  constructor(actions) {
+    this.actions = actions;
+    this.prompt = byId("prompt");
+    this.problem = byId("composer-problem");
+    this.isRunning = false;
+    this.isSending = false;
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    byId("stop").addEventListener("click", () => this.stop());
+    this.prompt.addEventListener("input", () => this.grow());
+    addEventListener("resize", () => this.grow());
+    this.prompt.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // Enter also ends a composed word
+      event.preventDefault();
+      this.send();
+    });
+  }
+
+  grow() {
+    this.prompt.style.height = "auto";
+    this.prompt.style.height = `${this.prompt.scrollHeight}px`;
+  }
+
+  async send() {
+    const prompt = this.prompt.value;
+    if (this.isRunning || this.isSending || !prompt.trim()) return;
+    this.isSending = true;
+    this.tell("");
+    try {
+      await this.actions.send(prompt, byId("policy").value);
+      if (this.prompt.value === prompt) this.prompt.value = "";
+      this.grow();
+    } catch (error) {
+      this.tell(error.message);
+    } finally {
+      this.isSending = false;
+    }
+  }
+
+  async stop() {
+    if (!this.isRunning) return;
+    try {
+      await this.actions.stop();
+    } catch (error) {
+      this.tell(error.message);
+    }
+  }
+
+  setRunning(isRunning) {
+    if (isRunning === this.isRunning) return;
+    const hadFocus = [byId("stop"), byId("send")].includes(document.activeElement);
+    this.isRunning = isRunning;
+    byId("stop").hidden = !isRunning;
+    byId("send").hidden = isRunning;
+    byId("composer-hint").textContent = isRunning ? "Esc stops the turn" : "Enter sends, Shift+Enter breaks the line";
+    if (hadFocus) this.prompt.focus(); // the button that had it is gone
+  }
+
+  // A line about what did not work; empty: none.
+  tell(message) {
+    this.problem.textContent = message;
+  }
+}
