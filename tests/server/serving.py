@@ -57,7 +57,11 @@ def settings_of(home: Path, max_output_tokens: int = 96, max_context: int | None
 
 @contextmanager
 def served(
-    home: Path, users: Path | None = None, max_context: int | None = None, workspace: Path | None = None
+    home: Path,
+    users: Path | None = None,
+    max_context: int | None = None,
+    workspace: Path | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """A server on `home` until the block ends, stopped gracefully. Its agent works in `workspace`, else in `home`."""
     settings = settings_of(home, max_context=max_context)
@@ -66,7 +70,7 @@ def served(
     loop, stop, found = asyncio.new_event_loop(), asyncio.Event(), []
 
     async def main() -> None:
-        async with running(settings, access, "127.0.0.1", 0, workspace or home) as server:
+        async with running(settings, access, "127.0.0.1", port, workspace or home) as server:
             found.append(server)
             started.set()
             await stop.wait()

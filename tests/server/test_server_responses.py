@@ -7,6 +7,7 @@ from typing import Any
 import openai
 import pytest
 
+from agent.server.agent_model import AGENT_MODEL
 from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools, create, origins
 
 INPUTS: list[Any] = [
@@ -295,7 +296,8 @@ def test_prefill_ahead_leaves_little_to_read(client: openai.OpenAI) -> None:
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL] == [client.models.retrieve(MODEL).id]
+    assert [model.id for model in client.models.list()] == [MODEL, AGENT_MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
 
