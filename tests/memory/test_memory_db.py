@@ -3,6 +3,8 @@
 import multiprocessing
 import sqlite3
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,20 @@ def test_commits_are_synced_and_readers_do_not_block_them(tmp_path: Path) -> Non
     database = Database(tmp_path)
     settings = [database.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")]
     assert settings == ["wal", 2, 1]
+
+
+def test_a_process_that_ends_does_not_take_what_another_writes_with_it(tmp_path: Path) -> None:
+    """A process has several connections to the file, as `SnapshotStore` opens one of its own; SQLite's locks must hold."""
+    code = "import sys; from pathlib import Path; from memory import Database, SessionStore\n"
+    code += "database = Database(Path(sys.argv[1])); print(len(SessionStore(database).all())); database.close()"
+    store = SessionStore(Database(tmp_path))
+    another = Database(tmp_path)
+    for num_sessions in range(1, 4):
+        store.create("/w", "m")
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert int(done.stdout) == num_sessions
+        assert (tmp_path / "holdfast.db-wal").exists()
+    assert len(SessionStore(another).all()) == 3
 
 
 def test_an_open_file_of_this_version_stays_as_it_is(tmp_path: Path) -> None:
