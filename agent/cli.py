@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from agent.config import (
     POCKET,
@@ -28,17 +28,8 @@ from agent.config import (
     workspace_directory,
 )
 from agent.encoding import EncodingError
+from agent.options import Parser, add_max_context, add_ranks, add_session_options, port
 from memory import StoreError
-
-MIN_CONTEXT = 2048
-POLICIES = ("ask", "read", "edit", "all")
-
-
-class Parser(argparse.ArgumentParser):
-    """Argument errors are one line, like all bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{printable(message)} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,21 +67,21 @@ def _parser() -> Parser:
 
     chat = command("chat", _talk, "talk in this workspace's session (the default command)")
     chat.set_defaults(prompt=None, json=False)
-    _add_session_options(chat)
+    add_session_options(chat)
     run = command("run", _talk, "one task, then exit")
     run.add_argument("prompt", metavar="PROMPT", help="what to do")
-    _add_session_options(run)
+    add_session_options(run)
     run.add_argument("--json", action="store_true", help="print one event per line")
     serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
+    serve.add_argument("--port", type=port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
     serve.add_argument(
         "--workspace", default=".", metavar="DIR", help="where new agent sessions work (default: this directory)"
     )
     serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
-    _add_max_context(serve)
-    _add_ranks(serve)
+    add_max_context(serve)
+    add_ranks(serve)
     from agent import timelines
 
     sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
@@ -115,54 +106,6 @@ def _parser() -> Parser:
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     command("doctor", _doctor, "what this machine can run, and what is missing")
     return parser
-
-
-def _add_session_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--session", metavar="NAME", help="open or create this session (default: the workspace's latest)"
-    )
-    parser.add_argument("--new", action="store_true", help="start a fresh session")
-    parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
-    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
-    _add_max_context(parser)
-    _add_ranks(parser)
-    parser.add_argument(
-        "--approve",
-        choices=POLICIES,
-        default="ask",
-        help="what runs without asking; reading always does (default: ask)",
-    )
-
-
-def _add_max_context(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-context", type=_tokens, metavar="N", help="tokens in the window (default: what the model supports)"
-    )
-
-
-def _port(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 5 or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{printable(text)} is not a port: take 0 to 65535")
-    return int(text)
-
-
-def _add_ranks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ranks", type=_ranks, default=1, metavar="N", help="processes that share the model's weights (default: 1)"
-    )
-
-
-def _tokens(text: str) -> int:
-    """A number of tokens; at least some pages, or nothing could roll."""
-    if not text.isascii() or not text.isdigit() or int(text) < MIN_CONTEXT:
-        raise argparse.ArgumentTypeError(f"{printable(text)} is not a whole number of at least {MIN_CONTEXT}")
-    return int(text)
-
-
-def _ranks(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{printable(text)} is not a whole number of at least 1")
-    return int(text)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
