@@ -12,6 +12,7 @@ from aiohttp import web
 
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
+from agent.presence import announced, only_server
 from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, own_token, users_of
 from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
@@ -34,13 +35,17 @@ class Running:
 
 
 def access_of(settings: Settings, host: str, users: Path | None) -> tuple[Access, str | None]:
-    """Who may use the server, and the token to show when there is only one user. Raises UsageError."""
+    """Who may use the server, and the token to show when there is only one user. Raises UsageError.
+
+    Whoever owns the data directory always may: their terminal attaches with the token that lies there.
+    """
     hosts = tuple({*LOOPBACK, host.lower()})
-    path = users or settings.home / "users.json"
-    if users is not None or path.exists():
-        return Access(users_of(path), hosts), None
     token = own_token(settings.home)
-    return Access((User(OWNER, hash_of(token)),), hosts), token
+    owner = User(OWNER, hash_of(token))
+    path = users or settings.home / "users.json"
+    if users is None and not path.exists():
+        return Access((owner,), hosts), token
+    return Access((owner, *users_of(path)), hosts), None
 
 
 def model_name(settings: Settings) -> str:
@@ -96,22 +101,29 @@ async def _stop(app: web.Application) -> None:
 def serve(settings: Settings, host: str, port: int, users: Path | None, workspace: Path) -> int:
     """Until SIGINT or SIGTERM."""
     logging.basicConfig(format="holdfast: %(message)s")
-    access, token = access_of(settings, host, users)
+    with only_server(settings.home):
+        access, token = access_of(settings, host, users)
+        asyncio.run(_until_told(settings, access, token, host, port, workspace))
+    return 0
 
-    async def main() -> None:
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
-        async with running(settings, access, host, port, workspace) as server:
+
+async def _until_told(
+    settings: Settings, access: Access, token: str | None, host: str, port: int, workspace: Path
+) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with running(settings, access, host, port, workspace) as server:
+        with announced(settings.home, server.url, settings.model_dir):
             print(f"{model_name(settings)} at {server.url}/v1", flush=True)
+            kept = f"kept in {settings.home / 'token'}"
             if token is not None:
-                print(f"token {token} (kept in {settings.home / 'token'})", flush=True)
+                print(f"token {token} ({kept})", flush=True)
                 print(f"chat page {server.url}/#token={token}", flush=True)
             else:
-                print(f"{len(access.users)} users, chat page {server.url}", flush=True)
+                print(
+                    f"{len(access.users) - 1} users, and the owner (token {kept}), chat page {server.url}", flush=True
+                )
             await stopped.wait()
-            print("stopping: sessions are saved", flush=True)
-
-    asyncio.run(main())
-    return 0
+        print("stopping: sessions are saved", flush=True)
