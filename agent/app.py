@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from agent.approvals import Approvals
+from agent.approvals import Approvals, Ask, Policy
 from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
 from agent.keeper import Keeper
@@ -120,6 +120,16 @@ class App:
         return [
             f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
         ]
+
+
+@asynccontextmanager
+async def sessions_here(
+    settings: Settings, workspace: Path, approve: str, ask: Ask | None
+) -> AsyncIterator[Callable[[str | None, bool], Awaitable[Session]]]:
+    """Gives what opens sessions of a workspace in this process, see `App.session`. Raises as `App.open`."""
+    approvals = Approvals(Policy(approve), ask)
+    async with App.open(settings) as app:
+        yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
 
 
 def _opening_tokens(settings: Settings, texts: ProtocolTexts) -> int:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 2)
     except (StoreError, EncodingError) as e:
         return _fail(str(e), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the second: Ctrl-C where a person is asked
         return 130
     except BrokenPipeError:  # whoever read our output has gone; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,29 +127,18 @@ def _talk(args: argparse.Namespace) -> int:
     if args.prompt is not None and (problem := prompt_problem(args.prompt)):
         raise UsageError(problem)
     settings, workspace = _settings(args), workspace_directory(args.workspace)
-    from agent.app import App
-    from agent.approvals import Approvals, Policy
-    from agent.terminal import Printer, ask_person, chat, show_turn
-    from engine import EngineError
+    from agent.chat import talk
+    from agent.terminal import Printer, ask_person
 
     can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
-    approvals = Approvals(Policy(args.approve), ask_person if can_ask else None)
-
-    async def talk() -> int:
-        async with App.open(settings) as app:
-            session = await app.session(workspace, approvals, args.session, args.new)
-            if args.prompt is None:
-                await chat(session, lambda: app.session(workspace, approvals, is_new=True), Printer())
-                return 0
-            async with aclosing(session):
-                show = _print_json if args.json else Printer().show
-                code = 0 if await show_turn(session, args.prompt, show) else 1
-            for notice in session.take_notices():  # of the last save
-                print(f"holdfast: {notice}", file=sys.stderr)
-            return code
+    ask, printer = ask_person if can_ask else None, Printer()
+    show = _print_json if args.json else printer.show
+    from agent.app import sessions_here
+    from engine import EngineError
 
     try:
-        return asyncio.run(talk())
+        here = sessions_here(settings, workspace, args.approve, ask)
+        return asyncio.run(talk(here, args.session, args.new, args.prompt, show, printer))
     except EngineError as e:
         return _fail(str(e), 1)
 

@@ -73,7 +73,27 @@ class Session:
         if is_shared or live.seq.num_tokens - self._saved_at >= live.settings.save_every:
             await self._save_later()
 
-    def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> None:
+    @property
+    def num_turns(self) -> int:
+        return self.live.log.num_turns
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.live.log.ids)
+
+    async def turns(self) -> list[tuple[int, str]]:
+        """The number of every turn, and what was asked."""
+        return [(event.turn, event.payload["text"]) for event in self.live.log.events() if event.type == "user"]
+
+    async def answer(self, is_allowed: bool) -> bool:
+        """Answer what another client's turn asks, whether one does: a session of this process has no other client."""
+        return False
+
+    async def stop(self) -> bool:
+        """Interrupt another client's turn, whether one runs: see `answer`."""
+        return False
+
+    async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> None:
         """Go on from the end of an earlier turn (0: the beginning) or from a token of the log, on a new branch; what
         came after stays, as a branch of its own. Or go on where such a branch ended.
 

@@ -1,16 +1,11 @@
-"""The terminal: what events look like, how a person is asked, and the plain chat.
+"""The terminal: what events look like, and how a person is asked.
 
-Nothing from a model, a file or a tool is shown but through `text`. Must not know sessions beyond turning a prompt into
-events.
+Nothing from a model, a file or a tool is shown but through `text`. Must not know sessions.
 """
 
 import asyncio
 import json
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
-from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.output import create_output
@@ -29,17 +24,10 @@ from agent.messages import (
     TurnDone,
     Usage,
 )
-from agent.session import Session
 from agent.text import exact, neutral, one_line
-from memory import StoreError
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
-HELP = (
-    "/turns lists the turns, /rewind N goes back to the end of turn N, /new starts a fresh session, /quit (or Ctrl-D) ends,"
-    " Ctrl-C interrupts a turn; anything else is for the model"
-)
-MAX_SHOWN_TURNS = 20
 
 
 def usage_line(usage: Usage) -> str:
@@ -126,9 +114,10 @@ def _shown_arguments(arguments: str) -> str:
 async def ask_person(call: ApprovalNeeded) -> bool:
     """Show the whole call and ask; anything but yes is no. Ctrl-C ends the turn."""
     err = Console(stderr=True, highlight=False)
-    err.print(exact(f"{call.name} wants to run with"), style="yellow", markup=False)
-    for line in exact(_indented(call.arguments)).split("\n"):
-        err.print(f"  {line}", markup=False, soft_wrap=True)
+    first, *rest = call_lines(call)
+    err.print(first, style="yellow", markup=False)
+    for line in rest:
+        err.print(line, markup=False, soft_wrap=True)
     prompt: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
     try:
         # the turn has its own handler for SIGINT, which must still be there afterwards
@@ -140,6 +129,12 @@ async def ask_person(call: ApprovalNeeded) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
+def call_lines(call: ApprovalNeeded) -> list[str]:
+    """The whole call, to the last character."""
+    arguments = exact(_indented(call.arguments)).split("\n")
+    return [exact(f"{call.name} wants to run with"), *(f"  {line}" for line in arguments)]
+
+
 def _indented(arguments: str) -> str:
     """Arguments one under the other, texts with their own line ends."""
     try:
@@ -148,106 +143,3 @@ def _indented(arguments: str) -> str:
         return arguments
     lines = [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
     return "\n".join(line.replace("\n", "\n    ") for line in lines)
-
-
-class Lines:
-    """Where prompts come from: an editable line on a terminal, else lines of stdin."""
-
-    def __init__(self) -> None:
-        self._prompt: PromptSession[str] | None = PromptSession() if sys.stdin.isatty() else None
-        if self._prompt is None and hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(
-                errors="surrogateescape"
-            )  # bytes that are no text are refused as a prompt, with a line
-
-    async def next(self) -> str | None:
-        """The next line, or None at the end of input or after Ctrl-C."""
-        try:
-            if self._prompt is not None:
-                return await self._prompt.prompt_async("> ")
-            return sys.stdin.readline() or None  # nothing else runs between turns, so the loop may wait here
-        except (EOFError, KeyboardInterrupt):
-            return None
-
-
-async def chat(session: Session, open_new: Callable[[], Awaitable[Session]], printer: Printer) -> None:
-    """Prompts in, turns out, until the input ends. `/new` goes on in the session that `open_new` gives."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # between turns Ctrl-C ends the chat
-    try:
-        lines = Lines()
-        printer.note(_greeting(session))
-        while (line := await lines.next()) is not None:
-            command = line.strip()
-            if command == "/quit":
-                return
-            if command == "/new":
-                fresh = await open_new()
-                await session.aclose()
-                session = fresh
-                printer.note(_greeting(session))
-            elif command == "/help":
-                printer.note(HELP)
-            elif command == "/turns":
-                printer.note("\n".join(_turns(session)))
-            elif command.split()[:1] == ["/rewind"]:
-                printer.note(_rewind(session, command.split()[1:]))
-            elif command.startswith("/") and command[1:].isalpha():
-                printer.note(f"unknown command {command}; {HELP}")
-            elif command:
-                await _interruptible(show_turn(session, line.rstrip("\n"), printer.show))
-    finally:
-        await session.aclose()
-
-
-async def show_turn(session: Session, prompt: str, show: Callable[[Event], None]) -> bool:
-    """One turn, each event shown as it comes; whether it was answered."""
-    event: Event | None = None
-    try:
-        async with aclosing(session.turn(prompt)) as events:
-            async for event in events:
-                show(event)
-    except asyncio.CancelledError:
-        show(Notice(message="interrupted; the session keeps what was done"))
-        raise
-    return isinstance(event, TurnDone)
-
-
-async def _interruptible(turn: Coroutine[Any, Any, bool]) -> None:
-    """Run a turn that Ctrl-C cancels, and nothing but the turn."""
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(turn)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
-    try:
-        await asyncio.wait({task})
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()
-
-
-def _turns(session: Session) -> list[str]:
-    """The last turns, with what was asked."""
-    log = session.live.log
-    turns = log.turn_list()[-MAX_SHOWN_TURNS:]
-    prompts = (
-        {e.turn: e.payload["text"] for e in log.events(turns[0].start_position) if e.type == "user"} if turns else {}
-    )
-    lines = [f"{t.number:>4}  {one_line(prompts.get(t.number, ''), MAX_CALL_CHARS)}" for t in turns]
-    return lines or ["there is no turn yet"]
-
-
-def _rewind(session: Session, arguments: list[str]) -> str:
-    if len(arguments) != 1 or not arguments[0].isdecimal():
-        return "/rewind needs the number of a turn; /turns lists them"
-    try:
-        session.rewind(int(arguments[0]))
-    except StoreError as e:
-        return str(e)
-    return f"the session goes on after turn {int(arguments[0])}; what came after it stays as a branch"
-
-
-def _greeting(session: Session) -> str:
-    log = session.live.log
-    return f"session {session.name}: {log.num_turns} turns, {len(log.ids):,} tokens · /help"

@@ -94,7 +94,7 @@ class LiveSession:
         await self._settled()
         before, log = self.info, self.session.live.log
         try:
-            self.session.rewind(turn, token, branch)
+            await self.session.rewind(turn, token, branch)
         except StoreError as e:
             raise bad(str(e)) from None
         if branch is None:

@@ -124,11 +124,11 @@ def test_a_rewound_session_goes_on_from_there_and_the_branch_can_be_opened_again
         async with App.open(settings) as app, opened(app, tmp_path) as session:
             await tell(session, 0, 3)
             branch = session.live.log.session.branch
-            session.rewind(2)
+            await session.rewind(2)
             (done,), _ = await tell(session, 5, 6)
             assert done.turn == 3 and done.usage.prefilled_again == 0 and done.usage.from_disk > 0
             once = session.live.log.ids.tolist()
-            session.rewind(2)
+            await session.rewind(2)
             await tell(session, 5, 6)
             assert session.live.log.ids.tolist() == once
             session.live.log.switch(branch)
