@@ -28,7 +28,8 @@ from agent.config import (
 )
 from agent.encoding import EncodingError
 from agent.options import Parser, add_max_context, add_ranks, add_session_options, port
-from memory import StoreError
+from agent.presence import find_server
+from memory import SessionInUse, StoreError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +87,7 @@ def _parser() -> Parser:
     sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
         metavar="ACTION", required=True
     )
-    timelines.add_commands(sessions, timelines.run)
+    timelines.add_commands(sessions, _sessions)
     bench = command("bench", _bench, "measure prefill and decode at several context lengths")
     bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
     bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
@@ -127,12 +128,27 @@ def _talk(args: argparse.Namespace) -> int:
     if args.prompt is not None and (problem := prompt_problem(args.prompt)):
         raise UsageError(problem)
     settings, workspace = _settings(args), workspace_directory(args.workspace)
-    from agent.chat import talk
+    server = find_server(settings.home)
+    if server is not None and server.model != os.path.realpath(settings.model_dir):
+        server = None
+    from agent.chat import Others, talk
+    from agent.messages import Notice
     from agent.terminal import Printer, ask_person
 
     can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
     ask, printer = ask_person if can_ask else None, Printer()
     show = _print_json if args.json else printer.show
+    if server is not None and not (args.max_context or args.ranks > 1):
+        from agent.remote import attached
+
+        if not args.json:
+            printer.note(f"using the server at {server.url}")
+        others = Others(printer).show if args.prompt is None else lambda event: None
+        there = attached(settings.home, server, workspace, args.approve, ask, others)
+        return asyncio.run(talk(there, args.session, args.new, args.prompt, show, printer))
+    if server is not None:
+        option = "--max-context" if args.max_context else "--ranks"
+        show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
     from agent.app import sessions_here
     from engine import EngineError
 
@@ -141,6 +157,20 @@ def _talk(args: argparse.Namespace) -> int:
         return asyncio.run(talk(here, args.session, args.new, args.prompt, show, printer))
     except EngineError as e:
         return _fail(str(e), 1)
+
+
+def _sessions(args: argparse.Namespace) -> int:
+    from agent import timelines
+
+    try:
+        return timelines.run(args)
+    except SessionInUse:
+        server = find_server(data_home())
+        if server is None:
+            raise
+    from agent import held
+
+    return held.run(args, server)
 
 
 def _serve(args: argparse.Namespace) -> int:

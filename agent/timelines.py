@@ -37,7 +37,7 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
         name: str, action: Callable[[Stores, argparse.Namespace], Result], about: str
     ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-        parser.set_defaults(command=run, action=action)
+        parser.set_defaults(command=run, action=action, action_name=name)
         parser.add_argument("--json", action="store_true", help="print one JSON value")
         return parser
 
@@ -140,16 +140,23 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
         }  # fmt: skip
     finally:
         log.close()
-    return value, [
-        f"{args.name} goes on after turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
-    ]
+    return value, [rewound_line(value)]
+
+
+def rewound_line(value: dict[str, Any]) -> str:
+    return (
+        f"{value['name']} goes on after turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
+    )
 
 
 def _remove(stores: Stores, args: argparse.Namespace) -> Result:
     freed = stores.remove(_named(stores, args.name))
-    return {"name": args.name, "freed_bytes": freed.num_bytes}, [
-        f"{args.name} is deleted, {_size(freed.num_bytes)} freed"
-    ]
+    value = {"name": args.name, "freed_bytes": freed.num_bytes}
+    return value, [removed_line(value)]
+
+
+def removed_line(value: dict[str, Any]) -> str:
+    return f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"
 
 
 def _verify(stores: Stores, args: argparse.Namespace) -> Result:

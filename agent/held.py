@@ -1,0 +1,37 @@
+"""`holdfast sessions rewind|rm` on a session that the server of this data directory holds open: the server does it.
+
+Says what `timelines` says. Must not touch the store: whoever has the session open writes to it.
+"""
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from agent.config import data_home
+from agent.connection import Connection
+from agent.presence import Server
+from agent.timelines import removed_line, rewound_line
+
+
+def run(args: argparse.Namespace, server: Server) -> int:
+    """As `timelines.run`. Raises StoreError when the server refuses or does not answer."""
+    value = asyncio.run(_ask(args, server))
+    line = removed_line(value) if args.action_name == "rm" else rewound_line(value)
+    print(json.dumps(value) if args.json else line)
+    return 0
+
+
+async def _ask(args: argparse.Namespace, server: Server) -> dict[str, Any]:
+    connection, path = Connection(data_home(), server), f"/v1/sessions/{args.name}"
+    try:
+        if args.action_name == "rm":
+            return {"name": args.name, "freed_bytes": (await connection.call("DELETE", path))["freed_bytes"]}
+        place = {"turn": args.turn, "token": args.token, "branch": args.branch}
+        body = {name: number for name, number in place.items() if number is not None}
+        after = await connection.call("POST", f"{path}/rewind", body)
+        branches = (await connection.call("GET", path))["branches"]
+        current = next(branch["id"] for branch in branches if branch["is_current"])
+        return {"name": args.name, "branch": current, "turns": after["turns"], "tokens": after["tokens"]}
+    finally:
+        await connection.close()
