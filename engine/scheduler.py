@@ -3,7 +3,8 @@
 Owns the queue, the requests that load or run, and the memory. A request is admitted when everything it may need is
 free (a tail slot, pages for its prompt and all tokens it may sample), so an admitted request never waits for memory and
 nothing deadlocks; the others wait in order. When memory is short the sequence that has been idle longest gives way.
-Decodes go into every step; prefill fills the rest of a bounded chunk.
+Decodes go into every step; prefill fills the rest of a bounded chunk, which prompts share: a short one does not wait for a
+long one.
 """
 
 from collections import deque
@@ -75,16 +76,27 @@ class Scheduler:
         """The next step as (request, number of its waiting tokens); empty when nothing can run."""
         self._admit()
         plan: list[tuple[Request, int]] = []
-        budget = self.prefill_chunk
+        shares = self._prefill_shares()
         for request in self.running:
-            waiting = request.seq.num_waiting
             if request.num_sampled:
                 if request.num_sampled - request.num_taken <= MAX_AHEAD:
-                    plan.append((request, waiting + self._draft(request)))
-            elif budget > 0:
-                plan.append((request, min(waiting, budget)))
-                budget -= plan[-1][1]
+                    plan.append((request, request.seq.num_waiting + self._draft(request)))
+            elif shares[request.seq.id]:
+                plan.append((request, shares[request.seq.id]))
         return plan
+
+    def _prefill_shares(self) -> dict[int, int]:
+        """How many of its waiting tokens each prompt may feed now, by sequence. Half of the chunk is for the one that will
+        be done first, so that they do not all end at the end; the others share what is left."""
+        prompts = sorted(
+            (request.seq for request in self.running if not request.num_sampled), key=lambda seq: seq.num_waiting
+        )
+        left, shares = self.prefill_chunk, {}
+        for number, seq in enumerate(prompts):
+            part = max(-(-left // (len(prompts) - number)), 0 if number else left // 2)
+            shares[seq.id] = min(seq.num_waiting, part)
+            left -= shares[seq.id]
+        return shares
 
     def commit(self, request: Request, count: int, sampled: list[int]) -> None:
         """`count` waiting tokens of the request were computed, and `sampled` after them: the guesses that held, one more."""

@@ -516,6 +516,18 @@ async def test_a_decoding_sequence_goes_on_during_a_long_prefill(directory: Path
 
 
 @run_async
+async def test_a_short_prompt_does_not_wait_for_long_ones(directory: Path) -> None:
+    async with opened(directory, num_pages=32, prefill_chunk=16) as engine:
+        short = random_ids(20)
+        long = [asyncio.create_task(take(engine, await engine.start(), random_ids(1000), 1)) for _ in range(3)]
+        await asyncio.sleep(0)
+        alone = await fresh(engine, short, 5)
+        assert not any(task.done() for task in long)
+        assert [len(await task) for task in long] == [1, 1, 1]  # and they do not wait for ever either
+        assert alone == await fresh(engine, short, 5)
+
+
+@run_async
 async def test_release_ends_whatever_extends_the_sequence(directory: Path) -> None:
     async with opened(directory, num_pages=2) as engine:
         for _ in range(3):  # its pages are free again, or the next round would wait for them
