@@ -54,6 +54,7 @@ class Engine:
         self._compiler = Compiler(lambda: self.tokenizer, self.model_config.vocab_size)
         self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._told: list[tuple[Callable, tuple[object, ...]]] = []  # to the event loop, not handed over yet
         self._ids = count()
         self._loaded: asyncio.Future[None]
         self._failure: EngineError | None = None
@@ -183,15 +184,14 @@ class Engine:
         and for a constraint that is not possible; then the sequence is as before. A constraint that turns out too
         complex for a step raises EngineError after the tokens sampled so far.
         """
-        loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[int | BaseException | None] = asyncio.Queue()
         report = on_prefill or (lambda done, total: None)
         request = Request(
             seq,
             params,
-            on_token=lambda token: _post(loop, arrived.put_nowait, token),
-            on_prefill=lambda done, total: _post(loop, report, done, total),
-            on_done=lambda error: _post(loop, arrived.put_nowait, error),
+            on_token=lambda token: self._tell(arrived.put_nowait, token),
+            on_prefill=lambda done, total: self._tell(report, done, total),
+            on_done=lambda error: self._tell(arrived.put_nowait, error),
         )
         try:
             await self._submit(request, ids)
@@ -241,8 +241,8 @@ class Engine:
             seq,
             SamplingParams(max_tokens=0),
             on_token=lambda token: None,
-            on_prefill=lambda done, total: _post(loop, report, done, total),
-            on_done=lambda error: _post(loop, _settle, ended, error),
+            on_prefill=lambda done, total: self._tell(report, done, total),
+            on_done=lambda error: self._tell(_settle, ended, error),
             scores=scores,
             is_load=is_load,
         )
@@ -274,9 +274,9 @@ class Engine:
             try:
                 command()
             except Exception as e:  # whoever asked gets it; the thread serves on
-                _post(loop, _settle, done, e)
+                self._tell(_settle, done, e)
             else:
-                _post(loop, _settle, done, None)
+                self._tell(_settle, done, None)
 
         if self._failure is not None:
             raise self._failure
@@ -297,8 +297,11 @@ class Engine:
         _post(loop, self._loaded.set_result, None)
         is_busy = False
         while self._drain(wait=not is_busy):
+            self._hand_over()
             is_busy = self._step()
+            self._hand_over()
         self._finish_all()
+        self._hand_over()
         self._runner.close()
 
     def _load(self) -> None:
@@ -325,10 +328,19 @@ class Engine:
             tokenizer.read_bytes() if tokenizer.is_file() else b"",
         )  # fmt: skip
 
+    def _tell(self, function: Callable, *args: object) -> None:
+        """Call on the event loop, with what else it is to know after this step: waking it up costs as much as a kernel."""
+        self._told.append((function, args))
+
+    def _hand_over(self) -> None:
+        if self._told:
+            told, self._told = self._told, []
+            _post(self._loaded.get_loop(), _call_all, self._loaded.get_loop(), told)
+
     def _ask_to_park(self, seq: Sequence) -> bool:
         if self.on_pressure is None:
             return False
-        _post(self._loaded.get_loop(), self.on_pressure, seq)
+        self._tell(self.on_pressure, seq)
         return True
 
     def _start_load(self, request: Request, missing: list[int]) -> None:
@@ -405,6 +417,11 @@ def _post(loop: asyncio.AbstractEventLoop, function: Callable, *args: object) ->
     """Call on the event loop; a loop that is gone has nobody to tell."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(function, *args)
+
+
+def _call_all(loop: asyncio.AbstractEventLoop, told: list[tuple[Callable, tuple[object, ...]]]) -> None:
+    for function, args in told:
+        loop.call_soon(function, *args)  # each by itself: one that fails takes no other along
 
 
 def _settle(future: asyncio.Future, value: object) -> None:
