@@ -105,15 +105,22 @@ class Matcher:
     """Where one request stands in its constraint. Made by `Compiler`, used on the engine's thread.
 
     `is_over`: the text is complete and nothing may follow it. `error`: it cannot go on, and is not complete.
+    `is_free`: the text has begun with the tokens `instead`, and anything may follow.
     """
 
-    def __init__(self, state: LLMatcher, is_text: np.ndarray, stop_ids: frozenset[int]):
+    def __init__(
+        self, state: LLMatcher, is_text: np.ndarray, stop_ids: frozenset[int], instead: tuple[int, ...] = ()
+    ):  # fmt: skip
         self._state, self._is_text, self._stop_ids = state, is_text, stop_ids  # is_text: bool [V]
+        self._instead, self._num_instead = instead, 0  # and how many of them were sampled
+        self.is_free = False
         self.is_over = False
         self.error: EngineError | None = None
 
     def allowed(self) -> Tensor:
         """The ids that may be sampled next, int64, ascending. None: then `is_over` or `error` says why."""
+        if self._num_instead:
+            return torch.tensor([self._instead[self._num_instead]])
         bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
         can = np.unpackbits(bits, count=len(self._is_text), bitorder="little").view(np.bool_) & self._is_text
         if self._has_failed():
@@ -122,6 +129,8 @@ class Matcher:
         for stop_id in self._stop_ids:
             if stop_id < len(can):
                 can[stop_id] = is_accepting
+        if self._instead:
+            can[self._instead[0]] = True
         ids = np.flatnonzero(can)
         self.is_over = not len(ids) and is_accepting
         if not len(ids) and not is_accepting:
@@ -130,6 +139,11 @@ class Matcher:
 
     def accept(self, token: int) -> None:
         """Go on over an allowed token that was sampled."""
+        if self._instead and token == self._instead[self._num_instead]:
+            self._num_instead += 1
+            self.is_free = self._num_instead == len(self._instead)
+            return
+        self._instead = ()
         if token in self._stop_ids:
             self.is_over = True
             return
@@ -154,24 +168,26 @@ class Compiler:
         self._is_text = np.zeros(0, np.bool_)
         self._kept: dict[Constraint, LLMatcher] = {}  # at their start, those used last at the end
 
-    def submit(self, constraint: Constraint, stop_ids: frozenset[int]) -> Future[Matcher]:
+    def submit(
+        self, constraint: Constraint, stop_ids: frozenset[int], instead: tuple[int, ...] = ()
+    ) -> Future[Matcher]:
         """A matcher at the start of the constraint, or EngineError: one line that says what is wrong with it."""
         if not self._is_started:
             usual = threading.stack_size(STACK_BYTES)
             self._worker.submit(int)  # starts the thread
             threading.stack_size(usual)
             self._is_started = True
-        return self._worker.submit(self._matcher, constraint, stop_ids)
+        return self._worker.submit(self._matcher, constraint, stop_ids, instead)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _matcher(self, constraint: Constraint, stop_ids: frozenset[int]) -> Matcher:
+    def _matcher(self, constraint: Constraint, stop_ids: frozenset[int], instead: tuple[int, ...]) -> Matcher:
         state = self._kept.pop(constraint, None) or self._compile(constraint)
         self._kept[constraint] = state
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
-        return Matcher(state.deep_copy(), self._is_text, stop_ids)
+        return Matcher(state.deep_copy(), self._is_text, stop_ids, instead)
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokens is None:

@@ -262,7 +262,9 @@ class Engine:
             raise EngineError(f"token id {wrong} is outside the vocabulary of {vocab}")
         params = request.params
         if params.constraint is not None:
-            request.matcher = await asyncio.wrap_future(self._compiler.submit(params.constraint, params.stop_ids))
+            request.matcher = await asyncio.wrap_future(
+                self._compiler.submit(params.constraint, params.stop_ids, params.instead)
+            )
         await self._call(lambda: self._scheduler.add(request, list(ids)))
 
     async def _call(self, command: Callable[[], None]) -> None:

@@ -167,6 +167,9 @@ def _sample_allowed(rows: Tensor, request: Request, matcher: Matcher) -> list[in
         logits = rows[at][allowed.to(rows.device)].cpu()
         sampled.append(int(allowed[sample(logits, request.params, request.num_sampled + len(sampled))]))
         matcher.accept(sampled[-1])
+        if matcher.is_free:
+            request.matcher = None
+            break
         if sampled[-1] != draft or matcher.is_over or matcher.error is not None:
             break
     return sampled

@@ -15,7 +15,8 @@ class SamplingParams:
     """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. Without a seed, draws are random.
 
     `constraint`: what the sampled text may be. The request ends where nothing may follow, and otherwise by a stop id,
-    which can be sampled only where the text is complete. At `max_tokens` the text is cut.
+    which can be sampled only where the text is complete. At `max_tokens` the text is cut. Or the text begins with the
+    tokens `instead`, which begin no text that the constraint allows, and then may be anything.
     """
 
     temperature: float = 0.0
@@ -26,6 +27,7 @@ class SamplingParams:
     max_tokens: int = 1024
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    instead: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):

@@ -220,6 +220,27 @@ def test_a_cancelled_request_leaves_nothing_of_its_constraint(bench: Bench, take
 # Drafts, and other requests.
 
 
+def test_text_may_begin_with_other_tokens_and_is_free_then(bench: Bench) -> None:
+    special = sorted(bench.engine.tokenizer.special_ids - {bench.engine.tokenizer.eos_id})
+    text = bench.run(bench.fresh(prompt(bench), None, max_tokens=12))
+    told = bench.engine.tokenizer.encode("x = 1")
+
+    async def free(instead: tuple[int, ...]) -> list[int]:
+        seq = await bench.engine.start()
+        tokens = await bench.take(
+            seq, prompt(bench), Constraint.regex("[0-9]{400}"), max_tokens=12, instead=instead, temperature=0
+        )
+        await bench.engine.release(seq)
+        return tokens
+
+    taken = (text[0], special[5], *told)  # the model would begin with the first: the others are forced after it
+    assert tuple(bench.run(free(taken)))[: len(taken)] == taken
+    after = bench.run(free(taken))[len(taken) :]
+    assert after == bench.run(bench.fresh([*prompt(bench), *taken], None, max_tokens=12 - len(taken)))
+    refused = bench.run(free((special[5],)))  # the model would not begin with it
+    assert re.fullmatch("[0-9]+", bench.text(refused))
+
+
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.5, "seed": 1}, {"temperature": 1.0, "seed": 2}], ids=str)
 def test_drafts_change_no_token(bench: Bench, undrafted: Bench, params: dict[str, Any]) -> None:
     row = closed(path={"enum": ["engine/runner.py", "engine/cache.py"]}, line=SMALL)
