@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memory import Freed, SessionInfo, SessionLog, SessionStore, SnapshotStore
+from memory import Freed, ResponseStore, SessionInfo, SessionLog, SessionStore, SnapshotStore
 
 Value = dict[str, Any]
 
@@ -19,6 +19,7 @@ class Stores:
 
     sessions: SessionStore
     snapshots: SnapshotStore
+    responses: ResponseStore
 
     def summary(self, session: SessionInfo) -> Value:
         """A session in a few numbers."""
@@ -71,9 +72,7 @@ class Stores:
 
     def remove(self, session: SessionInfo) -> Freed:
         """Delete a session that is open nowhere. What forks of it need stays."""
-        branches = [b.id for b in self.sessions.branches(session)]
         self.sessions.remove(session)
-        self.snapshots.drop_uses(branches)
         return self.snapshots.gc()
 
     def _prompts(self, session: SessionInfo, branch: int) -> dict[int, str]:

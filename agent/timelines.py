@@ -13,7 +13,7 @@ from typing import Any
 from agent.config import UsageError, data_home, printable
 from agent.stores import Stores
 from agent.text import one_line
-from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
+from memory import BlobStore, Database, ResponseStore, SessionInfo, SessionStore, SnapshotStore, StoreError, owner_of
 
 PROMPT_CHARS = 70
 Result = tuple[Any, list[str]]  # for --json, for a person
@@ -27,7 +27,8 @@ def _open_stores() -> Iterator[Stores]:
     except OSError as e:
         raise UsageError(f"data directory {home} cannot be used: {e.strerror}; set HOLDFAST_HOME") from None
     with closing(database), closing(SnapshotStore(database, BlobStore(home))) as snapshots:
-        yield Stores(SessionStore(database), snapshots)
+        sessions = SessionStore(database)
+        yield Stores(sessions, snapshots, ResponseStore(database, sessions))
 
 
 def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
@@ -81,14 +82,22 @@ def _named(stores: Stores, name: str) -> SessionInfo:
 
 
 def _list(stores: Stores, args: argparse.Namespace) -> Result:
-    values = [stores.summary(session) for session in stores.sessions.all()]
+    values: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for session in stores.sessions.all():
+        if (owner := owner_of(session)) is None:
+            values.append(stores.summary(session))
+        else:  # nobody talks in it: its branches are single answers
+            num = stores.responses.count(session)
+            answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
+    lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
     if not values:
-        return values, ["there is no session yet"]
+        return answers, ["there is no session yet", *lines]
     rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]
     for v in values:
         counts = [f"{v[key]:,}" for key in ("turns", "tokens", "branches")]
         rows.append([v["name"], *counts, _when(v["used_at"]), printable(v["workspace"])])
-    return values, _table(rows)
+    return [*values, *answers], [*_table(rows), *lines]
 
 
 def _show(stores: Stores, args: argparse.Namespace) -> Result:

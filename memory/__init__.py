@@ -7,7 +7,7 @@ from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
-from .responses import ResponseStore, StoredResponse
+from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
 from .sessions import BranchInfo, SessionInUse, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
@@ -39,4 +39,5 @@ __all__ = [
     "TailRow",
     "TurnInfo",
     "Usage",
+    "owner_of",
 ]

@@ -18,6 +18,7 @@ from .log import SessionInfo, insert_branch, turn_values
 from .rows import row_checksum, to_blob, token_checksum
 from .sessions import SessionStore
 
+PREFIX = "responses-"  # of the names of sessions that hold answers
 COLUMNS = "id, owner, session_id, branch_id, fingerprint, created_at, body, checksum"
 
 
@@ -46,9 +47,27 @@ class ResponseStore:
     def __init__(self, database: Database, sessions: SessionStore):
         self._database, self._sessions = database, sessions
 
-    def session(self, name: str, model: str) -> SessionInfo:
-        """The session of that name, which holds answers of one owner by one model; created when there is none."""
-        return self._sessions.find(name) or self._sessions.create("", model, name)
+    def session(self, owner: str, model: str) -> SessionInfo:
+        """The session that holds the answers of an owner by a model; created when there is none."""
+        name = f"{PREFIX}{owner}-{model[:8]}"
+        if found := self._sessions.find(name):
+            return found
+        try:
+            return self._sessions.create("", model, name)
+        except StoreError:
+            if found := self._sessions.find(name):  # somebody was faster
+                return found
+            raise
+
+    def sessions_of(self, owner: str) -> list[int]:
+        """The sessions that hold answers of an owner, whatever the model."""
+        rows = self._database.rows("SELECT id, name FROM sessions WHERE workspace = ''")
+        return [id_ for id_, name in rows if _owner(name) == owner]
+
+    def count(self, session: SessionInfo) -> int:
+        """How many answers a session holds."""
+        sql = "SELECT COUNT(*) FROM responses WHERE session_id = ?"
+        return int(self._database.rows(sql, (session.id,))[0][0])
 
     def put(self, response: StoredResponse, ids: Sequence[int], parent: int, known: int) -> StoredResponse:
         """Store an answer and its log, in one transaction that is durable on return; gives it with its branch.
@@ -86,15 +105,18 @@ class ResponseStore:
         with self._database.reading():
             return History(self._database, "of responses", branch_id).read_ids()
 
-    def remove(self, response: StoredResponse) -> list[int]:
-        """Forget an answer; returns the branches that went with it. What others that go on from it need stays."""
+    def remove(self, response: StoredResponse) -> list[bytes]:
+        """Forget an answer, with the branches that nobody else goes on from; returns the tails that these have used."""
+        tails: list[bytes] = []
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM responses WHERE id = ?", (response.id,))
             gone = self._unneeded(response.branch_id)
+            for id_ in gone:
+                tails += [r[0] for r in connection.execute("SELECT tail_id FROM tail_uses WHERE branch_id = ?", (id_,))]
             for table, column in (("tail_uses", "branch_id"), ("events", "branch_id"), ("tokens", "branch_id"),
                                   ("turns", "branch_id"), ("branches", "id")):  # fmt: skip
                 connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in gone])
-        return gone
+        return tails
 
     def _unneeded(self, branch_id: int) -> list[int]:
         """This branch and those before it that neither an answer, a session nor a younger branch needs."""
@@ -134,6 +156,15 @@ class ResponseStore:
         if checksum != response.checksum():
             raise damaged(self._database, "of responses", f"response {response.id}")
         return response
+
+
+def owner_of(session: SessionInfo) -> str | None:
+    """Whose answers a session holds; None for one that somebody talks in."""
+    return None if session.workspace else _owner(session.name)
+
+
+def _owner(name: str) -> str | None:
+    return name.removeprefix(PREFIX).rpartition("-")[0] if name.startswith(PREFIX) else None
 
 
 def _insert_turn(connection: sqlite3.Connection, branch_id: int, start: Point, ids: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from . import blobs as blob_files
 from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
 from .db import Database, StoreError
 from .retention import in_order, sound_pages, that_fit
+from .shares import bytes_needed
 from .snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
@@ -36,7 +37,7 @@ from .snapshot_rows import (
     read_by_id,
     read_pages_of,
 )
-from .upkeep import keep_only, rebuild, remove_files, remove_unnamed, tails_on
+from .upkeep import delete_unused, keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
 READERS = 4  # threads that read and check files
 READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
@@ -203,6 +204,10 @@ class SnapshotStore:
             tails, tail_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM tails")[0]
         return Usage(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
 
+    def bytes_needed(self, session_ids: Sequence[int]) -> int:
+        """How much of what is stored some sessions need, logs and answers included."""
+        return bytes_needed(self._database, session_ids)
+
     def enforce_budget(self, keep_branches: Iterable[int] = ()) -> Freed:
         """Remove tails, and the pages that none of the others needs, when they exceed the budget; never the newest tail
         of the branches to keep."""
@@ -214,6 +219,12 @@ class SnapshotStore:
             unnamed, freed = keep_only(self._database, kept, pages)
         remove_files(self._database, self._blobs, unnamed)
         return freed
+
+    def remove_unused(self, tail_ids: Iterable[bytes]) -> None:
+        """Remove those of these tails that no branch uses any more, and the pages that only they needed."""
+        with self._database.transaction():
+            unnamed = delete_unused(self._database, tail_ids)
+        remove_files(self._database, self._blobs, unnamed)
 
     def gc(self) -> Freed:
         """Remove tails that no branch uses, pages that no tail needs, and files that ended processes left unnamed."""

@@ -12,6 +12,7 @@ from .db import Database
 from .retention import Reached, sound_pages, sound_tails
 from .schema import create_snapshot_tables
 from .snapshot_rows import (
+    ID_BYTES,
     PAGE_COLUMNS,
     TAIL_COLUMNS,
     Freed,
@@ -42,6 +43,34 @@ def keep_only(
             database.rows(f"DELETE FROM {table} WHERE id = ?", (row[0],))
     files = [(TAILS, row[0]) for row in gone_tails] + [(PAGES, row[0]) for row in gone_pages]
     return files, Freed(len(gone_tails), len(gone_pages), sum(row[1] for row in [*gone_tails, *gone_pages]))
+
+
+def delete_unused(database: Database, tail_ids: Iterable[bytes]) -> list[tuple[str, bytes]]:
+    """Delete the rows of those of these tails that no branch uses, and of the pages that only they needed, in the
+    caller's transaction; returns whose files are to be removed after it.
+
+    A page that another page or tail goes on from stays, with all before it, and so does one in the moved head of a
+    rolled session: `keep_only` looks closer, but at everything.
+    """
+    gone: list[tuple[str, bytes]] = []
+    heads = b"".join(row[0] for row in database.rows("SELECT head FROM tails WHERE length(head) > 0"))
+    in_heads = {heads[at : at + ID_BYTES] for at in range(0, len(heads), ID_BYTES)}
+    for tail_id in tail_ids:
+        if database.rows("SELECT 1 FROM tail_uses WHERE tail_id = ?", (tail_id,)):
+            continue
+        last = database.rows("DELETE FROM tails WHERE id = ? RETURNING last_page", (tail_id,))
+        gone += [(TAILS, tail_id) for _ in last]
+        page_id = last[0][0] if last else None
+        while page_id is not None and page_id not in in_heads and not _is_needed(database, page_id):
+            parent = database.rows("DELETE FROM pages WHERE id = ? RETURNING parent", (page_id,))
+            gone += [(PAGES, page_id) for _ in parent]
+            page_id = parent[0][0] if parent else None
+    return gone
+
+
+def _is_needed(database: Database, page_id: bytes) -> bool:
+    needed = "SELECT 1 FROM pages WHERE parent = ?1 UNION ALL SELECT 1 FROM tails WHERE last_page = ?1 LIMIT 1"
+    return bool(database.rows(needed, (page_id,)))
 
 
 def tails_on(database: Database, page_id: bytes) -> list[bytes]:

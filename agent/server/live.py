@@ -20,7 +20,7 @@ from agent.server.feed import Feed
 from agent.server.wire import ApiError, Json, bad
 from agent.session import Session
 from agent.stores import Stores
-from memory import SessionInfo, SessionInUse, StoreError
+from memory import ResponseStore, SessionInfo, SessionInUse, StoreError
 
 log = logging.getLogger("holdfast.server")
 IDLE_S = 900.0  # unwatched and unused for so long, a session is saved and closed: other processes may open it then
@@ -163,7 +163,7 @@ class LiveSessions:
     """All that are open, by owner and name. Made by `opened`."""
 
     def __init__(self, app: App, group: asyncio.TaskGroup):
-        self.app, self.stores = app, Stores(app.store, app.keeper.snapshots)
+        self.app, self.stores = app, Stores(app.store, app.keeper.snapshots, ResponseStore(app.database, app.store))
         self.is_stopping = False
         self._group = group
         self._open: dict[str, LiveSession] = {}
@@ -181,6 +181,11 @@ class LiveSessions:
             finally:
                 closing.cancel()
                 await sessions.aclose()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a turn runs in any."""
+        return any(live.is_running for live in self._open.values())
 
     async def aclose(self) -> None:
         """Save and close every session; none is opened any more. A turn under way ends as interrupted."""

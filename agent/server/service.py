@@ -154,8 +154,8 @@ class Service:
         self.forget(record)
         await self.sequences.drop(id, save=False)
         if row is not None:
-            await asyncio.to_thread(self.store.remove, row)
-            await asyncio.to_thread(self.app.keeper.snapshots.gc)  # the state that only it could go on from
+            tails = await asyncio.to_thread(self.store.remove, row)
+            await asyncio.to_thread(self.app.keeper.snapshots.remove_unused, tails)
         return True
 
     def stop(self, record: Record) -> None:
@@ -362,7 +362,7 @@ class Service:
         """The session that holds this user's responses by this model."""
         if user.name not in self._sessions:
             identity = self.app.engine.identity
-            session = await asyncio.to_thread(self.store.session, f"responses-{user.name}-{identity[:8]}", identity)
+            session = await asyncio.to_thread(self.store.session, user.name, identity)
             self._sessions[user.name] = session.id
         return self._sessions[user.name]
 

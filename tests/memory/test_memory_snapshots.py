@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from memory import BlobStore, DamagedBlob, Database, PageData, Saved, SessionStore, SnapshotStore, StoreError, blobs
+from memory import (
+    BlobStore,
+    DamagedBlob,
+    Database,
+    PageData,
+    Saved,
+    SessionStore,
+    SnapshotStore,
+    StoreError,
+    TailRow,
+    blobs,
+)
 from memory.blobs import PAGES, TAILS
 from memory.upkeep import remove_unnamed
 from tests.memory.stored_state import (
@@ -247,6 +258,60 @@ def test_gc_keeps_what_a_branch_uses(store: SnapshotStore, tmp_path: Path) -> No
     store.drop_uses([7])
     store.gc()
     assert list(files(tmp_path)) == [] and store.usage().bytes == 0
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a page", "a later tail", "an earlier tail", "a moved head", "a use"])
+def test_what_only_an_unused_tail_needed_goes_with_it(store: SnapshotStore, tmp_path: Path, kept: str) -> None:
+    row = save(store, "a", 4, branch_id=1)
+    other = save(store, "b", 2, branch_id=2)
+    if kept == "a page":  # another chain goes on from the second page
+        fork = page("c", 0)
+        forked = PageData(fork.id, page_id("a", 1), 2, fork.data)
+        tail = TailRow(tail_id("c", 0), fork.id, 0, b"", 771)
+        store.add(tail, content(tail.id, TAIL_BYTES), [forked], 2)
+    if kept == "a later tail":
+        save(store, "a", 5, branch_id=2)
+    if kept == "an earlier tail":
+        save(store, "a", 3, branch_id=2)
+    if kept == "a moved head":
+        tail = TailRow(tail_id("h", 0), None, 0, page_id("a", 2), 3)
+        store.add(tail, content(tail.id, TAIL_BYTES), [], 2)
+    if kept == "a use":
+        store.use(row.id, 2)
+    store.drop_uses([1])
+    store.remove_unused([row.id, tail_id("x", 1)])
+    left = 6 - len(store.missing_pages([page_id("a", n) for n in range(4)] + [page_id("b", n) for n in range(2)]))
+    assert (
+        left
+        == {"nothing": 2, "a page": 4, "a later tail": 6, "an earlier tail": 5, "a moved head": 5, "a use": 6}[kept]
+    )
+    assert (load(store, [row.id]) is not None) == (kept == "a use")
+    loaded = load(store, [other.id])
+    assert loaded is not None and is_as_saved(*loaded)
+    assert store.verify().damaged == [] and len(list(files(tmp_path))) == store.usage().pages + store.usage().tails
+    store.gc()
+    assert store.usage().pages == {"a moved head": 3}.get(kept, left + (kept in ("a page", "a later tail")))
+
+
+def test_what_sessions_need_is_counted_once(store: SnapshotStore, tmp_path: Path) -> None:
+    sessions = SessionStore(Database(tmp_path))
+    one, two = (sessions.create("/ws", "m", name) for name in ("one", "two"))
+    assert store.bytes_needed([one.id]) == store.bytes_needed([]) == 0
+    save(store, "a", 3, branch_id=one.branch)
+    save(store, "a", 5, branch_id=one.branch)
+    assert store.bytes_needed([one.id]) == 5 * PAGE_BYTES + 2 * TAIL_BYTES
+    save(store, "a", 4, branch_id=two.branch)  # shares four pages: each of the two needs them
+    assert store.bytes_needed([two.id]) == 4 * PAGE_BYTES + TAIL_BYTES
+    assert store.bytes_needed([one.id, two.id]) == store.usage().bytes
+    rolled = tail_row("a", 5, first_number=4, head=page_id("b", 0))
+    rolled = TailRow(tail_id("rolled", 1), rolled.last_page, 4, rolled.head, rolled.position)
+    store.add(rolled, content(rolled.id, TAIL_BYTES), [page("b", 0)], sessions.create("/ws", "m", "three").branch)
+    assert store.bytes_needed([sessions.find("three").id]) == 2 * PAGE_BYTES + TAIL_BYTES  # type: ignore[union-attr]
+    log = sessions.open(one)
+    log.start_turn([("user", {"text": "x" * 1000})], [1, 2, 3])
+    log.close()
+    grown = store.bytes_needed([one.id]) - 5 * PAGE_BYTES - 2 * TAIL_BYTES
+    assert 1000 + 12 <= grown < 1100
 
 
 def test_a_removed_session_leaves_its_tails_to_gc(store: SnapshotStore, tmp_path: Path) -> None:

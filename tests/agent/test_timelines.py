@@ -1,0 +1,34 @@
+"""Promises of `holdfast sessions list`: what people talk in is a row, what a server keeps for its clients one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import agent.cli
+from memory import Database, ResponseStore, SessionStore, StoredResponse
+
+
+def listed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    assert agent.cli.main(["sessions", "list", *options]) == 0
+    return capsys.readouterr().out
+
+
+def test_responses_of_a_server_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    database = Database(tmp_path)
+    sessions = SessionStore(database)
+    responses = ResponseStore(database, sessions)
+    held = responses.session("ann", "0123456789")
+    for number in range(3):
+        responses.put(StoredResponse(f"r{number}", "ann", held.id, 0, b"", 1.0, b"x"), [1, 2], 0, 0)
+    assert listed(capsys).splitlines() == ["there is no session yet", "responses of ann: 3"]
+    sessions.create("/home/me/project", "m")
+    lines = listed(capsys).splitlines()
+    assert [line.split()[0] for line in lines] == ["session", "project-1", "responses"]
+    assert lines[-1] == "responses of ann: 3"
+    values = json.loads(listed(capsys, "--json"))
+    assert [value["name"] for value in values] == ["project-1", held.name]
+    assert (values[1]["owner"], values[1]["responses"]) == ("ann", 3)
