@@ -26,6 +26,7 @@ from agent.server.output import response_object
 from agent.server.record import Record, record_of
 from agent.server.requests import Create, constraint_of, forced_call, function_tools
 from agent.server.sequences import Sequences
+from agent.server.slots import Slots
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import Constraint, EngineError, SamplingParams
 from memory import ResponseStore, StoredResponse, StoreError
@@ -67,7 +68,7 @@ class Service:
     agent: AgentModel
     metrics: Metrics
     group: asyncio.TaskGroup
-    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ACTIVE))
+    slots: Slots = field(default_factory=lambda: Slots(MAX_ACTIVE))
     records: "OrderedDict[str, Record]" = field(default_factory=OrderedDict)
     is_stopping: bool = False
     _by_digest: "OrderedDict[tuple[int, bytes], Record]" = field(default_factory=OrderedDict)
@@ -373,9 +374,9 @@ class Service:
                 response, usage = await run_turn(record, work)
                 await self._finish(record, response)
             else:
-                if self.slots.locked():
+                if self.slots.are_taken:
                     record.emit("response.queued", {"response": {**record.response, "status": "queued"}})
-                async with self.slots:
+                async with self.slots.one(record.owner):
                     usage = await run(record, work, self.app.engine, self.sequences, self._finish)
         except Exception:  # a fault of ours in one response must not end the others
             log.exception("%s failed", record.id)
