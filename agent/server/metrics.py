@@ -1,10 +1,12 @@
 """What the server counts, as Prometheus text. Must not know where numbers come from."""
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from agent.messages import Usage
 
+STALL_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 5.0)
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 ORIGINS = ("new", "from_memory", "from_disk", "prefilled_again")
 
@@ -12,17 +14,18 @@ ORIGINS = ("new", "from_memory", "from_disk", "prefilled_again")
 class Histogram:
     """Seconds, in buckets."""
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
+    def __init__(self, bounds_s: Sequence[float] = BUCKETS_S) -> None:
+        self.bounds_s = bounds_s
+        self.counts = [0] * (len(bounds_s) + 1)
         self.sum_s = 0.0
 
     def add(self, seconds: float) -> None:
-        self.counts[sum(seconds > bound for bound in BUCKETS_S)] += 1
+        self.counts[bisect_left(self.bounds_s, seconds)] += 1
         self.sum_s += seconds
 
     def lines(self, name: str) -> Iterable[str]:
         total = 0
-        for bound, num in zip((*map(str, BUCKETS_S), "+Inf"), self.counts):
+        for bound, num in zip((*map(str, self.bounds_s), "+Inf"), self.counts):
             total += num
             yield f'{name}_bucket{{le="{bound}"}} {total}'
         yield f"{name}_sum {self.sum_s:.6f}"
@@ -37,6 +40,7 @@ class Metrics:
         self.responses: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
         self.response_s, self.first_token_s = Histogram(), Histogram()
+        self.loop_stall_s = Histogram(STALL_BUCKETS_S)
 
     def response_ended(self, status: str, seconds: float, usage: Usage) -> None:
         self.responses[status] += 1
@@ -58,7 +62,8 @@ class Metrics:
         lines += [f'holdfast_responses_total{{status="{status}"}} {n}' for status, n in sorted(self.responses.items())]
         lines.append("# TYPE holdfast_tokens_total counter")
         lines += [f'holdfast_tokens_total{{origin="{o}"}} {self.tokens[o]}' for o in (*ORIGINS, "output")]
-        for name, histogram in (("response", self.response_s), ("first_token", self.first_token_s)):
+        histograms = {"response": self.response_s, "first_token": self.first_token_s, "loop_stall": self.loop_stall_s}
+        for name, histogram in histograms.items():
             lines.append(f"# TYPE holdfast_{name}_seconds histogram")
             lines += histogram.lines(f"holdfast_{name}_seconds")
         for name, value in gauges.items():

@@ -44,6 +44,7 @@ class Record:
     pending: list[Message] = field(default_factory=list)
     system: list[str] = field(default_factory=list)  # system messages that the conversation began with
     events: list[Json] = field(default_factory=list)
+    packed: bytes = b""  # the body of its row, events too, once these are here no more
     is_cancelled: bool = False
     steering: list[Json] = field(default_factory=list)  # user messages that wait for the end of this one
     is_steered: bool = False
@@ -75,9 +76,10 @@ class Record:
     async def follow(self, after: int = -1) -> AsyncIterator[Json]:
         """Its events with a sequence_number above `after`, those to come too, up to the last."""
         at = max(0, after + 1)
+        events = await asyncio.to_thread(_events_in, self.packed) if self.packed else self.events
         while True:
-            while at < len(self.events):
-                yield self.events[at]
+            while at < len(events):
+                yield events[at]
                 at += 1
             if self.is_over:
                 return
@@ -86,6 +88,11 @@ class Record:
     async def over(self) -> None:
         while not self.is_over:
             await self._changed.wait()
+
+    def pack(self, body: bytes) -> None:
+        """It is over and stored: what was said is kept as bytes. Dicts of all responses held the interpreter up whenever it
+        looked for garbage. Whoever follows already has the list."""
+        self.packed, self.events = body, []
 
     def row(self, response: Json, last_event: Json | None = None) -> StoredResponse:
         """As it is stored, with the response and the event that are about to be published."""
@@ -98,6 +105,11 @@ class Record:
         return StoredResponse(self.id, self.owner, self.session_id, self.branch, self.digest, self.created_at, data)
 
 
+def _events_in(body: bytes) -> list[Json]:
+    events: list[Json] = json.loads(zlib.decompress(body))["events"]
+    return events
+
+
 def record_of(row: StoredResponse, ids: "array[int]") -> Record:
     """A record from its row and its log. One that did not end before its server did has failed."""
     body = json.loads(zlib.decompress(row.body))
@@ -106,7 +118,9 @@ def record_of(row: StoredResponse, ids: "array[int]") -> Record:
         bytes.fromhex(body["opening"]), row.fingerprint, ids=ids, branch=row.branch_id, calls=body["calls"],
         pending=body["pending"], system=body["system"], events=body["events"],
     )  # fmt: skip
-    if not record.is_over:
+    if record.is_over:
+        record.pack(row.body)
+    else:
         error = {"code": "server_error", "message": "the server ended before this response did: ask again"}
         record.response = {**record.response, "status": "failed", "error": error}
         record.emit("response.failed", {"response": record.response})

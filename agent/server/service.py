@@ -27,6 +27,7 @@ from agent.server.record import Record, record_of
 from agent.server.requests import Create, constraint_of, forced_call, function_tools
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
+from agent.server.stall import watch
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import Constraint, EngineError, SamplingParams
 from memory import ResponseStore, StoredResponse, StoreError
@@ -84,9 +85,12 @@ class Service:
         async with asyncio.TaskGroup() as group:
             store = ResponseStore(app.database, app.store)
             service = cls(app, model, store, sequences, agent, Metrics(), group)
+            is_busy = lambda: service.slots.num_held > 0 or agent.sessions.is_running  # noqa: E731
+            watching = group.create_task(watch(service.metrics.loop_stall_s, is_busy))
             try:
                 yield service
             finally:
+                watching.cancel()
                 service.is_stopping = True
                 for record in service.in_flight():
                     service.stop(record)
@@ -394,9 +398,11 @@ class Service:
         kind = response["status"] if response["status"] != "cancelled" else "incomplete"
         fields: Json = {"response": response}
         last = {"type": f"response.{kind}", **fields, "sequence_number": len(record.events)}
+        stored = None
         if record.is_stored:
             try:
-                record.branch = await asyncio.to_thread(self._store, record, record.row(response, last))
+                stored = await asyncio.to_thread(self._store, record, response, last)
+                record.branch = stored.branch_id
             except StoreError as e:
                 error = {"code": "server_error", "message": f"the response could not be stored: {e}"}
                 response, kind = {**response, "status": "failed", "error": error}, "failed"
@@ -404,17 +410,20 @@ class Service:
         record.before = None
         record.response = response
         record.emit(f"response.{kind}", fields)
+        if stored is not None:
+            record.pack(stored.body)
         if record.ids and response["status"] != "failed":
             self._by_digest[record.session_id, record.digest] = record
             while len(self._by_digest) > MAX_RECORDS:
                 self._by_digest.popitem(last=False)
 
-    def _store(self, record: Record, row: StoredResponse) -> int:
-        """Gives the branch of its log; one of the agent has its log in a session."""
+    def _store(self, record: Record, response: Json, last_event: Json) -> StoredResponse:
+        """Gives it with the branch of its log; one of the agent has its log in a session."""
+        row = record.row(response, last_event)
         if record.response["model"] == AGENT_MODEL:
             self.store.put_body(row)
-            return 0
-        return self.store.put(row, record.ids, record.parent, record.known).branch_id
+            return row
+        return self.store.put(row, record.ids, record.parent, record.known)
 
     def _remember(self, record: Record) -> None:
         """Keep a record in memory, and let the oldest that are over go: the stored ones come back when asked for."""
