@@ -31,6 +31,7 @@ class User:
     name: str
     token_hash: bytes
     max_waiting: int = MAX_WAITING
+    disk_bytes: int | None = None  # that may be stored; None: as much as the server has
     workspaces: tuple[Path, ...] | None = None
 
     @property
@@ -109,7 +110,8 @@ def own_token(home: Path) -> str:
 
 
 def users_of(path: Path) -> tuple[User, ...]:
-    """The users of a file: a JSON list of {"name", "token" or "token_sha256", "max_waiting" and "workspaces" if any}."""
+    """The users of a file: a JSON list of {"name", "token" or "token_sha256"}, with "max_waiting", "disk_gb" and
+    "workspaces" if any."""
     try:
         entries = json.loads(path.read_text("utf-8"))
         users = tuple(_user(entry) for entry in entries)
@@ -134,7 +136,13 @@ def _user(entry: Mapping[str, object]) -> User:
     most = entry.get("max_waiting", MAX_WAITING)
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise ValueError(f"max_waiting of user {name} must be a whole number of at least 1")
-    return User(name, token_hash, most, _workspaces(name, entry.get("workspaces", [])))
+    disk_gb = entry.get("disk_gb")
+    if disk_gb is not None and (
+        not isinstance(disk_gb, int | float) or isinstance(disk_gb, bool) or not 0 < disk_gb < 1e9
+    ):
+        raise ValueError(f"disk_gb of user {name} must be a number of gigabytes above 0")
+    disk_bytes = None if disk_gb is None else int(disk_gb * 1e9)
+    return User(name, token_hash, most, disk_bytes, _workspaces(name, entry.get("workspaces", [])))
 
 
 def _workspaces(name: str, given: object) -> tuple[Path, ...]:

@@ -66,6 +66,8 @@ def error_response(error: ApiError) -> web.Response:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503):
         answer.headers["Retry-After"] = "1"
+    if error.status == 507:
+        answer.headers["x-should-retry"] = "false"  # clients of OpenAI try every 5xx again, unless they are told
     return answer
 
 
@@ -136,7 +138,8 @@ async def send_frames(
             text = frame.result() if done else ": keepalive\n\n"
             if text is None:
                 break
-            await asyncio.wait_for(answer.write(text.encode()), WRITE_TIMEOUT_S)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await answer.write(text.encode())
             if done:
                 frame = asyncio.ensure_future(anext(frames, None))
         await answer.write_eof()

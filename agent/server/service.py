@@ -23,6 +23,7 @@ from agent.server.generation import Plan, run
 from agent.server.items import Message, Opening, encode, fingerprints, normal_items, opening_of, talk_of
 from agent.server.metrics import Metrics
 from agent.server.output import response_object
+from agent.server.quotas import Quotas
 from agent.server.record import Record, record_of
 from agent.server.requests import Create, constraint_of, forced_call, function_tools
 from agent.server.sequences import Sequences
@@ -47,6 +48,12 @@ def failure(error: Exception) -> ApiError:
     return ApiError(500, str(error), "server_error")
 
 
+def _bytes_of(app: App, store: ResponseStore, name: str) -> int:
+    """What a user's responses and sessions take on the disk."""
+    sessions = [info.id for info in app.store.all() if info.owner == name]
+    return app.keeper.snapshots.bytes_needed([*store.sessions_of(name), *sessions])
+
+
 @dataclass
 class Base:
     """What a request goes on from, and what is new in it."""
@@ -67,6 +74,7 @@ class Service:
     store: ResponseStore
     sequences: Sequences
     agent: AgentModel
+    quotas: Quotas
     metrics: Metrics
     group: asyncio.TaskGroup
     slots: Slots = field(default_factory=lambda: Slots(MAX_ACTIVE))
@@ -84,7 +92,8 @@ class Service:
         app.park_other = sequences.park
         async with asyncio.TaskGroup() as group:
             store = ResponseStore(app.database, app.store)
-            service = cls(app, model, store, sequences, agent, Metrics(), group)
+            quotas = Quotas(lambda name: _bytes_of(app, store, name))
+            service = cls(app, model, store, sequences, agent, quotas, Metrics(), group)
             is_busy = lambda: service.slots.num_held > 0 or agent.sessions.is_running  # noqa: E731
             watching = group.create_task(watch(service.metrics.loop_stall_s, is_busy))
             try:
@@ -109,6 +118,8 @@ class Service:
             raise ApiError(429, "too many responses are waiting: try again later", "rate_limit_exceeded")
         self._preparing[user.name] += 1
         try:
+            if request.store:
+                await self.quotas.check(user)
             work: Plan | Turn
             if request.model == AGENT_MODEL:
                 before = await self._previous(user, request.previous_response_id, local or {})
@@ -161,6 +172,7 @@ class Service:
         if row is not None:
             tails = await asyncio.to_thread(self.store.remove, row)
             await asyncio.to_thread(self.app.keeper.snapshots.remove_unused, tails)
+            self.quotas.forget(user)
         return True
 
     def stop(self, record: Record) -> None:

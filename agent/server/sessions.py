@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.approvals import Policy
 from agent.rolling import rolls_of
-from agent.server.http import USER, json_response, read_json, send_frames
+from agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.ownership import find_session, open_session, shown_name, start_session
 from agent.server.wire import ApiError, Json, bad, dumps
@@ -155,6 +155,7 @@ async def begin_turn(request: web.Request) -> web.StreamResponse:
     body = await body_of(request, NewTurn)
     if body.approve not in set(Policy):
         raise bad(f"approve must be one of {', '.join(Policy)}", "approve")
+    await request.app[SERVICE].quotas.check(request[USER])
     live = await opened(request)
     after = await live.begin(body.prompt, Policy(body.approve))
     return json_response({"object": "holdfast:turn", "session": shown_name(live.info), "after": after}, 202)
@@ -198,6 +199,7 @@ async def fork(request: web.Request) -> web.StreamResponse:
     sessions, info, place = request.app[SESSIONS], await found(request), await body_of(request, Place)
     if place.turn is not None and place.token is not None:
         raise bad("name a turn or a token, not both", "token")
+    await request.app[SERVICE].quotas.check(request[USER])
     try:
         new = await asyncio.to_thread(sessions.stores.fork, info, place.turn, place.token, place.name, place.branch)
     except StoreError as e:

@@ -17,6 +17,7 @@ import websockets
 
 from agent.config import UsageError
 from agent.server.access import own_token, users_of
+from agent.server.service import MAX_ACTIVE
 from tests.server.serving import ASK, KNOWN, MODEL, TELL, Server, origins, served
 
 ROUTES = ["/v1/models", "/metrics", "/v1/responses/resp_" + "0" * 32, "/v1/responses"]
@@ -168,7 +169,9 @@ def test_two_users_know_nothing_of_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{}", "[]", "[5]", '[{"name":"a"}]', '[{"name":"a/b","token":"xxxxxxxxxxxxxxxx"}]', '[{"name":"a","token":"short"}]',
              '[{"name":"a","token":"xxxxxxxxxxxxxxxx"},{"name":"a","token":"yyyyyyyyyyyyyyyy"}]',
-             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","max_waiting":0}]']
+             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","max_waiting":0}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":0}]',
+             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":"1"}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":true}]',
+             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":NaN}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":Infinity}]']
 )  # fmt: skip
 def test_a_bad_file_of_users_is_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "users.json").write_text(text)
@@ -248,3 +251,54 @@ def test_a_request_that_never_comes_to_its_end_is_cut_off(tmp_path: Path, monkey
             head = f"POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.token}\r\n"
             slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
             assert b" 408 " in slow.recv(1000)
+
+
+def users_file(path: Path, **limits: dict[str, Any]) -> tuple[Path, dict[str, str]]:
+    """Users with these limits, and their tokens."""
+    tokens = {name: f"{name}-" + "x" * 20 for name in limits}
+    path.write_text(json.dumps([{"name": name, "token": tokens[name], **limit} for name, limit in limits.items()]))
+    return path, tokens
+
+
+def test_who_fills_the_disk_is_stopped_and_nobody_else(tmp_path: Path) -> None:
+    users, tokens = users_file(
+        tmp_path / "users.json", ann={"disk_gb": 0.001, "workspaces": [str(tmp_path)]}, bob={"disk_gb": 1}
+    )
+    with served(tmp_path / "home", users) as server:
+        ann, bob = (server.client(tokens[name]) for name in ("ann", "bob"))
+        before: dict[str, Any] = {}
+        made = []
+        as_ann = {"Authorization": f"Bearer {tokens['ann']}"}
+        assert server.post("/v1/sessions", {"name": "work"}, **as_ann).status_code == 201
+        with pytest.raises(openai.InternalServerError) as e:
+            for _ in range(100):  # forks of forks
+                made.append(
+                    ann.responses.create(model=MODEL, input="the house is red " * 99, max_output_tokens=1, **before)
+                )
+                before = {"previous_response_id": made[len(made) // 2].id}
+        assert e.value.status_code == 507 and e.value.code == "insufficient_storage"
+        assert "delete" in str(e.value) and e.value.response.headers["x-should-retry"] == "false"
+        assert len(made) > 2
+        usage = server.running.service.app.keeper.snapshots.usage
+        assert usage().bytes < 3e6
+        for path, body in (("turns", {"prompt": "hi"}), ("fork", {"turn": 0, "name": "other"})):
+            assert server.post(f"/v1/sessions/work/{path}", body, **as_ann).status_code == 507
+        assert ann.responses.create(model=MODEL, input=ASK, previous_response_id=made[0].id, store=False).status
+        assert bob.responses.create(model=MODEL, input=TELL).status == "completed"
+        for response in made:
+            ann.responses.delete(response.id)
+        assert ann.responses.create(model=MODEL, input=TELL).status == "completed"
+        assert server.post("/v1/sessions/work/turns", {"prompt": "hi"}, **as_ann).status_code == 202
+
+
+def test_who_asks_for_hundreds_of_responses_waits_for_them_alone(tmp_path: Path) -> None:
+    users, tokens = users_file(tmp_path / "users.json", ann={}, bob={})
+    with served(tmp_path / "home", users) as server:
+        ann, bob = (server.client(tokens[name]) for name in ("ann", "bob"))
+        for number in range(200):
+            ann.responses.create(model=MODEL, input=f"{number} " * 300, max_output_tokens=1, background=True)
+        under_way = [record.owner for record in server.running.service.in_flight()].count("ann")
+        assert under_way > 2 * MAX_ACTIVE
+        assert bob.responses.create(model=MODEL, input=TELL).status == "completed"
+        left = [record.owner for record in server.running.service.in_flight()].count("ann")
+        assert left > under_way // 4  # in the order of coming it would be none
