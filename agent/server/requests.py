@@ -93,24 +93,22 @@ def create_request(body: Json) -> Create:
 
 
 def constraint_of(request: Create) -> Constraint | None:
-    """What `text.format` holds the answer to; None for plain text. Raises ApiError."""
+    """What `text.format` holds the answer to; None for plain text, and where the answer must be a call. Raises ApiError."""
     format_ = request.text.get("format") or {"type": "text"}
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
         raise bad("text.format.type must be text, json_object or json_schema", "text.format")
     if kind == "text":
         return None
-    if request.tools and request.tool_choice != "none":
-        raise unsupported("text.format with tools is not supported: send tool_choice 'none'", "text.format")
-    if kind == "json_object":
-        return Constraint.json_object()
     name = format_.get("name")
-    if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(format_.get("schema"), dict):
+    is_schema = kind == "json_schema"
+    if is_schema and not (isinstance(name, str) and NAME.fullmatch(name) and isinstance(format_.get("schema"), dict)):
         raise bad("text.format needs a name and a schema that is an object", "text.format")
     try:
-        return Constraint.json_schema(format_["schema"])
+        constraint = Constraint.json_schema(format_["schema"]) if is_schema else Constraint.json_object()
     except EngineError as e:
         raise bad(f"text.format: {e}", "text.format") from None
+    return constraint if request.tool_choice in ("auto", "none") else None
 
 
 def function_tools(tools: list[Json]) -> list[Json]:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from agent.app import App
-from agent.encoding import DSML, END_THINK, USER, EncodingError
+from agent.encoding import EncodingError
 from agent.server.access import User
 from agent.server.agent_model import AGENT_MODEL, AgentModel, Turn
 from agent.server.agent_model import run as run_turn
@@ -25,12 +25,13 @@ from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.quotas import Quotas
 from agent.server.record import Record, record_of
-from agent.server.requests import Create, constraint_of, forced_call, function_tools
+from agent.server.requests import Create
+from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
 from agent.server.wire import ApiError, Json, bad, unsupported
-from engine import Constraint, EngineError, SamplingParams
+from engine import EngineError
 from memory import ResponseStore, StoredResponse, StoreError
 
 log = logging.getLogger("holdfast.server")
@@ -242,7 +243,7 @@ class Service:
         before = base.before
         known = before.ids if before else array("i")
         settings, limit = self.app.settings, self.app.engine.max_context
-        prefix = self._forced_prefix(request, base.opening)
+        prefix = forced_prefix(request, base.opening)
         if prefix and request.generate:
             ids += self.app.engine.tokenizer.encode_protocol(prefix)
         total = len(known) + len(ids)
@@ -259,14 +260,7 @@ class Service:
         if not request.generate:
             record.pending = base.messages
             return record, Plan(ids[:ahead], None)
-        params = SamplingParams(
-            temperature=temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=request.seed,
-            max_tokens=min(request.max_output_tokens or settings.max_output_tokens, limit - total),
-            stop_ids=self._stop_ids(),
-            constraint=await self._constraint(request),
-        )
+        params = await sampling_of(request, base.opening, self.app.engine, settings, temperature, limit - total)
         is_thinking = base.opening.thinking_mode == "thinking"
         return record, Plan(ids, params, is_thinking, prefix, request.parallel_tool_calls, tuple(request.stop))
 
@@ -348,32 +342,6 @@ class Service:
         return await asyncio.to_thread(
             encode, engine.tokenizer, self.app.texts, base.opening, ids, order, base.messages
         )
-
-    def _forced_prefix(self, request: Create, opening: Opening) -> str:
-        """The beginning of a call, as the model would write it, when it must make one."""
-        functions = function_tools(request.tools)
-        choice, name = forced_call(request, functions)
-        if choice != "required":
-            return ""
-        end = END_THINK if opening.thinking_mode == "thinking" else ""
-        start = f'{end}\n\n<{DSML}tool_calls>\n<{DSML}invoke name="'
-        name = functions[0]["name"] if len(functions) == 1 else name
-        return f'{start}{name}">\n' if name else start
-
-    async def _constraint(self, request: Create) -> Constraint | None:
-        """What the answer is held to, known to be possible. Raises ApiError."""
-        constraint = constraint_of(request)
-        if constraint is not None:
-            try:
-                await self.app.engine.check(constraint)
-            except EngineError as e:
-                raise bad(f"text.format: {e}", "text.format") from None
-        return constraint
-
-    def _stop_ids(self) -> frozenset[int]:
-        tokenizer = self.app.engine.tokenizer
-        user_id = tokenizer.token_id(USER)
-        return frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
 
     async def _session(self, user: User) -> int:
         """The session that holds this user's responses by this model."""
