@@ -82,8 +82,6 @@ def create_request(body: Json) -> Create:
         raise unsupported("conversation is not supported: go on with previous_response_id", "conversation")
     if request.top_logprobs:
         raise unsupported("top_logprobs is not supported", "top_logprobs")
-    if request.truncation == "auto":
-        raise unsupported("truncation 'auto' is not supported: send 'disabled', or compact", "truncation")
     if request.presence_penalty or request.frequency_penalty:
         raise unsupported("penalties are not supported: leave them 0", "presence_penalty")
     if request.background and not request.store:

@@ -30,6 +30,7 @@ from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
+from agent.server.truncation import LEFT_SHARE, shortened
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import EngineError
 from memory import ResponseStore, StoredResponse, StoreError
@@ -239,7 +240,7 @@ class Service:
             raise bad(f"the previous response is {AGENT_MODEL}'s: go on with that model", "previous_response_id")
         if not base.messages and request.generate:
             raise bad("there is nothing to answer: input is empty", "input", "missing_required_parameter")
-        ids, ahead = await self._encoded(base)
+        base, ids, ahead = await self._fitting(user, request, given, local, base)
         before = base.before
         known = before.ids if before else array("i")
         settings, limit = self.app.settings, self.app.engine.max_context
@@ -263,6 +264,28 @@ class Service:
         params = await sampling_of(request, base.opening, self.app.engine, settings, temperature, limit - total)
         is_thinking = base.opening.thinking_mode == "thinking"
         return record, Plan(ids, params, is_thinking, prefix, request.parallel_tool_calls, tuple(request.stop))
+
+    async def _fitting(
+        self, user: User, request: Create, given: list[Json], local: dict[str, Record], base: Base
+    ) -> tuple[Base, list[int], int]:
+        """Where the conversation stands and the tokens of what is new; shortened when that is asked for, so that an
+        answer has room too."""
+        ids, ahead = await self._encoded(base)
+        limit = self.app.engine.max_context
+        wanted = request.max_output_tokens or self.app.settings.max_output_tokens
+        most = limit - 1 - min(wanted, limit // 4)
+        left: list[Json] | None = None
+        while request.truncation == "auto" and (total := len(base.before.ids if base.before else ()) + len(ids)) > most:
+            if left is None:
+                previous = await self._previous(user, request.previous_response_id, local)
+                left = [*(await self._items_up_to(user, previous, local) if previous else []), *given]
+            fewer = await asyncio.to_thread(shortened, left, LEFT_SHARE * most / total)
+            if fewer is None:
+                break
+            left = fewer
+            base = await self._by_content(user, request, left)
+            ids, ahead = await self._encoded(base)
+        return base, ids, ahead
 
     async def _base(self, user: User, request: Create, given: list[Json], local: dict[str, Record]) -> Base:
         """Where the conversation of a request stands. With another opening it is read again from its items."""

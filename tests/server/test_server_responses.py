@@ -1,6 +1,7 @@
 """Promises of the Responses API over HTTP and SSE, through the unmodified openai client."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,19 @@ import openai
 import pytest
 
 from agent.server.agent_model import AGENT_MODEL
-from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, agent_tools, create, origins
+from tests.server.serving import (
+    ASK,
+    KNOWN,
+    MODEL,
+    SYSTEM_TEXT,
+    TELL,
+    WHERE,
+    Server,
+    agent_tools,
+    create,
+    origins,
+    served,
+)
 
 INPUTS: list[Any] = [
     TELL,
@@ -193,9 +206,33 @@ def test_chat_completions_hold_answers_to_a_schema(client: openai.OpenAI) -> Non
     assert json.loads(chat.choices[0].message.content)["city"] in ("Paris", "Rome")
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_with_a_format_and_tools_the_answer_is_a_call_or_fits_the_format(
+    client: openai.OpenAI, workspace: Path, is_stream: bool
+) -> None:
+    format_ = {"type": "json_schema", "name": "trip", "schema": SHAPE}
+    fields: dict[str, Any] = {"tools": agent_tools(workspace), "instructions": SYSTEM_TEXT, "text": {"format": format_}}
+
+    def ask(input: Any, **more: Any) -> Any:
+        if is_stream:
+            return list(create(client, input, stream=True, **fields, **more))[-1].response
+        return create(client, input, **fields, **more)
+
+    first = ask(WHERE)
+    assert [item.type for item in first.output] == ["function_call"] and first.status == "completed"
+    assert json.loads(first.output[0].arguments) == {"name": "load_page"}
+    result = {"type": "function_call_output", "call_id": first.output[0].call_id, "output": "a.py:1 def load_page"}
+    second = ask([result], previous_response_id=first.id, tool_choice="none")
+    told = ask(ASK)
+    assert [set(json.loads(answer.output_text)) for answer in (second, told)] == [{"city", "days"}] * 2
+    forced = ask(TELL, tool_choice="required")
+    assert [item.type for item in forced.output] == ["function_call"]
+
+
 def test_no_call_is_made_where_none_is_allowed(client: openai.OpenAI, workspace: Path) -> None:
     response = create(client, WHERE, tools=agent_tools(workspace), tool_choice="none", instructions=SYSTEM_TEXT)
     assert response.tool_choice == "none" and len(response.tools) == len(agent_tools(workspace))
+    assert [item.type for item in response.output] == ["message"]
 
 
 def test_one_call_at_a_time_when_asked_for(client: openai.OpenAI, workspace: Path) -> None:
@@ -295,6 +332,39 @@ def test_prefill_ahead_leaves_little_to_read(client: openai.OpenAI) -> None:
     assert response.usage.input_tokens > ahead.usage.input_tokens
 
 
+def test_a_conversation_that_is_too_long_loses_its_beginning_when_that_is_asked_for(tmp_path: Path) -> None:
+    with served(tmp_path, max_context=2048) as server, server.client() as client:
+        before = None
+        texts, inputs = [], []
+        for turn in range(12):
+            text = f"note {turn}: " + "the house is red " * 60
+            response = create(
+                client,
+                text,
+                previous_response_id=before,
+                truncation="auto",
+                instructions="Be brief.",
+                max_output_tokens=8,
+            )
+            assert response.truncation == "auto" and response.usage.input_tokens < 2048 - 8
+            texts.append(text)
+            inputs.append(response.usage.input_tokens)
+            before = response.id
+        ids = server.running.service.records[before].ids.tolist()
+        said = server.running.service.app.engine.tokenizer.decode(ids)
+        kept = [f"note {turn}:" in said for turn in range(12)]
+        assert kept == sorted(kept) and kept[-2:] == [True, True] and not kept[0]
+        assert said.index("Be brief.") < said.index("the house")
+        assert sum(after < earlier for earlier, after in pairwise(inputs)) < 6  # it is not read anew every turn
+        with pytest.raises(openai.BadRequestError) as e:
+            create(client, "x " * 3000, previous_response_id=before, truncation="disabled")
+        assert e.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError):  # one item alone that does not fit
+            create(client, "x " * 6000, truncation="auto")
+        whole = [{"role": "user", "content": text} for text in texts]
+        assert create(client, whole, truncation="auto", max_output_tokens=8).usage.input_tokens < 2040
+
+
 def test_models_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL, AGENT_MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
@@ -305,6 +375,6 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 def test_metrics_count_tokens_by_origin(server: Server) -> None:
     text = server.get("/metrics").text
     for name in ("holdfast_tokens_total{origin=\"from_memory\"}", "holdfast_response_seconds_bucket", "holdfast_disk_bytes",
-                 "holdfast_pool_pages_used", "holdfast_requests_total{route=\"/v1/responses\",status=\"200\"}"):  # fmt: skip
+                 "holdfast_pool_pages_used", "holdfast_loop_stall_seconds_bucket", "holdfast_requests_total{route=\"/v1/responses\",status=\"200\"}"):  # fmt: skip
         assert name in text
     assert server.get("/healthz", Authorization="none").json() == {"status": "ok"}
