@@ -23,8 +23,10 @@ MAX_LANES = 32  # with a name
 MAX_IN_FLIGHT = 16
 MAX_QUEUED = 256
 MAX_STEERS = 16
-MAX_LOCAL = 256  # responses that are not stored; the oldest are forgotten
+MAX_LOCAL = 64  # responses that are not stored; the oldest are forgotten
+MAX_LOCAL_TOKENS = 2**21  # of their logs, but for the last one
 HEARTBEAT_S = 20.0
+CONNECTION_S = 3600.0
 WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
 LARGE_FRAME_CHARS = 16_384
 SOCKETS: "web.AppKey[set[Any]]" = web.AppKey("sockets", set)
@@ -64,23 +66,44 @@ class Connection:
     async def run(self) -> None:
         """Until the client or the server closes it."""
         workers: set[asyncio.Task[None]] = set()
+        limit = asyncio.timeout(CONNECTION_S)
         try:
-            async for message in self.socket:
-                if message.type == WSMsgType.TEXT:
-                    await self._take(message.data, workers)
-                elif message.type == WSMsgType.BINARY:
-                    await self._refuse(None, bad("send text frames, one JSON object each", code="invalid_json"))
-                else:  # an error: the connection is closed with its code
-                    break
+            async with limit:
+                await self._read(workers)
         except (ConnectionError, TimeoutError):
             pass
         finally:
             for worker in workers:
                 worker.cancel()
-            if workers:
-                await asyncio.wait(workers)
-            for record in [*self.local.values()]:
-                await self.service.forget_local(record)
+            # this handler is cancelled when its connection is lost, here too: so what is left to do is not its own
+            self.service.group.create_task(self._forget_all(workers))
+        if limit.expired():
+            await self._end()
+
+    async def _read(self, workers: "set[asyncio.Task[None]]") -> None:
+        async for message in self.socket:
+            if message.type == WSMsgType.TEXT:
+                await self._take(message.data, workers)
+            elif message.type == WSMsgType.BINARY:
+                await self._refuse(None, bad("send text frames, one JSON object each", code="invalid_json"))
+            else:  # an error: the connection is closed with its code
+                return
+
+    async def _forget_all(self, workers: "set[asyncio.Task[None]]") -> None:
+        if workers:
+            await asyncio.wait(workers)
+        for record in [*self.local.values()]:
+            await self.service.forget_local(record)
+
+    async def _end(self) -> None:
+        """The connection is as old as one may be. Its client is told to make another one, and may do so by itself."""
+        text = (
+            f"Responses websocket connection limit reached ({CONNECTION_S / 60:g} minutes)."
+            " Create a new websocket connection to continue."
+        )
+        with suppress(ConnectionError, TimeoutError):
+            await self._refuse(None, ApiError(400, text, "websocket_connection_limit_reached"))
+            await self.socket.close(code=WSCloseCode.GOING_AWAY, message=b"connection limit")
 
     async def _take(self, text: str, workers: "set[asyncio.Task[None]]") -> None:
         lane: Lane = None
@@ -142,6 +165,8 @@ class Connection:
                 await self._send(lane, event)
         finally:
             del self.running[record.id]
+            if not record.is_stored:
+                record.events = []  # nobody else may follow it
         if record.response["status"] == "failed":
             self._evict(lane, parent)
             return None
@@ -186,9 +211,13 @@ class Connection:
         return await self.service.get(self.user, id, self.local) is not None
 
     def _keep(self, lane: Lane, record: Record) -> None:
+        num_tokens = sum(len(other.ids) for other in self.local.values())
+        for old in [other for other in self.local.values() if other.is_over]:
+            if len(self.local) < MAX_LOCAL and num_tokens <= MAX_LOCAL_TOKENS:
+                break
+            num_tokens -= len(old.ids)
+            self._forget(old.id)
         self.local[record.id], self._lane_of[record.id] = record, lane
-        if len(self.local) > MAX_LOCAL:
-            self._forget(next(iter(self.local)))
 
     def _evict(self, lane: Lane, parent: object) -> None:
         """A continuation failed on the lane of what it went on from: that is forgotten, as the protocol wants."""
@@ -206,7 +235,8 @@ class Connection:
     async def _send(self, lane: Lane, event: Json) -> None:
         text = dumps(event if lane is None else {**event, "stream_id": lane})
         async with self._writing:
-            await asyncio.wait_for(self.socket.send_str(text), WRITE_TIMEOUT_S)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self.socket.send_str(text)
 
 
 def _as_items(given: object) -> list[Json]:

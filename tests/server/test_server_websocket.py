@@ -275,6 +275,61 @@ def test_closing_the_socket_ends_what_is_not_stored_and_lets_the_rest_finish(ser
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_connection_has_an_end(server: Server, monkeypatch: pytest.MonkeyPatch, is_busy: bool) -> None:
+    monkeypatch.setattr("agent.server.socket.CONNECTION_S", 0.6)
+
+    async def test(socket: Socket) -> None:
+        assert (await socket.ask(input="hi", max_output_tokens=1))["type"] == "response.incomplete"
+        if is_busy:
+            await socket.send(input=LONG * 8)
+        while (event := await socket.next())["type"] != "error":
+            pass
+        assert event == {
+            "type": "error", "status": 400,
+            "error": {"type": "invalid_request_error", "code": "websocket_connection_limit_reached", "param": None,
+                      "message": "Responses websocket connection limit reached (0.01 minutes). Create a new websocket"
+                      " connection to continue."},
+        }  # fmt: skip
+        with pytest.raises(websockets.ConnectionClosed) as e:
+            await socket.next()
+        assert e.value.rcvd is not None and e.value.rcvd.code == 1001
+
+    talk(server, test)
+
+
+def test_a_connection_forgets_its_oldest_responses_that_are_not_stored(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.server.socket.MAX_LOCAL", 2)
+
+    async def test(socket: Socket) -> None:
+        ids = [(await socket.ask(input="hi", max_output_tokens=1))["response"]["id"] for _ in range(3)]
+        lost = await socket.ask(input="hi", previous_response_id=ids[0], max_output_tokens=1)
+        assert lost["error"]["code"] == "previous_response_not_found"
+        kept = await socket.ask(input="hi", previous_response_id=ids[2], max_output_tokens=1)
+        assert kept["type"] == "response.incomplete"
+
+    talk(server, test)
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+def test_what_is_not_stored_ends_with_its_connection(server: Server, is_clean: bool) -> None:
+    async def main() -> None:
+        async with connected(server) as socket:
+            for lane in ("a", "b", "c"):
+                await socket.send(input=LONG * 12, stream_id=lane)
+            await socket.next()
+            if not is_clean:
+                socket.socket.transport.abort()
+        ended = asyncio.get_running_loop().time() + 5
+        while left := [record for record in server.running.service.in_flight() if not record.is_stored]:
+            assert asyncio.get_running_loop().time() < ended, left[0].response["status"]
+            await asyncio.sleep(0.05)
+
+    asyncio.run(main())
+
+
 def test_no_token_no_socket(server: Server) -> None:
     async def main() -> None:
         with pytest.raises(websockets.InvalidStatus) as e:
