@@ -109,13 +109,14 @@ def serve(settings: Settings, host: str, port: int, users: Path | None, workspac
     """Until SIGINT or SIGTERM."""
     logging.basicConfig(format="holdfast: %(message)s")
     with only_server(settings.home):
+        is_first = not (settings.home / "token").exists()
         access, token = access_of(settings, host, users)
-        asyncio.run(_until_told(settings, access, token, host, port, workspace))
+        asyncio.run(_until_told(settings, access, token, is_first, host, port, workspace))
     return 0
 
 
 async def _until_told(
-    settings: Settings, access: Access, token: str | None, host: str, port: int, workspace: Path
+    settings: Settings, access: Access, token: str | None, is_first: bool, host: str, port: int, workspace: Path
 ) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -124,14 +125,16 @@ async def _until_told(
     async with running(settings, access, host, port, workspace) as server:
         _set_aside_what_stays()
         with announced(settings.home, server.url, settings.model_dir):
+            path = settings.home / "token"
             print(f"{model_name(settings)} at {server.url}/v1", flush=True)
-            kept = f"kept in {settings.home / 'token'}"
-            if token is not None:
-                print(f"token {token} ({kept})", flush=True)
+            if token is None:
+                print(f"{len(access.users) - 1} users, and the owner: token in {path}", flush=True)
+                print(f"chat page {server.url}", flush=True)
+            elif is_first:  # shown once: what is on a screen, or in a log, is seen by others
+                print(f"token {token} (shown this once, kept in {path})", flush=True)
                 print(f"chat page {server.url}/#token={token}", flush=True)
             else:
-                print(
-                    f"{len(access.users) - 1} users, and the owner (token {kept}), chat page {server.url}", flush=True
-                )
+                print(f"token in {path}", flush=True)
+                print(f"chat page {server.url}", flush=True)
             await stopped.wait()
         print("stopping: sessions are saved", flush=True)

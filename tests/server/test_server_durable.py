@@ -27,7 +27,7 @@ class Process:
         env = {"HOLDFAST_HOME": str(home), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self.lines = [self.process.stdout.readline() for _ in range(2)]
+        self.lines = [self.process.stdout.readline() for _ in range(3)]
         token = (home / "token").read_text().strip()
         url = self.lines[0].split()[-1]
         self.client = openai.OpenAI(base_url=url, api_key=token, max_retries=0, timeout=60)
@@ -109,7 +109,19 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
         assert server.client.responses.retrieve(response.id) == response
     last = create(server.client, ASK, previous_response_id=acknowledged[-1].id)
     assert last.output_text.strip() == KNOWN
-    assert "token" in server.lines[1] and server.end(signal.SIGTERM) == 0
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_the_token_is_shown_once(tmp_path: Path) -> None:
+    for start in range(2):
+        server = Process(tmp_path)
+        token = (tmp_path / "token").read_text().strip()
+        shown = [line for line in server.lines if token in line]
+        assert len(shown) == (2 if start == 0 else 0) and str(tmp_path / "token") in server.lines[1]
+        page = server.lines[2].split()[-1]
+        assert page == server.lines[0].split()[-1].removesuffix("/v1") + (f"/#token={token}" if start == 0 else "")
+        assert server.client.models.list().data[0].id == MODEL
+        assert server.end(signal.SIGTERM) == 0
 
 
 def test_a_response_in_the_background_that_was_cut_off_has_failed(tmp_path: Path) -> None:
