@@ -25,7 +25,8 @@ from kernels.rope import rope_frequencies, rope_table, rotate_
 class Attention:
     """`x` [N, D] in, [N, D] out; one shared key = value head of head_dim channels.
 
-    A rank has some of the query heads; window rows, entries and the indexer are the same on every rank.
+    A rank has some of the query heads and some columns of the output; window rows, entries and the indexer are the same on
+    every rank.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics, ops: Ops):
@@ -34,7 +35,9 @@ class Attention:
         is_indexed = ratio == 4
         hadamard = hadamard_matrix(config.index_head_dim) if is_indexed else torch.zeros(0, 0)
         frequencies = layer_frequencies(config, ratio)
-        heads, dim = self.parallel.share(config.num_attention_heads), config.head_dim
+        self.low_width, self.width = config.o_groups * config.o_lora_rank, config.hidden_size
+        low = self.parallel.share(self.low_width)
+        heads, dim = _heads_of(low, config), config.head_dim
         queries = [Part("wq_b.weight", rows=range(heads.start * dim, heads.stop * dim))]
         queries += [Part("indexer.wq_b.weight")] if is_indexed else []
         self.freqs = ops.array(frequencies)
@@ -48,7 +51,12 @@ class Attention:
         self.attend = ops.weights(
             AttendWeights(weights.value("attn_sink", heads), dim**-0.5, config.sliding_window, ratio)
         )
-        self.output = ops.weights(_output_weights(weights, config, heads))
+        self.output = ops.weights(
+            OutputWeights(
+                weights.grouped_linear(Part("wo_a.weight", low), len(heads) // _group_size(config)),
+                weights.linear(Part("wo_b.weight", self.parallel.share(self.width))),
+            )
+        )
         self.no_rows = ops.array(torch.zeros(0, dim))
         self.no_index_rows = ops.array(torch.zeros(0, 0))
         if ratio:
@@ -74,7 +82,10 @@ class Attention:
         ring = ops.array(cache.ring)
         o = ops.attend(q, kv, rows, ring, pool, chosen, self.attend)
         ops.store(kv, rows, ring)
-        return self.parallel.sum(ops.output(o, turns, self.output), ops)
+        if self.parallel.ranks == 1:
+            return ops.output(o, turns, self.output)
+        low = self.parallel.columns(ops.output_low(o, turns, self.output), self.low_width, ops)
+        return self.parallel.columns(ops.output_columns(low, self.output), self.width, ops)
 
     def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any]:
         """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see)."""
@@ -101,19 +112,14 @@ class Attention:
         return keys, cache.index_keys.fmt.round(rotate_(index_rows.cpu().clone(), turns) @ self.hadamard)
 
 
-def _output_weights(weights: Weights, config: ModelConfig, heads: range) -> OutputWeights:
-    """What these heads give: whole groups of them, or where ranks are more than groups, a part of one.
+def _group_size(config: ModelConfig) -> int:
+    return config.num_attention_heads // config.o_groups
 
-    A part reads its own columns of the group's `wo_a` and all that follows: `wo_b` is linear, so parts add up.
-    """
-    per_group, dim, rank = config.num_attention_heads // config.o_groups, config.head_dim, config.o_lora_rank
-    groups = range(heads.start // per_group, -(-heads.stop // per_group))
-    first = heads.start % per_group * dim
-    outputs = range(groups.start * rank, groups.stop * rank)
-    inputs = range(first, first + min(per_group, len(heads)) * dim)
-    wo_a = weights.grouped_linear(Part("wo_a.weight", outputs, inputs), len(groups))
-    wo_b = weights.linear(Part("wo_b.weight", columns=outputs))
-    return OutputWeights(wo_a, wo_b, is_partial=len(heads) < config.num_attention_heads)
+
+def _heads_of(low: range, config: ModelConfig) -> range:
+    """Those that these outputs of `wo_a` read: whole groups. Where ranks are more than groups, those of one group have the same."""
+    size, rank = _group_size(config), config.o_lora_rank
+    return range(low.start // rank * size, -(-low.stop // rank) * size)
 
 
 def _pooled_parts(weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:

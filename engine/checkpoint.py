@@ -168,34 +168,29 @@ class Checkpoint:
         shards = sorted({entry.path for entry in found})
         return cls(config, _verified(directory, config, stored), shards)
 
-    def tensor(self, name: str, rows: range | None = None, columns: range | None = None) -> Tensor:
-        """A tensor as stored, or a part that is read alone: FP4 packed in int8, scales as float8_e8m0fnu.
+    def tensor(self, name: str, rows: range | None = None) -> Tensor:
+        """A tensor as stored, or some rows that are read alone: FP4 packed in int8, scales as float8_e8m0fnu.
 
         Raises CheckpointError for NaN scales.
         """
         place = self.stored[name]
         if place.path not in self._files:
             self._files[place.path] = safe_open(place.path, framework="pt")
-        if rows is None and columns is None:
+        if rows is None:
             tensor = self._files[place.path].get_tensor(place.key)
         else:
-            part = [slice(None) if r is None else slice(r.start, r.stop) for r in (rows, columns)]
-            tensor = self._files[place.path].get_slice(place.key)[tuple(part[: len(place.shape)])]
+            tensor = self._files[place.path].get_slice(place.key)[rows.start : rows.stop]
         if place.dtype == "F8_E8M0" and (tensor.view(torch.uint8) == 255).any():
             raise CheckpointError(f"{name} in {place.path.name} holds NaN: the file is damaged, download it again")
         return tensor
 
-    def weight(self, name: str, rows: range | None = None, columns: range | None = None) -> Tensor:
-        """A weight dequantised exactly to float32 [logical shape], or these rows and columns of it, which are read
-        alone; tid2eid comes as int64, its ids checked.
+    def weight(self, name: str, rows: range | None = None) -> Tensor:
+        """A weight dequantised exactly to float32 [logical shape], or these rows of it, which are read alone; tid2eid comes as int64, its ids checked.
 
         Raises CheckpointError for a value that is not finite or an expert that does not exist.
         """
         place = self.stored[name]
-        if place.dtype == "I8":
-            raw = self.tensor(name, rows, _divided(columns, 2))
-        else:
-            raw = self.tensor(name, rows, columns)
+        raw = self.tensor(name, rows)
         if place.dtype == "I64":
             experts = self.config.n_routed_experts
             if raw.min() < 0 or raw.max() >= experts:
@@ -204,10 +199,10 @@ class Checkpoint:
                 )
             return raw
         if place.dtype == "I8":
-            value = dequant_fp4_weight(raw, self.tensor(scale_name(name), rows, _divided(columns, 32)))
+            value = dequant_fp4_weight(raw, self.tensor(scale_name(name), rows))
         elif place.dtype == "F8_E4M3":
-            scale = self.tensor(scale_name(name), blocks(rows), blocks(columns))
-            value = dequant_fp8_weight(raw, scale, *(0 if r is None else r.start % 128 for r in (rows, columns)))
+            scale = self.tensor(scale_name(name), blocks(rows))
+            value = dequant_fp8_weight(raw, scale, 0 if rows is None else rows.start % 128)
         else:
             value = raw.float()
         if not torch.isfinite(value).all():
@@ -233,16 +228,8 @@ class Checkpoint:
 
 
 def blocks(part: range | None) -> range | None:
-    """The blocks of 128 that a part of rows or columns touches."""
+    """The blocks of 128 that these rows touch."""
     return None if part is None else range(part.start // 128, -(-part.stop // 128))
-
-
-def _divided(columns: range | None, size: int) -> range | None:
-    """FP4 columns share bytes by 2 and scales by 32."""
-    if columns is None:
-        return None
-    assert columns.start % 32 == columns.stop % 32 == 0, columns
-    return range(columns.start // size, columns.stop // size)
 
 
 def official_name(key: str) -> str:

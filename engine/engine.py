@@ -45,7 +45,8 @@ class Engine:
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
         self.model_config = ModelConfig.from_dir(directory)
-        self.numerics = place(config.device).numerics(config.numerics)
+        placement = place(config.device)
+        self.numerics = placement.numerics(config.numerics)
         self.max_context = 0
         self.identity = ""
         self.layout = b""
@@ -58,7 +59,7 @@ class Engine:
         self._ids = count()
         self._loaded: asyncio.Future[None]
         self._failure: EngineError | None = None
-        check_ranks(self.model_config, self.numerics, config.ranks)
+        check_ranks(self.model_config, placement, config.ranks)
         self._thread = threading.Thread(target=self._main, name="holdfast-engine", daemon=True)
 
     @classmethod

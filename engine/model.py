@@ -56,13 +56,13 @@ class Head:
         fn = weights.value("hc_head_fn") * weights.value("hc_head_scale")
         base, norm = weights.value("hc_head_base"), weights.value("norm.weight")
         self.weights = ops.weights(
-            HeadWeights(weights.matrix(fn), base, norm, head, config.hc_eps, config.rms_norm_eps)
+            HeadWeights(weights.matrix(fn), base, norm, head, config.hc_eps, config.rms_norm_eps, config.vocab_size)
         )
 
     def __call__(self, streams: Tensor) -> Tensor:
         """streams [N, M, D] -> logits [N, V]."""
-        part = self.ops.tensor(self.ops.head(self.ops.array(streams), self.weights))
-        return self.parallel.columns(part, self.vocab_size)
+        part = self.ops.head(self.ops.array(streams), self.weights)
+        return self.ops.tensor(self.parallel.columns(part, self.vocab_size, self.ops))
 
 
 class MTP:

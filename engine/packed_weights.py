@@ -40,26 +40,27 @@ class PackedWeights(Weights):
         asked = as_parts(parts)
         if self._dtype(asked[0]) == BF16:
             return torch.cat([self._tensor(part, BF16) for part in asked])
-        return Fp8Weight(*(torch.cat(tensors) for tensors in zip(*map(self._fp8, asked))))
+        data, scales, outs = zip(*map(self._fp8, asked))
+        return Fp8Weight(torch.cat(data), torch.cat(scales), sum(outs))
 
     def grouped_linear(self, part: Part, groups: int) -> Fp8Weight:
-        return Fp8Weight(*(tensor.unflatten(0, (groups, -1)) for tensor in self._fp8(part)))
+        data, scale, outs = self._fp8(part)
+        return Fp8Weight(data.unflatten(0, (groups, -1)), scale.unflatten(0, (groups, -1)), outs)
 
-    def experts(self, experts: range) -> tuple[object, object]:
-        return pack_experts(*(self._fp4(experts, name) for name in ("w1", "w3", "w2")))
+    def experts(self, count: int, inner: range, width: range) -> tuple[object, object]:
+        return pack_experts(*(self._fp4(count, *part) for part in (("w1", inner), ("w3", inner), ("w2", width))))
 
-    def _fp4(self, experts: range, name: str) -> Fp4Weight:
-        parts = [Part(f"experts.{e}.{name}.weight") for e in experts]
+    def _fp4(self, count: int, name: str, rows: range) -> Fp4Weight:
+        parts = [Part(f"experts.{e}.{name}.weight", rows) for e in range(count)]
         data = torch.stack([self._tensor(part, FP4).view(torch.uint8) for part in parts])
-        scales = [self._tensor(Part(scale_name(part.name)), "F8_E8M0").view(torch.uint8) for part in parts]
+        scales = [self._tensor(Part(scale_name(part.name), rows), "F8_E8M0").view(torch.uint8) for part in parts]
         return Fp4Weight(data, torch.stack(scales))
 
     def _fp8(self, part: Part) -> Fp8Weight:
-        rows, columns = part.rows, part.columns
-        if columns and (columns.start % BLOCK or columns.stop % BLOCK):
-            raise CheckpointError(f"{self._prefix}{part.name} cannot be cut at columns {columns.start}..{columns.stop}")
-        scale = self._tensor(Part(scale_name(part.name), blocks(rows), blocks(columns)), "F8_E8M0")
-        return fp8_weight(self._tensor(part, FP8), scale, rows.start % BLOCK if rows else 0)
+        rows = part.rows
+        scale = self._tensor(Part(scale_name(part.name), blocks(rows)), "F8_E8M0")
+        weight = fp8_weight(self._tensor(part, FP8), scale, rows.start % BLOCK if rows else 0)
+        return weight._replace(outs=self._checkpoint.stored[self._prefix + part.name].shape[0])
 
     def _tensor(self, part: Part, dtype: str) -> Tensor:
         if self._dtype(part) != dtype:
@@ -67,7 +68,7 @@ class PackedWeights(Weights):
                 f"{self._prefix}{part.name} is stored as {self._dtype(part)}, a GPU needs {dtype}: use device cpu, or the"
                 " checkpoint as it was published"
             )
-        return self._checkpoint.tensor(self._prefix + part.name, part.rows, part.columns).to(self._device)
+        return self._checkpoint.tensor(self._prefix + part.name, part.rows).to(self._device)
 
     def _dtype(self, part: Part) -> str:
         return self._checkpoint.stored[self._prefix + part.name].dtype

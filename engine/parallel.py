@@ -1,14 +1,13 @@
-"""One model on several ranks: which part of it a rank computes, and the sums over all of them.
+"""One model on several ranks: which part of it a rank computes, and how parts become a whole.
 
-Heads and experts are shared out; everything else every rank computes alike. So after each sum all ranks must hold the
-same bits: parts are gathered and added in the order of the ranks, everywhere, whatever the row and the batch.
+Every large product is shared out by its columns, and columns are only ever put side by side: nothing is added over ranks.
+So where a column's bits do not depend on its neighbours, all ranks hold those of one rank alone, however many they are.
 """
 
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch.distributed import FileStore, ProcessGroupGloo
 
 from engine.config import ModelConfig
 from engine.errors import EngineError, RankLost
-from engine.numerics import Numerics
 from engine.placement import Placement
-from kernels.cpu.threads import settle
 from kernels.dispatch import Ops
 
 CONNECT_S = 30
@@ -27,7 +24,7 @@ ANSWER_S = 900
 
 
 class Parallel:
-    """Rank `rank` of `ranks`. Without a group it is alone, and its sums are what it was given."""
+    """Rank `rank` of `ranks`. Without a group it is alone, and its part is the whole."""
 
     def __init__(self, rank: int = 0, ranks: int = 1):
         self.rank, self.ranks = rank, ranks
@@ -60,35 +57,30 @@ class Parallel:
         """This rank's part of `count` things: contiguous, in the order of the ranks, as even as can be."""
         return range(self.rank * count // self.ranks, (self.rank + 1) * count // self.ranks)
 
-    def sum(self, part: Any, ops: Ops) -> Any:
-        """The sum of all ranks' parts, an array of ops [N, D], rounded once: the same bits on every rank.
+    def columns(self, part: Any, count: int, ops: Ops) -> Any:
+        """Each rank's share of `count` columns, an array of ops [..., share] -> all of them in order, [..., count].
 
         Raises RankLost.
         """
         if self.ranks == 1:
             return part
-        parts = self._gathered(part)
-        total = parts[0] + parts[1]
-        for other in parts[2:]:
-            total += other
-        return ops.activation(total)
-
-    def columns(self, part: Tensor, count: int) -> Tensor:
-        """Each rank's share of `count` columns, [N, share] -> all of them in order, [N, count]."""
-        if self.ranks == 1:
-            return part
         widest = -(-count // self.ranks)
-        parts = self._gathered(F.pad(part, (0, widest - part.shape[1])))
+        parts = self._gathered(F.pad(ops.tensor(part), (0, widest - part.shape[-1])))
         widths = [len(Parallel(rank, self.ranks).share(count)) for rank in range(self.ranks)]
-        return torch.cat([columns[:, :width] for columns, width in zip(parts, widths)], 1)
+        return ops.array(torch.cat([columns[..., :width] for columns, width in zip(parts, widths)], -1))
 
-    def _gathered(self, part: Any) -> Tensor:
-        """[N, K] of every rank -> [ranks, N, K]."""
-        settle()
-        own = torch.from_numpy(part) if isinstance(part, np.ndarray) else part.contiguous()
-        parts = torch.empty(self.ranks, *own.shape, device=own.device)
+    def _gathered(self, part: Tensor) -> Tensor:
+        """[...] of every rank -> [ranks, ...]."""
+        parts = part.new_empty(self.ranks, *part.shape)
+        own, all_bytes = (
+            part.contiguous().view(torch.uint8),
+            parts.view(torch.uint8).flatten(0, 1),
+        )  # gloo knows few types
         try:
-            self._group._allgather_base(parts.flatten(0, 1), own).wait()
+            if own.is_cuda:
+                self._group._allgather_base(all_bytes, own).wait()
+            else:  # all to all at once: gloo's own gather goes round a ring, with as many waits as ranks
+                self._group.alltoall_base(all_bytes, torch.cat([own] * self.ranks), [], []).wait()
         except RuntimeError as e:
             raise RankLost(f"another rank of {self.ranks} does not answer: {e}") from None
         return parts
@@ -97,25 +89,24 @@ class Parallel:
 ALONE = Parallel()
 
 
-def check_ranks(config: ModelConfig, numerics: Numerics, ranks: int) -> None:
+def check_ranks(config: ModelConfig, placement: Placement, ranks: int) -> None:
     """Raises EngineError for a number of ranks that this model cannot be shared out to."""
-    if not _fits(config, numerics, ranks):
-        heads = config.num_attention_heads
-        possible = [str(n) for n in range(1, heads + 1) if _fits(config, numerics, n)]
+    if not _fits(config, placement, ranks):
+        heads, kind = config.num_attention_heads, "a GPU" if placement.runs_triton else "a CPU"
+        possible = [str(n) for n in range(1, heads + 1) if _fits(config, placement, n)]
         raise EngineError(
-            f"ranks={ranks} cannot share the {heads} heads in {config.o_groups} groups and"
-            f" {config.n_routed_experts} experts of this model in {numerics.name} numerics: use {' or '.join(possible)}"
+            f"ranks={ranks} cannot share the {heads} heads in {config.o_groups} groups, {config.hidden_size} channels and"
+            f" {config.moe_intermediate_size} columns of an expert of this model on {kind}: use {' or '.join(possible)}"
         )
 
 
-def _fits(config: ModelConfig, numerics: Numerics, ranks: int) -> bool:
-    """Ranks have whole groups of heads, or an even part of one group; `official` rounds what a group gives, so there
-    groups stay whole, and so do the blocks of 128 that activations are quantised in."""
+def _fits(config: ModelConfig, placement: Placement, ranks: int) -> bool:
+    """Ranks have whole groups of heads, or an even part of what one group gives. Triton's kernels compute experts in tiles of
+    128 columns."""
     if ranks == 1:
         return True
-    heads, groups, inner = config.num_attention_heads, config.o_groups, config.moe_intermediate_size
-    if heads % ranks or config.n_routed_experts < ranks or inner % ranks:
+    if config.num_attention_heads % ranks or (config.o_groups % ranks and ranks % config.o_groups):
         return False
-    if numerics.name != "official":
-        return groups % ranks == 0 or ranks % groups == 0
-    return groups % ranks == 0 and groups // ranks * config.o_lora_rank % 128 == 0 and inner // ranks % 128 == 0
+    return not placement.runs_triton or not any(
+        width % (128 * ranks) for width in (config.moe_intermediate_size, config.hidden_size)
+    )

@@ -15,11 +15,10 @@ from engine.parallel import Parallel
 
 
 class Part(NamedTuple):
-    """Some rows (outputs) or columns (inputs) of a stored weight [out, in]; None: all."""
+    """Some rows (outputs) of a stored weight [out, in]; None: all."""
 
     name: str
     rows: range | None = None
-    columns: range | None = None
 
 
 def as_parts(parts: Sequence[Part | str]) -> list[Part]:
@@ -57,14 +56,17 @@ class Weights:
         """A part whose outputs are `groups` groups, each with an input of its own: [groups, in, out / groups]."""
         return self._outputs(part).unflatten(0, (groups, -1)).transpose(1, 2)
 
-    def experts(self, experts: range) -> tuple[Any, Any]:
-        """These experts' w1 and w3 side by side, [experts, in, 2 * inner], and their w2, [experts, inner, in]."""
+    def experts(self, count: int, inner: range, width: range) -> tuple[Any, Any]:
+        """The outputs `inner` of all experts' w1 and w3 side by side, [count, in, 2 * outputs], and the outputs `width` of
+        their w2, [count, inner, outputs]."""
 
-        def stacked(*names: str) -> Tensor:
-            return torch.stack([self.linear(*(f"experts.{e}.{name}.weight" for name in names)) for e in experts])
+        def stacked(rows: range, *names: str) -> Tensor:
+            return torch.stack(
+                [self.linear(*(Part(f"experts.{e}.{name}.weight", rows) for name in names)) for e in range(count)]
+            )
 
-        return stacked("w1", "w3"), stacked("w2")
+        return stacked(inner, "w1", "w3"), stacked(width, "w2")
 
     def _outputs(self, *parts: Part | str) -> Tensor:
-        read = [self._checkpoint.weight(self._prefix + part.name, part.rows, part.columns) for part in as_parts(parts)]
+        read = [self._checkpoint.weight(self._prefix + part.name, part.rows) for part in as_parts(parts)]
         return read[0] if len(read) == 1 else torch.cat(read)

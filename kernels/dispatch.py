@@ -32,11 +32,11 @@ from kernels.rows import Rows
 # Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
 SIBLINGS = (
     (hyper, cpu_hyper, "kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "head")),
-    (project, cpu_project, "kernels.gpu.project", ("rope_table", "project", "output")),
+    (project, cpu_project, "kernels.gpu.project", ("rope_table", "project", "output", "output_low", "output_columns")),
     (compress, cpu_compress, "kernels.gpu.compress", ("block_rows", "complete_blocks", "store")),
     (indexer, cpu_indexer, "kernels.gpu.indexer", ("select",)),
     (attention, cpu_attention, "kernels.gpu.attention", ("attend",)),
-    (moe, cpu_moe, "kernels.gpu.moe", ("moe",)),
+    (moe, cpu_moe, "kernels.gpu.moe", ("moe", "moe_hidden", "moe_columns")),
 )
 KINDS = ("torch", "cpu", "gpu")
 CPU = torch.device("cpu")
@@ -52,12 +52,16 @@ class Ops:
     rope_table: Callable[..., Any]
     project: Callable[..., Any]
     output: Callable[..., Any]
+    output_low: Callable[..., Any]
+    output_columns: Callable[..., Any]
     block_rows: Callable[..., Any]
     complete_blocks: Callable[..., Any]
     store: Callable[..., Any]
     select: Callable[..., Any]
     attend: Callable[..., Any]
     moe: Callable[..., Any]
+    moe_hidden: Callable[..., Any]
+    moe_columns: Callable[..., Any]
     compiles = False  # the first steps compile kernels, which takes half a minute
 
     def __init__(self, num: Rounding, kind: str = "", device: torch.device = CPU):
@@ -87,12 +91,6 @@ class Ops:
         """A result of ops as a tensor."""
         settle()
         return torch.from_numpy(array) if isinstance(array, np.ndarray) else array
-
-    def activation(self, total: Tensor) -> Any:
-        """A float32 sum of several ranks' parts as an argument of ops."""
-        if self.kind == "gpu":
-            return total.bfloat16()
-        return self.array(self.num.bf16(total))
 
     def weights(self, bundle: Any) -> Any:
         """A named tuple of weights and numbers as an argument of ops; a part of it may be such a tuple itself."""

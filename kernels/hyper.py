@@ -26,9 +26,10 @@ class HeadWeights(NamedTuple):
     fn: Tensor  # [M * D, M], its columns carry their scale
     base: Tensor  # [M]
     norm: Tensor  # [D]
-    head: Tensor  # [D, V]
+    head: Tensor  # [D, V]; of a rank its share of the V
     hc_eps: float
     norm_eps: float
+    vocab_size: int = 0  # V, where head is a rank's
 
 
 def embed(ids: Indices, table: Tensor, copies: int, *, num: Rounding) -> Tensor:

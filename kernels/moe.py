@@ -14,35 +14,44 @@ class MoEWeights(NamedTuple):
     gate: Tensor  # [D, E]
     bias: Tensor  # [E], or [0] in a hash layer
     tid2eid: Tensor  # int64 [V, k]: experts by token id, in a hash layer; else [0, k]
-    w13: Tensor  # [experts here, D, 2 * inner]: gate, then up
-    w2: Tensor  # [experts here, inner, D]
-    shared_w13: Tensor  # [D, 2 * shared inner]
-    shared_w2: Tensor  # [shared inner, D]
+    w13: Tensor  # [E, D, 2 * inner]: gate, then up; of a rank its share of the inner
+    w2: Tensor  # [E, inner, D]; of a rank its share of the D
+    shared_w13: Tensor  # [D, 2 * inner], shared out as w13
+    shared_w2: Tensor  # [inner, D], shared out as w2
     k: int
     factor: float
     limit: float
-    is_partial: bool = False  # the sum over all ranks is rounded, not this
-    first_expert: int = 0  # w13[0] is this one; experts that are not here add nothing
 
 
 def moe(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> Tensor:
     """Chosen experts and the shared one: x [N, D], token ids [N] -> [N, D]."""
+    return moe_columns(*moe_hidden(x, ids, w, num=num), w, num=num)
+
+
+def moe_hidden(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> tuple[Tensor, Tensor]:
+    """What lies between the products, x [N, D] -> [N, k + 1, inner], of the shared expert last; and the experts, ascending, [N, k]."""
     y = x @ w.gate
     scores = torch.where(y > 20, y, torch.log1p(torch.exp(y))).sqrt()
     table = w.tid2eid[torch.from_numpy(ids)] if len(w.tid2eid) else None
     chosen, weights = route(scores, w.bias, table, w.k, w.factor)
-    dense = torch.zeros_like(scores).scatter_(1, chosen, weights)
-    quantised, out = num.act(x), torch.zeros_like(x)
-    for expert in sorted(set(chosen.flatten().tolist())):
-        place = expert - w.first_expert
-        if not 0 <= place < len(w.w13):
-            continue
-        rows = (chosen == expert).any(1).nonzero().flatten()
-        hidden = swiglu(num.bf16(quantised[rows] @ w.w13[place]), w.limit) * dense[rows, expert].unsqueeze(1)
-        out.index_add_(0, rows, num.bf16(num.act(num.bf16(hidden)) @ w.w2[place]))
-    hidden = num.bf16(swiglu(num.bf16(quantised @ w.shared_w13), w.limit))
-    shared = num.act(hidden) @ w.shared_w2
-    return out + shared if w.is_partial else num.bf16(out + num.bf16(shared))
+    chosen, order = chosen.sort(1)
+    weights, quantised = weights.gather(1, order), num.act(x)
+    hidden = x.new_empty(len(x), w.k + 1, w.w13.shape[2] // 2)
+    for expert in chosen.unique().tolist():
+        rows, slots = (chosen == expert).nonzero(as_tuple=True)
+        gate_up = num.bf16(quantised[rows] @ w.w13[expert])
+        hidden[rows, slots] = num.bf16(swiglu(gate_up, w.limit) * weights[rows, slots].unsqueeze(1))
+    hidden[:, w.k] = num.bf16(swiglu(num.bf16(quantised @ w.shared_w13), w.limit))
+    return hidden, chosen
+
+
+def moe_columns(hidden: Tensor, chosen: Tensor, w: MoEWeights, *, num: Rounding) -> Tensor:
+    """The second products, summed over a row's experts in ascending order and the shared one: [N, D]."""
+    out = hidden.new_zeros(len(hidden), w.shared_w2.shape[1])
+    for expert in chosen.unique().tolist():
+        rows, slots = (chosen == expert).nonzero(as_tuple=True)
+        out.index_add_(0, rows, num.bf16(num.act(hidden[rows, slots]) @ w.w2[expert]))
+    return num.bf16(out + num.bf16(num.act(hidden[:, w.k]) @ w.shared_w2))
 
 
 def route(scores: Tensor, bias: Tensor, chosen: Tensor | None, k: int, factor: float) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,8 @@ class ProjectWeights(NamedTuple):
 
 
 class OutputWeights(NamedTuple):
-    wo_a: Tensor  # [groups, num_heads * head_dim / groups, o_lora_rank]
-    wo_b: Tensor  # [groups * o_lora_rank, D]
-    is_partial: bool = False  # of some heads only: the sum over all ranks is rounded, not this
+    wo_a: Tensor  # [groups, num_heads * head_dim / groups, o_lora_rank]; of a rank some groups, or outputs of one
+    wo_b: Tensor  # [all groups * o_lora_rank, D]; of a rank its share of the D
 
 
 def rope_table(positions: Indices, freqs: Tensor, *, num: Rounding) -> Tensor:
@@ -54,8 +53,17 @@ def project(x: Tensor, turns: Tensor, w: ProjectWeights, *, num: Rounding) -> tu
 
 
 def output(o: Tensor, turns: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
-    """Attention's o [N, H, head_dim], which is overwritten -> [N, D]: values carry the rotation, so it is undone first."""
+    """Attention's o [N, H, head_dim], which is overwritten -> [N, D]."""
+    return output_columns(output_low(o, turns, w, num=num), w, num=num)
+
+
+def output_low(o: Tensor, turns: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
+    """o -> [N, groups * o_lora_rank]: values carry the rotation, so it is undone first."""
     o = num.bf16(rotate_(num.bf16(o), turns.conj().unsqueeze(1)))
     low = torch.einsum("ngk,gkr->ngr", o.reshape(len(o), *w.wo_a.shape[:2]), w.wo_a)
-    out = num.act(num.bf16(low.flatten(1))) @ w.wo_b
-    return out if w.is_partial else num.bf16(out)
+    return num.bf16(low.flatten(1))
+
+
+def output_columns(low: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
+    """What `output_low` gives for all groups -> [N, D]."""
+    return num.bf16(num.act(low) @ w.wo_b)

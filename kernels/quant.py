@@ -87,14 +87,14 @@ def fake_fp4(x: Tensor, block: int = 32) -> Tensor:
     return (q.unflatten(-1, (-1, block)) * scale.unsqueeze(-1)).flatten(-2).to(x.dtype)
 
 
-def dequant_fp8_weight(weight: Tensor, scale: Tensor, row: int = 0, column: int = 0) -> Tensor:
+def dequant_fp8_weight(weight: Tensor, scale: Tensor, row: int = 0) -> Tensor:
     """e4m3 [out, in] with e8m0 [ceil(out/128), ceil(in/128)] -> float32 [out, in], exact.
 
-    A part of a weight may begin at any `row` and `column` of its first block of 128 x 128.
+    Some rows of a weight may begin at any `row` of their first block of 128 x 128.
     """
     out, width = weight.shape
     s = from_e8m0(scale).repeat_interleave(128, 0)[row : row + out]
-    return weight.float() * s.repeat_interleave(128, 1)[:, column : column + width]
+    return weight.float() * s.repeat_interleave(128, 1)[:, :width]
 
 
 def dequant_fp4_weight(packed: Tensor, scale: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import INF, ONE, ZERO, exp
 from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import clear_row, copy_row
+from kernels.cpu.vector import copy_row
 from kernels.moe import MoEWeights
 
 BLOCK = 128  # rows routed at once
@@ -18,6 +18,18 @@ LINEAR = np.float32(20)  # softplus(y) = y beyond
 def moe(x: np.ndarray, ids: np.ndarray, w: MoEWeights) -> np.ndarray:
     out = np.empty_like(x)
     over_rows(_moe, len(x), x, ids, w, out)
+    return out
+
+
+def moe_hidden(x: np.ndarray, ids: np.ndarray, w: MoEWeights) -> tuple[np.ndarray, np.ndarray]:
+    hidden, chosen = np.empty((len(x), w.k + 1, w.w13.shape[2] // 2), np.float32), np.empty((len(x), w.k), np.int64)
+    over_rows(_moe_hidden, len(x), x, ids, w, hidden, chosen)
+    return hidden, chosen
+
+
+def moe_columns(hidden: np.ndarray, chosen: np.ndarray, w: MoEWeights) -> np.ndarray:
+    out = np.empty((len(hidden), w.shared_w2.shape[1]), np.float32)
+    over_rows(_moe_columns, len(hidden), hidden, chosen, w.w2, w.shared_w2, out)
     return out
 
 
@@ -62,36 +74,91 @@ def _add(row, out):
         out[i] += row[i]
 
 
+@inlined
+def _list_chosen(weights, chosen):
+    """The experts of a row, ascending; -1 in place of one whose weight is zero."""
+    slot = 0
+    for e in range(len(weights)):
+        if weights[e] != ZERO:
+            chosen[slot] = e
+            slot += 1
+    chosen[slot:] = -1
+
+
+@inlined
+def _find_rows(chosen, e, rows, slots):
+    """Rows of chosen [rows, k] that go to expert e, and in which slot; how many they are."""
+    count = 0
+    for i in range(len(chosen)):
+        for slot in range(chosen.shape[1]):
+            if chosen[i, slot] == e:
+                rows[count], slots[count] = i, slot
+                count += 1
+    return count
+
+
+@inlined
+def _to_hidden(x, ids, w, first, hidden, chosen):
+    """Route the rows from x[first] on, as many as hidden [rows, k + 1, inner] has, and compute their first products."""
+    block, inner, d, num, limit = len(hidden), hidden.shape[2], x.shape[1], w.gate.shape[1], np.float32(w.limit)
+    scores, weights = np.empty((block, num), np.float32), np.empty((block, num), np.float32)
+    gathered, gate_up = np.empty((block, d), np.float32), np.empty((block, 2 * inner), np.float32)
+    rows, slots = np.empty(block, np.int64), np.empty(block, np.int64)
+    gemm(x, first * d, d, w.gate, 0, num, scores, 0, num, block, d, num, False)
+    for i in range(block):
+        _route(scores[i], ids[first + i], w, weights[i])
+        _list_chosen(weights[i], chosen[i])
+    for e in range(num):
+        count = _find_rows(chosen, e, rows, slots)
+        for i in range(count):
+            copy_row(x, (first + rows[i]) * d, gathered, i * d, d)
+        gemm(gathered, 0, d, w.w13, e * d * 2 * inner, 2 * inner, gate_up, 0, 2 * inner, count, d, 2 * inner, False)
+        for i in range(count):
+            _swiglu(gate_up[i], limit, weights[rows[i], e], hidden[rows[i], slots[i]])
+    gemm(x, first * d, d, w.shared_w13, 0, 2 * inner, gate_up, 0, 2 * inner, block, d, 2 * inner, False)
+    for i in range(block):
+        _swiglu(gate_up[i], limit, ONE, hidden[i, w.k])
+
+
+@inlined
+def _from_hidden(hidden, chosen, w2, shared_w2, out):
+    """The sum over a row's experts, ascending, then the shared one."""
+    block, k, inner, d = len(chosen), chosen.shape[1], hidden.shape[2], out.shape[1]
+    gathered, result = np.empty((block, inner), np.float32), np.empty((block, d), np.float32)
+    rows, slots = np.empty(block, np.int64), np.empty(block, np.int64)
+    out[:] = ZERO
+    for e in range(len(w2)):
+        count = _find_rows(chosen, e, rows, slots)
+        for i in range(count):
+            gathered[i] = hidden[rows[i], slots[i]]
+        gemm(gathered, 0, inner, w2, e * inner * d, d, result, 0, d, count, inner, d, False)
+        for i in range(count):
+            _add(result[i], out[rows[i]])
+    gathered[:] = hidden[:, k]
+    gemm(gathered, 0, inner, shared_w2, 0, d, result, 0, d, block, inner, d, False)
+    for i in range(block):
+        _add(result[i], out[i])
+
+
 @kernel
 def _moe(start, stop, x, ids, w, out):
-    d, num, inner, limit = x.shape[1], w.gate.shape[1], w.w2.shape[1], np.float32(w.limit)
-    shared, most = len(w.shared_w2), min(BLOCK, stop - start)  # a rank's part of the shared expert is narrower
-    scores, weights = np.empty((most, num), np.float32), np.empty((most, num), np.float32)
-    gathered, result = np.empty((most, d), np.float32), np.empty((most, d), np.float32)
-    gate_up, hidden = np.empty((most, 2 * inner), np.float32), np.empty((most, inner), np.float32)
-    chosen = np.empty(most, np.int64)
+    most = min(BLOCK, stop - start)
+    hidden, chosen = np.empty((most, w.k + 1, w.w2.shape[1]), np.float32), np.empty((most, w.k), np.int64)
     for first in range(start, stop, BLOCK):
         block = min(BLOCK, stop - first)
-        gemm(x, first * d, d, w.gate, 0, num, scores, 0, num, block, d, num, False)
-        for i in range(block):
-            _route(scores[i], ids[first + i], w, weights[i])
-        clear_row(out, first * d, block * d)
-        for e in range(len(w.w13)):
-            count = 0
-            for i in range(block):
-                if weights[i, w.first_expert + e] != ZERO:
-                    chosen[count] = i
-                    copy_row(x, (first + i) * d, gathered, count * d, d)
-                    count += 1
-            gemm(gathered, 0, d, w.w13, e * d * 2 * inner, 2 * inner, gate_up, 0, 2 * inner, count, d, 2 * inner, False)
-            for i in range(count):
-                _swiglu(gate_up[i], limit, weights[chosen[i], w.first_expert + e], hidden[i])
-            gemm(hidden, 0, inner, w.w2, e * inner * d, d, result, 0, d, count, inner, d, False)
-            for i in range(count):
-                _add(result[i], out[first + chosen[i]])
-        gemm(x, first * d, d, w.shared_w13, 0, 2 * shared, gate_up, 0, 2 * inner, block, d, 2 * shared, False)
-        for i in range(block):
-            _swiglu(gate_up[i, : 2 * shared], limit, ONE, hidden[i, :shared])
-        gemm(hidden, 0, inner, w.shared_w2, 0, d, result, 0, d, block, shared, d, False)
-        for i in range(block):
-            _add(result[i], out[first + i])
+        _to_hidden(x, ids, w, first, hidden[:block], chosen[:block])
+        _from_hidden(hidden[:block], chosen[:block], w.w2, w.shared_w2, out[first : first + block])
+
+
+@kernel
+def _moe_hidden(start, stop, x, ids, w, hidden, chosen):
+    for first in range(start, stop, BLOCK):
+        end = min(first + BLOCK, stop)
+        _to_hidden(x, ids, w, first, hidden[first:end], chosen[first:end])
+
+
+@kernel
+def _moe_columns(start, stop, hidden, chosen, w2, shared_w2, out):
+    for first in range(start, stop, BLOCK):
+        end = min(first + BLOCK, stop)
+        _from_hidden(hidden[first:end], chosen[first:end], w2, shared_w2, out[first:end])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import kernel
+from kernels.cpu.jit import inlined, kernel
 from kernels.cpu.maths import ONE, inverse_rms, rms_norm, rotate, round_key_row
 from kernels.cpu.threads import over_rows
 from kernels.project import OutputWeights, ProjectWeights
@@ -30,6 +30,18 @@ def project(x: np.ndarray, turns: np.ndarray, w: ProjectWeights) -> tuple[np.nda
 def output(o: np.ndarray, turns: np.ndarray, w: OutputWeights) -> np.ndarray:
     out = np.empty((len(o), w.wo_b.shape[1]), np.float32)
     over_rows(_output, len(o), o, turns, w, out)
+    return out
+
+
+def output_low(o: np.ndarray, turns: np.ndarray, w: OutputWeights) -> np.ndarray:
+    low = np.empty((len(o), w.wo_a.shape[0] * w.wo_a.shape[2]), np.float32)
+    over_rows(_output_low, len(o), o, turns, w.wo_a, low)
+    return low
+
+
+def output_columns(low: np.ndarray, w: OutputWeights) -> np.ndarray:
+    out = np.empty((len(low), w.wo_b.shape[1]), np.float32)
+    over_rows(_output_columns, len(low), low, w.wo_b, out)
     return out
 
 
@@ -76,19 +88,37 @@ def _project(start, stop, x, turns, w, q, kv, index_q):
                 )  # fmt: skip
 
 
+@inlined
+def _lower(o, turns, wo_a, first, count, low, low_at):
+    """Rotate some rows' heads back, in place, and multiply each group by its weight."""
+    heads, wide = o.shape[1], o.shape[1] * o.shape[2]
+    groups, inner, rank = wo_a.shape
+    for row in range(first, first + count):
+        for h in range(heads):
+            rotate(o[row, h], turns[row], -ONE)
+    for g in range(groups):
+        gemm(
+            o, first * wide + g * inner, wide, wo_a, g * inner * rank, rank,
+            low, low_at + g * rank, groups * rank, count, inner, rank, False,
+        )  # fmt: skip
+
+
 @kernel
 def _output(start, stop, o, turns, w, out):
-    heads, wide, d = o.shape[1], o.shape[1] * o.shape[2], out.shape[1]
-    groups, inner, rank = w.wo_a.shape
-    low = np.empty((BLOCK, groups * rank), np.float32)
+    depth, d = w.wo_b.shape
+    low = np.empty((BLOCK, depth), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
-        for row in range(first, first + count):
-            for h in range(heads):
-                rotate(o[row, h], turns[row], -ONE)
-        for g in range(groups):
-            gemm(
-                o, first * wide + g * inner, wide, w.wo_a, g * inner * rank, rank,
-                low, g * rank, groups * rank, count, inner, rank, False,
-            )  # fmt: skip
-        gemm(low, 0, groups * rank, w.wo_b, 0, d, out, first * d, d, count, groups * rank, d, False)
+        _lower(o, turns, w.wo_a, first, count, low, 0)
+        gemm(low, 0, depth, w.wo_b, 0, d, out, first * d, d, count, depth, d, False)
+
+
+@kernel
+def _output_low(start, stop, o, turns, wo_a, low):
+    _lower(o, turns, wo_a, start, stop - start, low, start * low.shape[1])
+
+
+@kernel
+def _output_columns(start, stop, low, wo_b, out):
+    depth, d = wo_b.shape
+    gemm(low, start * depth, depth, wo_b, 0, d, out, start * d, d, stop - start, depth, d, False)

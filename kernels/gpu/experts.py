@@ -5,8 +5,6 @@ tiles come first, being the longest. Weights are unpacked to bf16, exactly, and 
 are the operand of 64 rows of the tensor cores, tokens the narrow one, padded to 16. A sum over K is in steps of 128 for any tile.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -17,53 +15,46 @@ from kernels.gpu.route import Plan
 from kernels.gpu.weights import Fp8Weight
 
 
-class Hidden(NamedTuple):
-    """What lies between the two products, rounded to e4m3 in blocks of 128."""
-
-    routed: Tensor  # bf16 [pairs, inner], in the plan's order
-    shared: Tensor  # bf16 [N, shared inner]
-
-
 def tile_tokens(num_pairs: int, num_experts: int) -> int:
     """Rows of a tile: what an expert gets on average, or a little more. Decides how fast it goes, not the result."""
     average = num_pairs // num_experts
     return 16 if average < 8 else 64 if average < 64 else 128
 
 
-def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: float, tokens: int) -> Hidden:
-    """x bf16 [N, D] -> silu(min(gate, limit)) * clamp(up), times the routing weight of a routed expert."""
+def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: float, tokens: int) -> Tensor:
+    """x bf16 [N, D] -> silu(min(gate, limit)) * clamp(up), times the routing weight of a routed expert, rounded to e4m3 in blocks of
+    128: bf16 [pairs + N, inner], pairs in the plan's order, then the shared expert's rows."""
     num_rows, width = x.shape
-    inner, shared_inner = w13.codes.shape[1] * 32, len(shared.data) // 2
-    hidden = Hidden(x.new_empty(plan.order.numel(), inner), x.new_empty(num_rows, shared_inner))
+    num_pairs, inner = plan.order.numel(), w13.codes.shape[1] * 32
+    hidden = x.new_empty(num_pairs + num_rows, inner)
     num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
     launch(
         _gate_up, (plan.arrivals.shape[1] * 256 // rows, num_shared_tiles + len(plan.tiles)),
-        x, *w13, *shared, plan.weights, plan.order, plan.num_tiles, plan.tiles, plan.arrivals, *hidden,
-        num_rows, num_shared_tiles, width, inner, shared_inner, limit,
+        x, *w13, shared.data, shared.scale, plan.weights, plan.order, plan.num_tiles, plan.tiles, plan.arrivals,
+        hidden[:num_pairs], hidden[num_pairs:], num_rows, num_shared_tiles, width, inner, limit,
         SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return hidden
 
 
-def down(hidden: Hidden, plan: Plan, w2: PackedFp4, shared: Fp8Weight, tokens: int, out_dtype: torch.dtype) -> Tensor:
-    """Second products, added over a row's experts in ascending order and the shared one: [N, D]."""
-    num_rows, width = len(hidden.shared), len(shared.data)
+def down(routed: Tensor, shared: Tensor, plan: Plan, w2: PackedFp4, shared_w2: Fp8Weight, tokens: int) -> Tensor:
+    """Second products of hidden bf16 [pairs, inner] and [N, inner], added over a row's experts in ascending order and the shared one:
+    bf16 [N, D]."""
+    (num_rows, inner), width = shared.shape, len(shared_w2.data)
     num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
-    routed_out = hidden.shared.new_empty(plan.order.numel(), width)
-    shared_out = torch.empty(num_rows, width, dtype=out_dtype, device=routed_out.device)
+    routed_out, shared_out = shared.new_empty(len(routed), width), shared.new_empty(num_rows, width)
     launch(
         _down, (width // rows, num_shared_tiles + len(plan.tiles)),
-        *hidden, *w2, *shared, plan.order, plan.num_tiles, plan.tiles, routed_out, shared_out, num_rows, num_shared_tiles,
-        width, hidden.routed.shape[1], hidden.shared.shape[1], ROWS=rows, TOKENS=tokens,
+        routed, shared, *w2, shared_w2.data, shared_w2.scale, plan.order, plan.num_tiles, plan.tiles, routed_out, shared_out,
+        num_rows, num_shared_tiles, width, inner, ROWS=rows, TOKENS=tokens,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     out = torch.empty_like(shared_out)
     launch(
-        _add, (num_rows, -(-width // 1024)), routed_out, shared_out, plan.experts, out, width,
-        SLOTS=plan.weights.shape[1], COLUMNS=1024,
+        _add, (num_rows, -(-width // 1024)), routed_out, shared_out, out, width, SLOTS=plan.weights.shape[1], COLUMNS=1024,
     )  # fmt: skip
     return out
 
@@ -76,7 +67,7 @@ def _tile(tokens: int) -> tuple[int, int, int]:
 @kernel
 def _gate_up(
     x, codes, scale, shared_data, shared_scale, weights, order, num_tiles, tiles, arrivals, routed, shared,
-    num_rows, num_shared_tiles, width, inner, shared_inner, limit,
+    num_rows, num_shared_tiles, width, inner, limit,
     SLOTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows of weights, tiles): ROWS / 2 columns of hidden, for the rows of one tile."""
@@ -84,16 +75,15 @@ def _gate_up(
     counter = arrivals + tile * (tl.num_programs(0) * ROWS // 256) + block * (ROWS // 2) // 128
     token = tl.arange(0, TOKENS)
     if tile < num_shared_tiles:
-        if block * (ROWS // 2) < shared_inner:
-            first = tile * TOKENS
-            row = tl.minimum(first + token, num_rows - 1)
-            at = tl.arange(0, ROWS)  # gate and up rows in turns of eight
-            out = at // 8 % 2 * shared_inner + block * (ROWS // 2) + at // 16 * 8 + at % 8
-            acc = _shared_product(x, row * width, shared_data, shared_scale, out, width, ROWS, TOKENS)
-            hidden = _swiglu(acc, limit, ROWS, TOKENS)
-            count = tl.minimum(num_rows - first, TOKENS)
-            _store_hidden(shared, counter, hidden, first, count, block, shared_inner, ROWS, TOKENS)
-    elif (tile - num_shared_tiles < tl.load(num_tiles)) & (block * (ROWS // 2) < inner):
+        first = tile * TOKENS
+        row = tl.minimum(first + token, num_rows - 1)
+        at = tl.arange(0, ROWS)  # gate and up rows in turns of eight
+        out = at // 8 % 2 * inner + block * (ROWS // 2) + at // 16 * 8 + at % 8
+        acc = _shared_product(x, row * width, shared_data, shared_scale, out, width, ROWS, TOKENS)
+        hidden = _swiglu(acc, limit, ROWS, TOKENS)
+        count = tl.minimum(num_rows - first, TOKENS)
+        _store_hidden(shared, counter, hidden, first, count, block, inner, ROWS, TOKENS)
+    elif tile - num_shared_tiles < tl.load(num_tiles):
         tiles += (tile - num_shared_tiles) * 3
         expert, first, count = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2)
         pair = tl.load(order + first + tl.minimum(token, count - 1))
@@ -106,7 +96,7 @@ def _gate_up(
 @kernel
 def _down(
     routed, shared, codes, scale, shared_data, shared_scale, order, num_tiles, tiles, routed_out, shared_out,
-    num_rows, num_shared_tiles, width, inner, shared_inner, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    num_rows, num_shared_tiles, width, inner, ROWS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows of weights, tiles): ROWS columns of the products, for the rows of one tile; those of a pair go to its number."""
     block, tile = tl.program_id(0), tl.program_id(1)
@@ -114,12 +104,9 @@ def _down(
     if tile < num_shared_tiles:
         row = tile * TOKENS + token
         read = tl.minimum(row, num_rows - 1)
-        acc = _shared_product(
-            shared, read * shared_inner, shared_data, shared_scale, column, shared_inner, ROWS, TOKENS
-        )
+        acc = _shared_product(shared, read * inner, shared_data, shared_scale, column, inner, ROWS, TOKENS)
         at = shared_out + row.to(tl.int64)[None, :] * width + column[:, None]
-        acc = to_bf16(acc) if shared_out.dtype.element_ty == tl.bfloat16 else acc
-        tl.store(at, acc, mask=(row < num_rows)[None, :])
+        tl.store(at, to_bf16(acc), mask=(row < num_rows)[None, :])
     elif tile - num_shared_tiles < tl.load(num_tiles):
         tiles += (tile - num_shared_tiles) * 3
         expert, first, count = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2)
@@ -131,18 +118,15 @@ def _down(
 
 
 @kernel
-def _add(routed, shared, experts, out, width, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
+def _add(routed, shared, out, width, SLOTS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid (rows, columns): the products of a row's experts in order of slots, then that of the shared expert."""
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < width
     total = tl.zeros((COLUMNS,), tl.float32)
     for slot in tl.static_range(SLOTS):
-        pair = row * SLOTS + slot
-        here = tl.load(experts + pair) + tl.zeros((COLUMNS,), tl.int32) >= 0
-        total += tl.load(routed + pair * width + column, mask=mask & here, other=0.0).to(tl.float32)
+        total += tl.load(routed + (row * SLOTS + slot) * width + column, mask=mask, other=0.0).to(tl.float32)
     total += tl.load(shared + row * width + column, mask=mask, other=0.0).to(tl.float32)
-    total = to_bf16(total) if out.dtype.element_ty == tl.bfloat16 else total
-    tl.store(out + row * width + column, total, mask=mask)
+    tl.store(out + row * width + column, to_bf16(total), mask=mask)
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 Weights are the 64- or 128-row operand of the tensor cores and tokens the narrow one, padded to 16: one row would waste most of a tile
 the other way round. A sum over K has one shape for any number of rows. K is cut into `SPLITS` parts, a constant of the weight's
-shape; each part is summed in steps of 128, and the parts are added in order. For few rows each part has a program of its own, and
+shape, of the whole weight where a rank has some of its outputs; each part is summed in steps of 128, and the parts are added in order. For few rows each part has a program of its own, and
 the last one to arrive adds them up; for many rows one program does one part after the other. So rows have the same bits either way.
 """
 
@@ -24,24 +24,24 @@ def linear_fp8(x: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bflo
     """x bf16 [N, K], rounded to e4m3 in blocks of 128 along K, times e4m3 weights [out, K] -> [N, out]. K is a multiple of 128."""
     if len(x) > FEW_ROWS:
         return linear_quantised(*quantise(x), weight, out_dtype)
-    return _linear(x, None, weight.data, weight.scale, out_dtype, "quantise")
+    return _linear(x, None, weight.data, weight.scale, weight.outs, out_dtype, "quantise")
 
 
 def linear_quantised(
     codes: Tensor, scale: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bfloat16
 ) -> Tensor:
     """As `linear_fp8`, of rows rounded by `quantise`."""
-    return _linear(codes, scale, weight.data, weight.scale, out_dtype, "fp8")
+    return _linear(codes, scale, weight.data, weight.scale, weight.outs, out_dtype, "fp8")
 
 
 def grouped_fp8(x: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x bf16 [N, G, K], not rounded, times e4m3 weights [G, out, K] -> [N, G * out]."""
-    return _linear(x, None, weight.data.view(torch.uint8), weight.scale, out_dtype, "widen")
+    return _linear(x, None, weight.data.view(torch.uint8), weight.scale, weight.outs, out_dtype, "widen")
 
 
-def linear_bf16(x: Tensor, weight: Tensor, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """x bf16 [N, K] times bf16 weights [out, K] -> [N, out]."""
-    return _linear(x, None, weight, None, out_dtype, "bf16")
+def linear_bf16(x: Tensor, weight: Tensor, out_dtype: torch.dtype = torch.bfloat16, outs: int = 0) -> Tensor:
+    """x bf16 [N, K] times bf16 weights [out, K] -> [N, out]; `outs` as in Fp8Weight."""
+    return _linear(x, None, weight, None, outs, out_dtype, "bf16")
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,13 +80,19 @@ def num_splits(num_tiles: int, num_steps: int) -> int:
 
 
 def _linear(
-    x: Tensor, x_scale: Tensor | None, weight: Tensor, scale: Tensor | None, out_dtype: torch.dtype, mode: str
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    scale: Tensor | None,
+    outs: int,
+    out_dtype: torch.dtype,
+    mode: str,
 ) -> Tensor:
     groups = weight.shape[0] if weight.ndim == 3 else 1
     width, depth = weight.shape[-2:]
     num_rows, x = len(x), x.contiguous()
     steps = -(-depth // BLOCK_K)
-    splits = num_splits(groups * -(-width // 64), steps)
+    splits = num_splits(max(groups * -(-width // 64), -(-outs // 64)), steps)
     own = splits > 1 and num_rows <= FEW_ROWS  # each part of K has a program of its own
     block_out, block_rows, num_warps = _tile(num_rows, mode, splits)
     tiles = -(-width // block_out) * -(-num_rows // block_rows)

@@ -45,7 +45,7 @@ def hc_post(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
 
 def head(streams: Tensor, w: Any) -> Tensor:
     """streams bf16 [N, M, D] -> logits float32 [N, V]. w.fn is float32 [M, M * D], w.head bf16 [V, D]."""
-    return linear_bf16(_reduce(streams, w, None, None, 0), w.head, torch.float32)
+    return linear_bf16(_reduce(streams, w, None, None, 0), w.head, torch.float32, w.vocab_size)
 
 
 def _reduce(streams: Tensor, w: Any, post: Tensor | None, comb: Tensor | None, iters: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.gpu.experts import down, gate_up, tile_tokens
 from kernels.gpu.fp4 import PackedFp4, pack
 from kernels.gpu.gemm import linear_bf16
-from kernels.gpu.route import plan
+from kernels.gpu.route import Plan, plan
 from kernels.gpu.weights import Fp4Weight
 
 
@@ -31,18 +31,26 @@ def pack_experts(w1: Fp4Weight, w3: Fp4Weight, w2: Fp4Weight) -> PackedExperts:
 
 
 def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
-    """Chosen experts and the shared one: x bf16 [N, D], token ids int32 [N] -> bf16 [N, D]; float32 where w is partial.
+    """Chosen experts and the shared one: x bf16 [N, D], token ids int32 [N] -> bf16 [N, D].
 
     w is a MoEWeights with gate bf16 [E, D], bias float32 [E] or [0], tid2eid int32 [V, k] or [0, k], w13 and w2 of `pack_experts`,
-    shared_w13 and shared_w2 Fp8Weight. A layer may hold only some experts, `first_expert` and those after it.
+    shared_w13 and shared_w2 Fp8Weight.
     """
     if not len(x):
         return torch.empty_like(x)
-    num_here = len(w.w13.codes)
+    return moe_columns(*moe_hidden(x, ids, w), w)
+
+
+def moe_hidden(x: Tensor, ids: Tensor, w: Any) -> tuple[Tensor, Plan]:
+    """What lies between the products, bf16 [N * k + N, inner]: pairs in the plan's order, then the shared expert's rows."""
     tokens = tile_tokens(len(x) * w.k, len(w.gate))
     scores = linear_bf16(x, w.gate, torch.float32)
-    groups = max(w.w13.codes.shape[1] * 32, len(w.shared_w13.data) // 2) // 128
-    order, rounded = plan(x, scores, ids, w, w.first_expert, num_here, tokens, groups)
-    hidden = gate_up(rounded, order, w.w13, w.shared_w13, w.limit, tokens)
-    out_dtype = torch.float32 if w.is_partial else torch.bfloat16
-    return down(hidden, order, w.w2, w.shared_w2, tokens, out_dtype)
+    order, rounded = plan(x, scores, ids, w, tokens, w.w13.codes.shape[1] // 4)
+    return gate_up(rounded, order, w.w13, w.shared_w13, w.limit, tokens), order
+
+
+def moe_columns(hidden: Tensor, chosen: Plan, w: Any) -> Tensor:
+    """The second products, summed over a row's experts in ascending order and the shared one: bf16 [N, D]."""
+    num_pairs = chosen.order.numel()
+    tokens = tile_tokens(num_pairs, len(w.gate))
+    return down(hidden[:num_pairs], hidden[num_pairs:], chosen, w.w2, w.shared_w2, tokens)

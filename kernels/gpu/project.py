@@ -47,15 +47,24 @@ def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
-    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D], or float32 of a rank's part.
-    w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8; w.wo_b Fp8Weight [D, groups * o_lora_rank]."""
+    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D]."""
+    return output_columns(output_low(o, turns, w), w)
+
+
+def output_low(o: Tensor, turns: Tensor, w: Any) -> Tensor:
+    """o -> bf16 [N, groups * o_lora_rank]. w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8."""
     num_rows, heads, dim = o.shape
     rope = 2 * turns.shape[1]
     launch(
         _unrotate, (num_rows,), o, turns,
         HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
     )  # fmt: skip
-    return linear_fp8(grouped_fp8(o, w.wo_a), w.wo_b, torch.float32 if w.is_partial else torch.bfloat16)
+    return grouped_fp8(o, w.wo_a)
+
+
+def output_columns(low: Tensor, w: Any) -> Tensor:
+    """What `output_low` gives for all groups -> bf16 [N, D]. w.wo_b is Fp8Weight [D, all groups * o_lora_rank]."""
+    return linear_fp8(low, w.wo_b)
 
 
 @kernel

@@ -19,22 +19,20 @@ class Plan(NamedTuple):
     """Pairs in order of experts. Tile t is rows first ... first + count - 1 of that order, all of one expert."""
 
     weights: Tensor  # float32 [N, k]
-    experts: Tensor  # int32 [N, k]: places in the weights here, -1 for an expert that is elsewhere
+    experts: Tensor  # int32 [N, k], ascending
     order: Tensor  # int32 [N * k]: pairs
     num_tiles: Tensor  # int32 [1]
     tiles: Tensor  # int32 [most tiles, 3]: expert, first, count
     arrivals: Tensor  # int32 [most tiles + shared tiles, groups], zero
 
 
-def plan(
-    x: Tensor, scores: Tensor, ids: Tensor, w: Any, first_expert: int, num_here: int, tokens: int, groups: int
-) -> tuple[Plan, Tensor]:
+def plan(x: Tensor, scores: Tensor, ids: Tensor, w: Any, tokens: int, groups: int) -> tuple[Plan, Tensor]:
     """The plan of x bf16 [N, D] with scores float32 [N, E] before their activation, in tiles of `tokens` rows, and x rounded to e4m3 in
-    blocks of 128, in bf16."""
+    blocks of 128, in bf16. Hidden values have `groups` such blocks."""
     num_rows, width = x.shape
     num_experts, device, k = scores.shape[1], x.device, w.k
     pairs = num_rows * k
-    most_tiles = min(pairs, pairs // tokens + num_here)
+    most_tiles = min(pairs, pairs // tokens + num_experts)
     num_blocks = -(-num_rows // BLOCK_ROWS)
 
     def ints(*shape: int) -> Tensor:
@@ -45,30 +43,29 @@ def plan(
         ints(most_tiles + -(-num_rows // tokens), groups),
     )  # fmt: skip
     rounded = torch.empty_like(x)
-    counts = ints(num_blocks, num_here)
+    counts = ints(num_blocks, num_experts)
     hashed, alone = len(w.tid2eid) > 0, num_blocks == 1
-    bins = next_power_of_two(num_here)
+    bins = next_power_of_two(num_experts)
     shape = {"ROWS": 1 if num_rows == 1 else BLOCK_ROWS, "K": k, "SLOTS": next_power_of_two(k)}
     launch(
         _route, (num_blocks + -(-num_rows * width // 2048),),
         x, rounded, num_rows * width // 128, scores, ids, w.tid2eid if hashed else w.bias, counts, *out, num_rows,
-        num_blocks, num_experts, num_here, first_expert, tokens, w.factor, out.arrivals.numel(),
-        COLUMNS=next_power_of_two(num_experts), BINS=bins, HASHED=hashed, ALONE=alone, **shape,
+        num_blocks, num_experts, tokens, w.factor, out.arrivals.numel(), BINS=bins, HASHED=hashed, ALONE=alone, **shape,
     )  # fmt: skip
     if not alone:
         launch(
-            _scan, (1,), counts, out.num_tiles, out.tiles, out.arrivals, num_blocks, num_here, tokens,
+            _scan, (1,), counts, out.num_tiles, out.tiles, out.arrivals, num_blocks, num_experts, tokens,
             out.arrivals.numel(), BINS=bins, BLOCKS=16, num_warps=8,
         )  # fmt: skip
-        launch(_place, (num_blocks,), counts, out.experts, out.order, num_rows, num_here, **shape)
+        launch(_place, (num_blocks,), counts, out.experts, out.order, num_rows, num_experts, **shape)
     return out, rounded
 
 
 @kernel
 def _route(
     x, rounded, num_x_blocks, scores, ids, table, counts, weights, experts, order, num_tiles, tiles, arrivals, num_rows,
-    num_blocks, num_experts, num_here, num_before, num_tokens, factor, num_arrivals,
-    COLUMNS: tl.constexpr, BINS: tl.constexpr, HASHED: tl.constexpr, ALONE: tl.constexpr,
+    num_blocks, num_experts, num_tokens, factor, num_arrivals,
+    BINS: tl.constexpr, HASHED: tl.constexpr, ALONE: tl.constexpr,
     ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The first `num_blocks` programs choose experts, the others round x. A block that is alone also sorts."""
@@ -82,30 +79,30 @@ def _route(
         slot = tl.arange(0, SLOTS)[None, :]
         chosen = tl.load(table + token.to(tl.int64)[:, None] * K + slot, mask=slot < K, other=0)
     else:
-        chosen = _best(scores, table, row, num_rows, num_experts, COLUMNS, ROWS, K, SLOTS)
-    _weigh(scores, chosen, row, num_rows, weights, experts, num_experts, num_here, num_before, factor, ROWS, K, SLOTS)
+        chosen = _best(scores, table, row, num_rows, num_experts, BINS, ROWS, K, SLOTS)
+    _weigh(scores, chosen, row, num_rows, weights, experts, num_experts, factor, ROWS, K, SLOTS)
     tl.debug_barrier()
-    _count(counts, experts, block, num_rows, num_here, BINS, ROWS, K, SLOTS)
+    _count(counts, experts, block, num_rows, num_experts, BINS, ROWS, K, SLOTS)
     if ALONE:
         tl.debug_barrier()
-        _order_experts(counts, num_tiles, tiles, arrivals, 1, num_here, num_tokens, num_arrivals, BINS, 1)
+        _order_experts(counts, num_tiles, tiles, arrivals, 1, num_experts, num_tokens, num_arrivals, BINS, 1)
         tl.debug_barrier()
-        _place_block(counts, experts, order, 0, num_rows, num_here, ROWS, K, SLOTS)
+        _place_block(counts, experts, order, 0, num_rows, num_experts, ROWS, K, SLOTS)
 
 
 @kernel
 def _scan(
-    counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals,
+    counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals,
     BINS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    _order_experts(counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals, BINS, BLOCKS)
+    _order_experts(counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals, BINS, BLOCKS)
 
 
 @kernel
 def _place(
-    counts, experts, order, num_rows, num_here, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr
+    counts, experts, order, num_rows, num_experts, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr
 ):  # fmt: skip
-    _place_block(counts, experts, order, tl.program_id(0), num_rows, num_here, ROWS, K, SLOTS)
+    _place_block(counts, experts, order, tl.program_id(0), num_rows, num_experts, ROWS, K, SLOTS)
 
 
 @kernel
@@ -131,10 +128,10 @@ def activation(y):
 @kernel
 def _best(
     scores, bias, row, num_rows, num_experts,
-    COLUMNS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
+    BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The K best of score + bias, ties to the lower expert: int32 [ROWS, SLOTS]."""
-    expert, slot = tl.arange(0, COLUMNS)[None, :], tl.arange(0, SLOTS)[None, :]
+    expert, slot = tl.arange(0, BINS)[None, :], tl.arange(0, SLOTS)[None, :]
     exists = expert < num_experts
     y = tl.load(scores + row[:, None] * num_experts + expert, mask=exists & (row < num_rows)[:, None], other=0.0)
     left = tl.where(exists, activation(y) + tl.load(bias + expert, mask=exists, other=0.0), -float("inf"))
@@ -148,10 +145,10 @@ def _best(
 
 @kernel
 def _weigh(
-    scores, chosen, row, num_rows, weights, experts, num_experts, num_here, num_before, factor,
+    scores, chosen, row, num_rows, weights, experts, num_experts, factor,
     ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Store the weights and places of the chosen experts [ROWS, SLOTS], in ascending order."""
+    """Store the weights and numbers of the chosen experts [ROWS, SLOTS], in ascending order."""
     slot = tl.arange(0, SLOTS)[None, :]
     valid = (slot < K) & (row < num_rows)[:, None]
     y = tl.load(scores + row[:, None] * num_experts + chosen, mask=valid, other=0.0)
@@ -160,9 +157,8 @@ def _weigh(
     key = tl.where(slot < K, chosen, num_experts) * SLOTS + slot
     rank = tl.sum((key[:, None, :] < key[:, :, None]).to(tl.int32), 2)
     at = row[:, None] * K + rank
-    place = chosen - num_before
     tl.store(weights + at, weight, mask=valid)
-    tl.store(experts + at, tl.where((place >= 0) & (place < num_here), place, -1), mask=valid)
+    tl.store(experts + at, chosen, mask=valid)
 
 
 @kernel
@@ -176,7 +172,7 @@ def _pairs(experts, block, num_rows, ROWS: tl.constexpr, K: tl.constexpr, SLOTS:
 
 @kernel
 def _count(
-    counts, experts, block, num_rows, num_here,
+    counts, experts, block, num_rows, num_experts,
     BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Store how many pairs of a block go to each expert."""
@@ -184,20 +180,20 @@ def _count(
     bins = tl.arange(0, BINS)
     elsewhere = tl.sum((expert < 0).to(tl.int32), 0)
     count = tl.histogram(tl.maximum(expert, 0), BINS) - tl.where(bins == 0, elsewhere, 0)
-    tl.store(counts + block * num_here + bins, count, mask=bins < num_here)
+    tl.store(counts + block * num_experts + bins, count, mask=bins < num_experts)
 
 
 @kernel
 def _order_experts(
-    counts, num_tiles, tiles, arrivals, num_blocks, num_here, num_tokens, num_arrivals,
+    counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals,
     BINS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Replace the counts of blocks by where their pairs start in the order; list the tiles, of at most `num_tokens` rows."""
     expert, step = tl.arange(0, BINS), tl.arange(0, BLOCKS)
     total = tl.zeros((BINS,), tl.int32)
     for first in range(0, num_blocks, BLOCKS):
-        at = (first + step)[:, None] * num_here + expert[None, :]
-        total += tl.sum(tl.load(counts + at, mask=_inside(first + step, num_blocks, expert, num_here), other=0), 0)
+        at = (first + step)[:, None] * num_experts + expert[None, :]
+        total += tl.sum(tl.load(counts + at, mask=_inside(first + step, num_blocks, expert, num_experts), other=0), 0)
     start = tl.cumsum(total, 0) - total
     expert_tiles = (total + num_tokens - 1) // num_tokens
     first_tile = tl.cumsum(expert_tiles, 0) - expert_tiles
@@ -211,26 +207,26 @@ def _order_experts(
         at = first + tl.arange(0, 1024)
         tl.store(arrivals + at, tl.zeros((1024,), tl.int32), mask=at < num_arrivals)
     for first in range(0, num_blocks, BLOCKS):
-        at = (first + step)[:, None] * num_here + expert[None, :]
-        mask = _inside(first + step, num_blocks, expert, num_here)
+        at = (first + step)[:, None] * num_experts + expert[None, :]
+        mask = _inside(first + step, num_blocks, expert, num_experts)
         count = tl.load(counts + at, mask=mask, other=0)
         tl.store(counts + at, start[None, :] + tl.cumsum(count, 0) - count, mask=mask)
         start += tl.sum(count, 0)
 
 
 @kernel
-def _inside(block, num_blocks, expert, num_here):
-    return (block < num_blocks)[:, None] & (expert < num_here)[None, :]
+def _inside(block, num_blocks, expert, num_experts):
+    return (block < num_blocks)[:, None] & (expert < num_experts)[None, :]
 
 
 @kernel
 def _place_block(
-    starts, experts, order, block, num_rows, num_here,
+    starts, experts, order, block, num_rows, num_experts,
     ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Write the pairs of a block of rows at their places in the order, those of one expert by row."""
     pair, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     same_before = (expert[None, :] == expert[:, None]) & (pair[None, :] < pair[:, None])
     here = expert >= 0
-    start = tl.load(starts + block * num_here + expert, mask=here, other=0)
+    start = tl.load(starts + block * num_experts + expert, mask=here, other=0)
     tl.store(order + start + tl.sum(same_before.to(tl.int32), 1), pair, mask=here)

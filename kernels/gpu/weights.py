@@ -12,6 +12,7 @@ class Fp8Weight(NamedTuple):
 
     data: Tensor  # e4m3 [out, in]
     scale: Tensor  # uint8 [out, in / 128 rounded up]: exponent + 127
+    outs: int = 0  # rows of the whole weight, where these are only a rank's
 
 
 class Fp4Weight(NamedTuple):

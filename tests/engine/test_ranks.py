@@ -1,9 +1,5 @@
-"""A model on several ranks, real processes: the tokens of one rank, state that any number of ranks goes on from, and an
-end that is told when a rank dies.
-
-Sums over ranks are in another order than those of one rank. In `plain` that is float32 noise. In `compact` a stored row
-may round to its neighbour because of it, and a later logit moves by as much as rounding moves it: there most short
-prompts must agree to the noise, and all to far less than the rounding itself.
+"""A model on several ranks, real processes: the bits of one rank, state that any number of ranks goes on from, and an
+end that is told when a rank dies. Logits, tokens and state have no tolerance here.
 """
 
 import asyncio
@@ -11,7 +7,6 @@ import dataclasses
 import os
 import random
 import signal
-import statistics
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, aclosing
@@ -33,16 +28,22 @@ from engine.model import Model
 from engine.moe import MoE
 from engine.numerics import Numerics
 from engine.parallel import Parallel, check_ranks
+from engine.placement import Placement
 from engine.sequence import Stored
 from engine.weights import Weights
+from kernels.cpu import jit
 from kernels.dispatch import Ops
 from tests.agent.real_session import killed
 from tests.engine.test_engine import CONFIG, run_async
 
 FLASH = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
-# Two ranks everywhere; four with each model and each numerics.
-CASES = {"pocket-plain": (1, 2), "pocket-compact": (1, 2, 4), "flash-plain": (1, 2, 4), "flash-compact": (1, 2)}
-NOISE = 1e-5  # of the largest logit
+# In pocket and the uneven model four ranks share two groups of heads.
+CASES = {"pocket-plain": (1, 2), "pocket-compact": (1, 2, 4), "flash-compact": (1, 2, 4), "uneven-compact": (1, 4)}
+UNEVEN = dataclasses.replace(CONFIG, vocab_size=157)  # of which no four ranks have the same
+needs_compiled = pytest.mark.skipif(
+    not jit.AVAILABLE, reason="numba is not installed: products of torch promise no bits"
+)
+NOISE = 1e-5  # of the largest value
 PAGE = 128
 NOTICED_S = 10  # a dead rank; it takes tenths of a second
 Result = TypeVar("Result")
@@ -69,7 +70,7 @@ class Engines:
         return self._runner.run(bounded())
 
     def scores(self, ids: list[int]) -> list[Tensor]:
-        """Logits of one rank and of more."""
+        """Logits of each number of ranks."""
         return [self.run(engine.score(ids)) for engine in self.by_ranks.values()]
 
     def ids(self, count: int, seed: int = 0) -> list[int]:
@@ -81,9 +82,12 @@ class Engines:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def engines(request: pytest.FixtureRequest) -> Iterator[Engines]:
+def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     model, numerics = request.param.split("-")
-    opened = Engines(POCKET_DIR if model == "pocket" else FLASH, numerics, CASES[request.param])
+    directory = {"pocket": POCKET_DIR, "flash": FLASH}.get(model) or tmp_path_factory.mktemp(model)
+    if model == "uneven":
+        write_checkpoint(directory, UNEVEN, random_weights(UNEVEN, seed=7))
+    opened = Engines(directory, numerics, CASES[request.param])
     yield opened
     opened.close()
     assert rank_processes() == []
@@ -121,6 +125,13 @@ async def tokens_after(engine: Engine, ids: list[int], max_tokens: int) -> list[
     return tokens
 
 
+async def scores_after(engine: Engine, seq: Sequence, ids: list[int]) -> Tensor:
+    """Logits of `ids`, fed after what a sequence holds."""
+    scores: list[Tensor] = []
+    await engine._wait(seq, ids, scores=scores)
+    return torch.cat(scores)
+
+
 async def stored_by(engine: Engine, seq: Sequence) -> tuple[list[int], list[Roll], list[bytes], bytes]:
     """Tokens, rolls, pages and tail of an idle sequence."""
     taken = await engine.snapshot(seq)
@@ -136,67 +147,59 @@ async def loaded(engine: Engine, ids: list[int], rolls: list[Roll], pages: list[
     return await engine.start(stored)
 
 
-def test_logits_and_tokens_are_those_of_one_rank(engines: Engines) -> None:
+@needs_compiled
+def test_logits_and_tokens_are_bitwise_those_of_one_rank(engines: Engines) -> None:
     ids = engines.ids(260)
     alone, *shared = engines.scores(ids)
-    greedy = {tuple(engines.run(tokens_after(engine, ids, 8))) for engine in engines.by_ranks.values()}
+    assert all(torch.equal(logits, alone) for logits in shared)
+    count = 200 if engines.model == POCKET_DIR else 50
+    greedy = {tuple(engines.run(tokens_after(engine, ids, count))) for engine in engines.by_ranks.values()}
     assert len(greedy) == 1
-    for logits in shared:
-        assert torch.equal(logits.argmax(1), alone.argmax(1)) or engines.numerics == "compact"
-        if engines.numerics == "plain":
-            assert float((logits - alone).abs().max()) <= NOISE * float(alone.abs().max())
 
 
-def test_rows_that_round_alike_give_the_logits_of_one_rank(engines: Engines) -> None:
-    if engines.numerics == "plain":
-        pytest.skip("nothing is rounded")
-    plain = engines.run(engines.open(1, numerics="plain"))
-    moved: list[float] = []
-    rounded: list[float] = []
-    for seed in range(10):
-        ids = engines.ids(4, seed)
-        alone, *shared = engines.scores(ids)
-        scale = float(alone.abs().max())
-        moved += [float((logits - alone).abs().max()) / scale for logits in shared]
-        rounded.append(float((engines.run(plain.score(ids)) - alone).abs().max()) / scale)
-    assert sum(difference <= NOISE for difference in moved) > len(moved) / 2, moved
-    assert max(moved) < statistics.median(rounded), (moved, rounded)
-
-
+@needs_compiled
 def test_a_row_has_the_same_bits_in_any_chunk_at_any_number_of_ranks(engines: Engines) -> None:
     ids = engines.ids(130, seed=2)
-    for whole, part in zip(engines.scores(ids), engines.scores(ids[:77])):
+    whole, *_ = engines.scores(ids)
+    for part in engines.scores(ids[:77]):
         assert torch.equal(whole[:77], part)
 
 
-def test_state_of_any_number_of_ranks_goes_on_at_any_other(engines: Engines) -> None:
+@needs_compiled
+def test_state_of_any_number_of_ranks_is_the_same_and_goes_on_at_any_other(engines: Engines) -> None:
     """Two pages and an open one; the first page is rolled away under its pinned head in half of them."""
     ids = engines.ids(2 * PAGE + 70, seed=3)
 
+    async def state_of(engine: Engine, rolls: list[Roll]) -> tuple[Any, Tensor]:
+        """What is stored, and the logits of what comes after it."""
+        seq = await engine.start()
+        await engine.feed(seq, ids)
+        for roll in rolls:
+            await engine.roll(seq, roll)
+        state = await stored_by(engine, seq)
+        rest = await scores_after(engine, seq, ids[:5])
+        await engine.release(seq)
+        return state, rest
+
     async def check() -> None:
-        for writer, engine in engines.by_ranks.items():
-            for rolls in ([], [Roll(len(ids), 2 * PAGE, PAGE)]):
-                seq = await engine.start()
-                await engine.feed(seq, ids)
-                for roll in rolls:
-                    await engine.roll(seq, roll)
-                state = await stored_by(engine, seq)
-                expected = await take(engine, seq, [5], 4)
+        for rolls in ([], [Roll(len(ids), 2 * PAGE, PAGE)]):
+            state, expected = await state_of(engines.by_ranks[1], rolls)
+            for ranks, engine in engines.by_ranks.items():
+                own_state, own = await state_of(engine, rolls)
+                assert own_state == state and torch.equal(own, expected), (ranks, rolls)
+                seq = await loaded(engine, *own_state)
+                position = len(seq.token_ids)
+                got = await scores_after(engine, seq, [*ids, *ids[:5]][position:])
+                assert torch.equal(got[-5:], expected), (ranks, rolls)
                 await engine.release(seq)
-                for reader, other in engines.by_ranks.items():
-                    if reader == writer:
-                        continue
-                    seq = await loaded(other, *state)
-                    got = await take(other, seq, [*ids, 5][len(seq.token_ids) :], 4)
-                    await other.release(seq)
-                    assert got == expected, (writer, reader, rolls)
 
     engines.run(check())
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("numerics", ["plain", "official"])
-def test_the_parts_of_experts_and_of_outputs_add_up_to_the_whole(tmp_path: Path, numerics: str) -> None:
-    """`official` rounds the sum alone, so the whole may lie a bf16 step or two away: layer by layer, since a model amplifies that."""
+def test_columns_of_all_ranks_side_by_side_are_the_whole(tmp_path: Path, numerics: str, ranks: int) -> None:
+    """Of the torch twins, whose products of fewer columns may differ in their last bits; `official` may then round to the other side."""
     config = dataclasses.replace(CONFIG, hidden_size=128, q_lora_rank=128, o_lora_rank=128, moe_intermediate_size=256)
     write_checkpoint(tmp_path, config, random_weights(config, seed=5))
     checkpoint, choice = Checkpoint.open(tmp_path, config), Numerics(numerics)
@@ -205,19 +208,26 @@ def test_the_parts_of_experts_and_of_outputs_add_up_to_the_whole(tmp_path: Path,
     turns = ops.rope_table(np.arange(40), layer_frequencies(config, 4))
     o = torch.randn(40, config.num_attention_heads, config.head_dim, generator=torch.Generator().manual_seed(2))
 
-    def layer_outputs(parallel: Parallel) -> tuple[Tensor, Tensor]:
+    def layer(parallel: Parallel) -> tuple[MoE, Attention]:
         weights = Weights(checkpoint, parallel, "layers.2.")
-        ffn, attn = (
+        return (
             MoE(weights.inside("ffn."), config, False, ops),
             Attention(weights.inside("attn."), config, 4, choice, ops),
         )
-        heads = parallel.share(config.num_attention_heads)
-        return ops.moe(x, ids, ffn.weights), ops.output(o[:, heads.start : heads.stop].clone(), turns, attn.output)
 
-    parts = zip(*(layer_outputs(Parallel(rank, 2)) for rank in range(2)))
-    for whole, (first, second) in zip(layer_outputs(Parallel()), parts):
-        total, most = choice.rounding.bf16(first + second), float(whole.abs().max())
-        assert float((total - whole).abs().max()) <= (NOISE if numerics == "plain" else 2**-6) * most
+    ffn, attn = layer(Parallel())
+    shared = [layer(Parallel(rank, ranks)) for rank in range(ranks)]
+    hidden, chosen = zip(*(ops.moe_hidden(x, ids, ffn.weights) for ffn, _ in shared))
+    low = []
+    for rank, (_, attn_share) in enumerate(shared):
+        group = rank * config.o_groups // ranks
+        low.append(ops.output_low(o[:, 2 * group : 2 * group + 2].clone(), turns, attn_share.output))
+    whole_hidden, whole_low = torch.cat(hidden, -1), torch.cat(low, -1)
+    moe = torch.cat([ops.moe_columns(whole_hidden, chosen[0], ffn.weights) for ffn, _ in shared], -1)
+    output = torch.cat([ops.output_columns(whole_low, attn.output) for _, attn in shared], -1)
+    for got, whole in ((moe, ops.moe(x, ids, ffn.weights)), (output, ops.output(o.clone(), turns, attn.output))):
+        most = float(whole.abs().max())
+        assert float((got - whole).abs().max()) <= (NOISE if numerics == "plain" else 2**-6) * most
 
 
 # A rank that ends.
@@ -297,18 +307,16 @@ def test_no_rank_outlives_a_killed_rank_0() -> None:
 
 
 @pytest.mark.parametrize("dequantised", [False, True], ids=["packed", "float32"])
-def test_a_part_of_a_weight_is_read_as_it_is_in_the_whole(tmp_path: Path, dequantised: bool) -> None:
-    """Also where it begins and ends inside blocks that share a scale."""
+def test_rows_of_a_weight_are_read_as_they_are_in_the_whole(tmp_path: Path, dequantised: bool) -> None:
+    """Also where they begin and end inside blocks that share a scale."""
     config = dataclasses.replace(CONFIG, hidden_size=320, moe_intermediate_size=288)
     write_checkpoint(tmp_path, config, random_weights(config, seed=5), dequantised=dequantised)
     checkpoint = Checkpoint.open(tmp_path, config)
-    names = ("attn.wq_b.weight", "attn.wo_b.weight", "ffn.shared_experts.w2.weight", "ffn.experts.1.w2.weight")
-    parts = ((None, range(32, 96)), (range(96, 192), None), (range(120, 300), range(32, 64)), (range(5, 6), None))
-    for name in (f"layers.2.{name}" for name in names):
-        whole = checkpoint.weight(name)
-        for rows, columns in parts:
-            at = tuple(slice(None) if part is None else slice(part.start, part.stop) for part in (rows, columns))
-            assert torch.equal(checkpoint.weight(name, rows, columns), whole[at]), (name, rows, columns)
+    for name in ("attn.wq_b.weight", "attn.wo_b.weight", "ffn.shared_experts.w2.weight", "ffn.experts.1.w2.weight"):
+        whole = checkpoint.weight(f"layers.2.{name}")
+        for rows in (range(32, 96), range(120, 300), range(5, 6)):
+            part = checkpoint.weight(f"layers.2.{name}", rows)
+            assert torch.equal(part, whole[rows.start : rows.stop]), (name, rows)
     assert torch.equal(
         checkpoint.weight("layers.2.attn.attn_sink", range(1, 3)), checkpoint.weight("layers.2.attn.attn_sink")[1:3]
     )
@@ -320,7 +328,7 @@ async def test_a_rank_reads_only_its_part_and_names_what_is_damaged_there(tmp_pa
     write_checkpoint(tmp_path, CONFIG, random_weights(CONFIG, seed=5))
     damaged = Checkpoint.open(tmp_path, CONFIG).stored["layers.1.ffn.experts.3.w1.scale"]
     with damaged.path.open("r+b") as file:
-        file.seek(damaged.start)
+        file.seek(damaged.start + damaged.num_bytes - 1)  # of the last row
         file.write(b"\xff")
     checkpoint = Checkpoint.open(tmp_path, CONFIG)
     Model(checkpoint, Numerics("plain"), parallel=Parallel(0, 2))
@@ -335,10 +343,9 @@ async def test_a_rank_reads_only_its_part_and_names_what_is_damaged_there(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("ranks", "numerics", "possible"),
-    [(3, "plain", "1 or 2 or 4"), (8, "compact", "1 or 2 or 4"), (2, "official", "1")],
+    ("ranks", "runs_triton", "possible"), [(3, False, "1 or 2 or 4"), (8, False, "1 or 2 or 4"), (2, True, "1")]
 )
-def test_ranks_that_cannot_share_a_model_are_refused_in_one_line(ranks: int, numerics: str, possible: str) -> None:
-    config = ModelConfig.from_dir(POCKET_DIR)
+def test_ranks_that_cannot_share_a_model_are_refused_in_one_line(ranks: int, runs_triton: bool, possible: str) -> None:
+    config, placement = ModelConfig.from_dir(POCKET_DIR), Placement(torch.device("cpu"), runs_triton)
     with pytest.raises(EngineError, match=f"ranks={ranks} cannot share the 4 heads .* use {possible}$"):
-        check_ranks(config, Numerics(numerics), ranks)
+        check_ranks(config, placement, ranks)

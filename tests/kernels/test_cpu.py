@@ -123,6 +123,13 @@ ROW_OPS: dict[str, Call] = {
     "hc_post": lambda ops, rows, x: ops.hc_post(*(ops.array(x[n]) for n in ("x", "streams", "post", "comb"))),
     "head": lambda ops, rows, x: ops.head(ops.array(x["streams"]), ops.weights(HEAD)),
     "output": lambda ops, rows, x: ops.output(ops.array(x["o"].clone()), turns(ops, rows), ops.weights(OUTPUT)),
+    "output in halves": lambda ops, rows, x: ops.output_columns(
+        ops.output_low(ops.array(x["o"].clone()), turns(ops, rows), ops.weights(OUTPUT)), ops.weights(OUTPUT)
+    ),
+    "moe in halves": lambda ops, rows, x: ops.moe_columns(
+        *ops.moe_hidden(ops.array(x["x"]), rows.ids, ops.weights(moe_weights(False, 10.0))),
+        ops.weights(moe_weights(False, 10.0)),
+    ),
 }
 for _heads, _rounds in ((0, False), (INDEX_HEADS, True)):
     ROW_OPS[f"project, {_heads} index heads"] = lambda ops, rows, x, heads=_heads, rounds=_rounds: ops.project(
@@ -166,6 +173,68 @@ def test_no_row_sees_its_neighbours(op: str, threads: int) -> None:
     for start, stop in [(0, 1), (7, 8), (129, 130), (3, 5), (1, 17), (64, 69), (15, 80), (1, 130)]:
         for got, expected in zip(call(op, CPU, start, stop), whole, strict=True):
             assert torch.equal(got, expected[start:stop]), (start, stop)
+
+
+# What a rank computes: some columns of each product, with the bits that they have in the whole.
+
+across_ranks = pytest.mark.parametrize(("ranks", "count"), [(2, 1), (2, 130), (3, 7), (4, 33)])
+
+
+def parts_of(weight: Tensor, ranks: int) -> list[Tensor]:
+    """Columns of a weight for each rank; not as many for each."""
+    return [part.contiguous() for part in weight.tensor_split(ranks, -1)]
+
+
+def together(parts: list[Any]) -> np.ndarray:
+    return np.concatenate([CPU.tensor(part).numpy() for part in parts], -1)
+
+
+def equal(got: np.ndarray, expected: Any) -> bool:
+    return np.array_equal(got, CPU.tensor(expected).numpy())
+
+
+@across_ranks
+def test_columns_of_experts_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
+    x, ids, whole = randn(count, D, seed=20).numpy(), make_rows((700, count)).ids, moe_weights(False, 10.0)
+
+    def gate_up(weight: Tensor) -> list[Tensor]:
+        return [torch.cat(pair, -1) for pair in zip(*(parts_of(half, ranks) for half in weight.chunk(2, -1)))]
+
+    firsts = zip(gate_up(whole.w13), gate_up(whole.shared_w13))
+    seconds = zip(parts_of(whole.w2, ranks), parts_of(whole.shared_w2, ranks))
+    shares = [
+        CPU.weights(whole._replace(w13=w13, shared_w13=shared_w13, w2=w2, shared_w2=shared_w2))
+        for (w13, shared_w13), (w2, shared_w2) in zip(firsts, seconds)
+    ]
+    hidden, chosen = zip(*(CPU.moe_hidden(x, ids, share) for share in shares))
+    everything = together(list(hidden))
+    got = together([CPU.moe_columns(everything, chosen[0], share) for share in shares])
+    assert equal(got, CPU.moe(x, ids, CPU.weights(whole)))
+
+
+@across_ranks
+def test_columns_of_outputs_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
+    """Of each group's part, then of all."""
+    o, turned = randn(count, HEADS, DIM, seed=21).numpy(), turns(CPU, make_rows((700, count)))
+    low = []
+    for group, heads in enumerate(np.split(o, 2, 1)):
+        shares = [OUTPUT._replace(wo_a=part) for part in parts_of(OUTPUT.wo_a[group : group + 1], ranks)]
+        low += [CPU.output_low(heads.copy(), turned, CPU.weights(share)) for share in shares]
+    shares = [OUTPUT._replace(wo_b=part) for part in parts_of(OUTPUT.wo_b, ranks)]
+    everything = together(low)
+    got = together([CPU.output_columns(everything, CPU.weights(share)) for share in shares])
+    assert equal(got, CPU.output(o.copy(), turned, CPU.weights(OUTPUT)))
+
+
+@across_ranks
+def test_heads_and_words_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
+    turned, streams = turns(CPU, make_rows((700, count))), randn(count, M, D, seed=22).numpy()
+    shares = [CPU.weights(HEAD._replace(head=part)) for part in parts_of(HEAD.head, ranks)]
+    assert equal(together([CPU.head(streams, share) for share in shares]), CPU.head(streams, CPU.weights(HEAD)))
+    x, whole = randn(count, D, seed=20).numpy(), project_weights(0, False)
+    shares = [CPU.weights(whole._replace(wq_b=part, num_heads=1)) for part in parts_of(whole.wq_b, HEADS)]
+    got = np.concatenate([CPU.tensor(CPU.project(x, turned, share)[0]).numpy() for share in shares], 1)
+    assert equal(got, CPU.project(x, turned, CPU.weights(whole))[0])
 
 
 # Attention, compression and the indexer: what a call computes also depends on what earlier steps left behind.

@@ -44,7 +44,7 @@ def rounded_rows(out: int, depth: int, device: torch.device) -> tuple[Linear, Li
 def groups(out: int, depth: int, device: torch.device) -> tuple[Linear, Linear]:
     """Two of them."""
     weights, values = zip(*(fp8(out // 2, depth // 2, seed, device) for seed in (1, 2)))
-    weight = Fp8Weight(*(torch.stack(parts) for parts in zip(*weights)))
+    weight = Fp8Weight(torch.stack([w.data for w in weights]), torch.stack([w.scale for w in weights]))
 
     def expected(x: Tensor) -> Tensor:
         return torch.cat([part @ value for part, value in zip(x.chunk(2, 1), values)], 1)
@@ -81,6 +81,21 @@ def faults(
 )
 def test_few_rows_and_many(kind: Callable[..., tuple[Linear, Linear]], depth: int) -> None:
     assert not faults(*kind(70, depth, CPU), depth, (0, 1, 17, 64, 66))
+
+
+@pytest.mark.parametrize("rows", [1, 66])
+def test_a_rank_s_outputs_have_the_bits_of_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where K of so small a weight would be cut into more parts."""
+    monkeypatch.setattr("kernels.gpu.gemm.num_splits", lambda num_tiles, num_steps: 4 // num_tiles)
+    out, depth, f32 = 256, 1024, torch.float32
+    x = randn(rows, depth, seed=9).bfloat16()
+    weight, _ = fp8(out, depth, 1, CPU)
+    table = (randn(out, depth, seed=1) * depth**-0.5).bfloat16()
+    whole = torch.cat((linear_fp8(x, weight, f32), linear_bf16(x, table, f32)))
+    for share in (slice(0, 64), slice(128, 256)):
+        part = Fp8Weight(weight.data[share], weight.scale[share], out)
+        got = torch.cat((linear_fp8(x, part, f32), linear_bf16(x, table[share], f32, out)))
+        assert torch.equal(got, whole[:, share])
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu import jit
-from kernels.gpu.moe import moe, pack_experts
+from kernels.gpu.moe import moe, moe_columns, moe_hidden, pack_experts
 from kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
 from kernels.moe import MoEWeights
 from kernels.moe import moe as twin
@@ -95,22 +95,23 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
     assert torch.equal(moe(x[order], ids[order], ours), together[order])
 
 
-def test_parts_of_the_experts_add_up_to_all() -> None:
-    """Experts 0-4 and 5-7, as two ranks have them; the shared expert is with the first."""
-    w1, w3, w2 = (fp4(8, *s, i)[0] for i, s in enumerate(((128, 256),) * 2 + ((256, 128),)))
-    whole, theirs = layer()
-    x, ids = randn(5, 256, seed=9).bfloat16(), torch.arange(5)
-    total = torch.zeros(5, 256)
-    for experts in (range(5), range(5, 8)):
-        here = slice(experts.start, experts.stop)
-        packed = pack_experts(*(Fp4Weight(w.data[here], w.scale[here]) for w in (w1, w3, w2)))
-        part = whole._replace(w13=packed.w13, w2=packed.w2, is_partial=True, first_expert=experts.start)
-        if experts.start:
-            part = part._replace(shared_w2=Fp8Weight(torch.zeros_like(part.shared_w2.data), part.shared_w2.scale))
-        got = moe(x, ids.int(), part)
-        assert got.dtype == torch.float32
-        total += got
-    assert difference(total.bfloat16(), twin(x.float(), ids.numpy(), theirs, num=OFFICIAL)) <= 1
+def test_columns_of_two_ranks_have_the_bits_of_the_whole() -> None:
+    """Of hidden values by blocks of 128, of outputs too."""
+    inner = 256
+    experts = [fp4(8, *s, i)[0] for i, s in enumerate(((inner, 256),) * 2 + ((256, inner),))]
+    whole, _ = layer(inner=inner)
+    x, ids = randn(5, 256, seed=9).bfloat16(), torch.arange(5).int()
+    hidden, chosen = moe_hidden(x, ids, whole)
+    columns = moe_columns(hidden, chosen, whole)
+    assert torch.equal(columns, moe(x, ids, whole))
+    for share in (slice(0, 128), slice(128, 256)):
+        w13, w2 = pack_experts(*(Fp4Weight(w.data[:, share], w.scale[:, share]) for w in experts))
+        gate_up = [torch.cat([half[share] for half in part.chunk(2)]) for part in whole.shared_w13[:2]]
+        shared = Fp8Weight(*gate_up), Fp8Weight(*(part[share] for part in whole.shared_w2[:2]))
+        part = whole._replace(w13=w13, w2=w2, shared_w13=shared[0], shared_w2=shared[1])
+        got, order = moe_hidden(x, ids, part)
+        assert torch.equal(got, hidden[:, share])
+        assert torch.equal(moe_columns(hidden, order, part), columns[:, share])
 
 
 @pytest.mark.parametrize("tokens", [64, 128])
@@ -137,5 +138,5 @@ def test_real_shapes(width: int, inner: int, rows: int) -> None:
 def to_gpu(value: Any) -> Any:
     """A tensor, or a weight of several, on the GPU; numbers stay."""
     if isinstance(value, tuple):
-        return type(value)(*(part.cuda() for part in value))
+        return type(value)(*(to_gpu(part) for part in value))
     return value.cuda() if isinstance(value, Tensor) else value

@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import project as twins
 from kernels.dispatch import check_signature
 from kernels.gpu import jit
-from kernels.gpu.project import output, project, rope_table
+from kernels.gpu.project import output, output_columns, output_low, project, rope_table
 from kernels.gpu.weights import Fp8Weight, fp8_weight
 from kernels.project import OutputWeights, ProjectWeights
 from kernels.quant import dequant_fp8_weight, hadamard_matrix, pack_fp8_weight
@@ -149,25 +149,25 @@ def test_rows_of_the_real_models(s: Sizes, rows: int) -> None:
 
 
 def test_ops_are_called_as_their_twins() -> None:
-    for op in (rope_table, project, output):
+    for op in (rope_table, project, output, output_low, output_columns):
         check_signature(op, getattr(twins, op.__name__))
 
 
-def test_parts_of_two_ranks_add_up_to_the_whole() -> None:
-    """A group each; they are not rounded before."""
+def test_columns_of_two_ranks_have_the_bits_of_the_whole() -> None:
+    """A group of heads each, then half of the outputs."""
     s = TINY._replace(groups=2)
-    weights, theirs = output_weights(s)
+    whole, _ = output_weights(s)
     turns = rope_table(positions(3), rope_frequencies(s.rope, 10_000.0, None))
     o = randn(3, s.heads, s.dim, seed=10).bfloat16()
-    total = torch.zeros(3, s.width)
+    expected = output(o.clone(), turns, whole)
+    low, columns = [], []
     for rank, heads in enumerate(o.chunk(2, 1)):
-        columns, blocks = weights.wo_b.data.chunk(2, 1)[rank], weights.wo_b.scale.chunk(2, 1)[rank]
-        wo_a = Fp8Weight(*(x[rank : rank + 1] for x in weights.wo_a))
-        wo_b = Fp8Weight(columns.contiguous(), blocks.contiguous())
-        part = output(heads.contiguous(), turns, weights._replace(wo_a=wo_a, wo_b=wo_b, is_partial=True))
-        assert part.dtype == torch.float32
-        total += part
-    assert not fault(total, twins.output(o.float(), torch.view_as_complex(turns), theirs, num=OFFICIAL))
+        wo_a = Fp8Weight(whole.wo_a.data[rank : rank + 1], whole.wo_a.scale[rank : rank + 1], s.groups * s.o_lora)
+        low.append(output_low(heads.contiguous(), turns, whole._replace(wo_a=wo_a)))
+    for data, scale in zip(whole.wo_b.data.chunk(2), whole.wo_b.scale.chunk(2)):
+        part = whole._replace(wo_b=Fp8Weight(data, scale, s.width))
+        columns.append(output_columns(torch.cat(low, 1), part))
+    assert torch.equal(torch.cat(columns, 1), expected)
 
 
 def other_bits(s: Sizes, rows: int, counts: tuple[int, ...], device: torch.device) -> list[str]:
