@@ -4,6 +4,7 @@
 GPU.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine import Engine, EngineConfig, EngineError, SamplingParams
+from engine import Engine, EngineConfig, EngineError, SamplingParams, write_checkpoint
 from engine.batch import Batch
 from engine.cache import Cache
 from engine.checkpoint import Checkpoint
+from engine.checkpoint_writer import random_weights
 from engine.config import ModelConfig
 from engine.graphs import Graphs
 from engine.model import Model
@@ -26,6 +28,7 @@ from engine.placement import place
 from engine.sequence import Sequence
 from engine.state import cut_tail, pack_page, place_pages, place_tail
 from kernels.gpu import jit
+from tests.engine.test_engine import run_async
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
@@ -119,6 +122,24 @@ def test_state_comes_back_from_its_bytes_as_it_was(model: Model, cache: Cache) -
     place_tail(other, 0, 0, 300, tail, head)
     assert pack_page(other, 1, None, 0) == page
     assert cut_tail(other, 0, 0, 300, None).pack() == tail
+
+
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks take two GPUs, or none")
+@run_async
+async def test_two_ranks_have_the_bits_of_one(tmp_path: Path) -> None:
+    """One layer, so wide that Triton's kernels can share it. On a GPU this takes two of them."""
+    flash = ModelConfig.from_dir(FLASH)
+    shape = {"num_hidden_layers": 1, "compress_ratios": (4, 0), "num_hash_layers": 0, "num_nextn_predict_layers": 0}
+    config = dataclasses.replace(flash, moe_intermediate_size=256, **shape)
+    write_checkpoint(tmp_path, config, random_weights(config, seed=3))
+    scores = []
+    for ranks in (1, 2):
+        settings = EngineConfig(
+            device="cuda", ranks=ranks, threads=1, memory_bytes=1 << 22, max_sequences=1, max_context=512
+        )
+        async with Engine.open(tmp_path, settings) as engine:
+            scores.append(await engine.score([3, 4, 5, 6, 7]))
+    assert torch.equal(*scores)
 
 
 def test_what_a_gpu_cannot_do_is_refused_in_one_line() -> None:
