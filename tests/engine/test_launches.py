@@ -1,0 +1,76 @@
+"""How many kernels a GPU starts for a decoded row in each kind of layer. What is launched is counted, not run."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.cache import Cache
+from engine.checkpoint import Checkpoint
+from engine.config import CSA, HCA, SWA, ModelConfig
+from engine.graphs import GraphStep, StaticRows
+from engine.model import Model
+from engine.numerics import Numerics
+from engine.placement import place
+from kernels.gpu import jit
+
+pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
+
+FLASH = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
+LAUNCHES = {SWA: 22, HCA: 26, CSA: 30}
+NO_KERNEL = {
+    "empty",
+    "view",
+    "slice",
+    "select",
+    "unbind",
+    "split",
+    "alias",
+    "detach",
+    "_unsafe_view",
+    "new_empty",
+    "empty_like",
+}
+
+
+class OtherKernels(TorchDispatchMode):
+    """Notes the ops of torch that would start a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        if name not in NO_KERNEL:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ratio", LAUNCHES)
+def test_kernels_of_a_decoded_row(ratio: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig.from_dir(FLASH)
+    number = [config.ratio(i) for i in range(config.num_hidden_layers)].index(ratio)
+    model = Model(Checkpoint.open(FLASH, config), Numerics("official"), place("cuda"))
+    cache = Cache(config, model.numerics, 256, 2, 1, place("cuda"))
+    step = GraphStep(StaticRows(1, 2, 256, cache.device).rows, has_many_entries=True)
+    launched: list[str] = []
+
+    def count(kernel: Any, grid: Any, *args: Any, **constants: Any) -> None:
+        launched.append(kernel.__name__)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("kernels.gpu.") and hasattr(module, "launch"):
+            monkeypatch.setattr(module, "launch", count)
+    streams = torch.zeros(1, config.hc_mult, config.hidden_size, dtype=torch.bfloat16, device=cache.device)
+    step.turns(model.ops, ratio, model.layers[number].attn.freqs)  # shared by all layers
+    with torch.no_grad():
+        model.layers[number](streams, step, cache.layers[number])  # the first step makes room that stays
+        launched.clear()
+        with OtherKernels() as other:
+            model.layers[number](streams, step, cache.layers[number])
+    assert len(launched) == LAUNCHES[ratio], launched
+    assert not other.names
