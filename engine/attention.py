@@ -80,11 +80,11 @@ class Attention:
         q, kv, index_q = ops.project(x, turns, self.project)
         pool, chosen = self._entries(x, index_q, batch, cache) if self.ratio else (self.no_rows, None)
         ring = ops.array(cache.ring)
-        o = ops.attend(q, kv, rows, ring, pool, chosen, self.attend)
+        o = ops.attend(q, kv, turns, rows, ring, pool, chosen, self.attend)
         ops.store(kv, rows, ring)
         if self.parallel.ranks == 1:
-            return ops.output(o, turns, self.output)
-        low = self.parallel.columns(ops.output_low(o, turns, self.output), self.low_width, ops)
+            return ops.output(o, self.output)
+        low = self.parallel.columns(ops.output_low(o, self.output), self.low_width, ops)
         return self.parallel.columns(ops.output_columns(low, self.output), self.width, ops)
 
     def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Attention of queries over window rows and compressed entries, one softmax with a sink (V4 spec 2.5).
 
-Keys are values: one row serves both.
+Keys are values: one row serves both. So values carry the rotation of their position, and the output is rotated back.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.rope import rotate_
 from kernels.rounding import Rounding
 from kernels.rows import Rows
 
@@ -23,6 +24,7 @@ class AttendWeights(NamedTuple):
 def attend(
     q: Tensor,
     kv: Tensor,
+    turns: Tensor,
     rows: Rows,
     ring: Tensor,
     pool: Tensor,
@@ -31,12 +33,13 @@ def attend(
     *,
     num: Rounding,
 ) -> Tensor:
-    """q [N, H, d], new window rows kv [N, d] -> o [N, H, d].
+    """q [N, H, d], new window rows kv [N, d], turns of the rows -> o [N, H, d].
 
     Earlier window rows come from ring [slots, length, d], which does not hold these yet. Entries are rows of the pool:
     those of chosen [N, k], -1 for none, or without `chosen` all that a row may see.
     """
-    return torch.cat([_attend_segment(q, kv, rows, s, ring, pool, chosen, w, num) for s in range(len(rows.slots))])
+    o = torch.cat([_attend_segment(q, kv, rows, s, ring, pool, chosen, w, num) for s in range(len(rows.slots))])
+    return num.bf16(rotate_(num.bf16(o), turns.conj().unsqueeze(1)))
 
 
 def _attend_segment(q, kv, rows, segment, ring, pool, chosen, w, num) -> Tensor:

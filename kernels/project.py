@@ -52,14 +52,13 @@ def project(x: Tensor, turns: Tensor, w: ProjectWeights, *, num: Rounding) -> tu
     return q, kv, index_q
 
 
-def output(o: Tensor, turns: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
-    """Attention's o [N, H, head_dim], which is overwritten -> [N, D]."""
-    return output_columns(output_low(o, turns, w, num=num), w, num=num)
+def output(o: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
+    """Attention's o [N, H, head_dim] -> [N, D]."""
+    return output_columns(output_low(o, w, num=num), w, num=num)
 
 
-def output_low(o: Tensor, turns: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
-    """o -> [N, groups * o_lora_rank]: values carry the rotation, so it is undone first."""
-    o = num.bf16(rotate_(num.bf16(o), turns.conj().unsqueeze(1)))
+def output_low(o: Tensor, w: OutputWeights, *, num: Rounding) -> Tensor:
+    """o -> [N, groups * o_lora_rank]."""
     low = torch.einsum("ngk,gkr->ngr", o.reshape(len(o), *w.wo_a.shape[:2]), w.wo_a)
     return num.bf16(low.flatten(1))
 

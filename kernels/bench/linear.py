@@ -145,15 +145,14 @@ def _twin_project(shape: Shape, rows: int, index_heads: int, device: torch.devic
 
 
 def _build_output(shape: Shape, rows: int, device: torch.device) -> Call:
-    o, turns, w = _attended(shape, rows, device), _turns(shape, rows, device), _output_weights(shape, device)
-    return lambda: output(o, turns, w)
+    o, w = _attended(shape, rows, device), _output_weights(shape, device)
+    return lambda: output(o, w)
 
 
 def _twin_output(shape: Shape, rows: int, device: torch.device) -> Call:
-    o, turns = _attended(shape, rows, device).float(), torch.view_as_complex(_turns(shape, rows, device))
-    w = _output_weights(shape, device)
+    o, w = _attended(shape, rows, device).float(), _output_weights(shape, device)
     w = w._replace(wo_a=fp8_values(w.wo_a), wo_b=fp8_values(w.wo_b))
-    return lambda: project_twins.output(o, turns, w, num=OFFICIAL)
+    return lambda: project_twins.output(o, w, num=OFFICIAL)
 
 
 def _library(rows: int, products: list[tuple[int, int]], device: torch.device) -> Call:

@@ -9,7 +9,7 @@ import numpy as np
 from kernels.attention import AttendWeights
 from kernels.cpu.gemm import gemm
 from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import ONE, exp
+from kernels.cpu.maths import ONE, exp, rotate
 from kernels.cpu.threads import over_rows, settle
 from kernels.cpu.vector import LANES, clear_row, copy_row, max_row, sum_row, transpose_16
 from kernels.rows import Rows
@@ -21,6 +21,7 @@ ALL_ENTRIES = np.empty((0, 0), np.int64)
 def attend(
     q: np.ndarray,
     kv: np.ndarray,
+    turns: np.ndarray,
     rows: Rows,
     ring: np.ndarray,
     pool: np.ndarray,
@@ -30,7 +31,7 @@ def attend(
     if w.ratio == 0:
         settle()  # kv of the other rows; in compressed layers `complete_blocks` has seen to that
     out = np.empty_like(q)
-    over_rows(_attend, len(q), q, kv, rows, ring, pool, ALL_ENTRIES if chosen is None else chosen, w, out)
+    over_rows(_attend, len(q), q, kv, turns, rows, ring, pool, ALL_ENTRIES if chosen is None else chosen, w, out)
     return out
 
 
@@ -109,7 +110,7 @@ def _most_entries(rows, ratio):
 
 
 @kernel
-def _attend(start, stop, q, kv, rows, ring, pool, chosen, w, out):
+def _attend(start, stop, q, kv, turns, rows, ring, pool, chosen, w, out):
     heads, dim, k, ratio = q.shape[1], q.shape[2], chosen.shape[1], max(w.ratio, 1)
     per_page, shares_entries = rows.page_tokens // ratio, w.ratio > 0 and k == 0
     near_step = _whole(w.window + TILE + LANES)
@@ -161,3 +162,4 @@ def _attend(start, stop, q, kv, rows, ring, pool, chosen, w, out):
             for i in range(count * heads):
                 result = out[row + i // heads, i % heads]
                 _scale(result, ONE / totals[i], result)
+                rotate(result, turns[row + i // heads], -ONE)

@@ -27,15 +27,15 @@ def project(x: np.ndarray, turns: np.ndarray, w: ProjectWeights) -> tuple[np.nda
     return q, kv, index_q
 
 
-def output(o: np.ndarray, turns: np.ndarray, w: OutputWeights) -> np.ndarray:
+def output(o: np.ndarray, w: OutputWeights) -> np.ndarray:
     out = np.empty((len(o), w.wo_b.shape[1]), np.float32)
-    over_rows(_output, len(o), o, turns, w, out)
+    over_rows(_output, len(o), o, w, out)
     return out
 
 
-def output_low(o: np.ndarray, turns: np.ndarray, w: OutputWeights) -> np.ndarray:
+def output_low(o: np.ndarray, w: OutputWeights) -> np.ndarray:
     low = np.empty((len(o), w.wo_a.shape[0] * w.wo_a.shape[2]), np.float32)
-    over_rows(_output_low, len(o), o, turns, w.wo_a, low)
+    over_rows(_output_low, len(o), o, w.wo_a, low)
     return low
 
 
@@ -89,13 +89,10 @@ def _project(start, stop, x, turns, w, q, kv, index_q):
 
 
 @inlined
-def _lower(o, turns, wo_a, first, count, low, low_at):
-    """Rotate some rows' heads back, in place, and multiply each group by its weight."""
-    heads, wide = o.shape[1], o.shape[1] * o.shape[2]
+def _lower(o, wo_a, first, count, low, low_at):
+    """Each group of heads times its weight."""
+    wide = o.shape[1] * o.shape[2]
     groups, inner, rank = wo_a.shape
-    for row in range(first, first + count):
-        for h in range(heads):
-            rotate(o[row, h], turns[row], -ONE)
     for g in range(groups):
         gemm(
             o, first * wide + g * inner, wide, wo_a, g * inner * rank, rank,
@@ -104,18 +101,18 @@ def _lower(o, turns, wo_a, first, count, low, low_at):
 
 
 @kernel
-def _output(start, stop, o, turns, w, out):
+def _output(start, stop, o, w, out):
     depth, d = w.wo_b.shape
     low = np.empty((BLOCK, depth), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
-        _lower(o, turns, w.wo_a, first, count, low, 0)
+        _lower(o, w.wo_a, first, count, low, 0)
         gemm(low, 0, depth, w.wo_b, 0, d, out, first * d, d, count, depth, d, False)
 
 
 @kernel
-def _output_low(start, stop, o, turns, wo_a, low):
-    _lower(o, turns, wo_a, start, stop - start, low, start * low.shape[1])
+def _output_low(start, stop, o, wo_a, low):
+    _lower(o, wo_a, start, stop - start, low, start * low.shape[1])
 
 
 @kernel

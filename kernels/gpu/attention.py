@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kernels.gpu.formats import read_keys
 from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
-from kernels.gpu.quant import to_bf16
+from kernels.gpu.quant import round_bf16, to_bf16
+from kernels.gpu.rope import rotate
 from kernels.gpu.rows import DeviceRows
 
 TILE = 64  # keys per step of a split
@@ -26,9 +27,9 @@ LARGE_WORKSPACE_BYTES = 1 << 26  # of many rows: what is still in the cache when
 
 
 def attend(
-    q: Tensor, kv: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor, chosen: Tensor | None, w: Any
+    q: Tensor, kv: Tensor, turns: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor, chosen: Tensor | None, w: Any
 ) -> Tensor:
-    """q bf16 [N, H, d], kv bf16 [N, d], ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k] -> bf16 [N, H, d].
+    """q bf16 [N, H, d], kv bf16 [N, d], turns float32 [N, P, 2], ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k] -> bf16 [N, H, d].
 
     w: AttendWeights, the sink in float32. Segments that have rows come first, one after the other, then padding.
     """
@@ -60,8 +61,8 @@ def attend(
             SPLIT=split, HEAD_TILE=HEAD_TILE,
         )  # fmt: skip
         launch(
-            combine_splits, (count, heads), partial, stats, w.sink, rows.owners, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
-            BLOCK=block,
+            combine_splits, (count, heads), partial, stats, w.sink, rows.owners, turns, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
+            BLOCK=block, ROPE=2 * turns.shape[1],
         )  # fmt: skip
     return o
 
@@ -216,19 +217,10 @@ def attend_rows(
 
 @kernel
 def combine_splits(
-    partial,
-    stats,
-    sink,
-    owners,
-    o,
-    num_before,
-    num_chunk,
-    num_splits,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One head of one row: the splits in order, after the sink, which has no value. Padding rows get zeros."""
+    partial, stats, sink, owners, turns, o, num_before, num_chunk, num_splits,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """One head of one row: the splits in order, after the sink, which has no value; then rotated back. Padding rows get zeros."""
     at, head = tl.program_id(0), tl.program_id(1)
     row = (num_before + at).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -248,7 +240,8 @@ def combine_splits(
             total = total * fade + part_total * weight
             sums = sums * fade + part * weight
             top = higher
-    tl.store(o + (row * HEADS + head) * DIM + column, to_bf16(sums / total), mask=column < DIM)
+    x = rotate(round_bf16(sums / total).reshape(1, BLOCK), turns + row * ROPE, DIM, ROPE, BACK=True)
+    tl.store(o + (row * HEADS + head) * DIM + column, to_bf16(x.reshape(BLOCK)), mask=column < DIM)
 
 
 def rope_channels(dim: int, stride: int) -> int:

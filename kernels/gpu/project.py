@@ -46,19 +46,13 @@ def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q, kv, index_q
 
 
-def output(o: Tensor, turns: Tensor, w: Any) -> Tensor:
-    """Attention's o bf16 [N, H, head_dim], whose rotated channels are overwritten -> bf16 [N, D]."""
-    return output_columns(output_low(o, turns, w), w)
+def output(o: Tensor, w: Any) -> Tensor:
+    """Attention's o bf16 [N, H, head_dim] -> bf16 [N, D]."""
+    return output_columns(output_low(o, w), w)
 
 
-def output_low(o: Tensor, turns: Tensor, w: Any) -> Tensor:
+def output_low(o: Tensor, w: Any) -> Tensor:
     """o -> bf16 [N, groups * o_lora_rank]. w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8."""
-    num_rows, heads, dim = o.shape
-    rope = 2 * turns.shape[1]
-    launch(
-        _unrotate, (num_rows,), o, turns,
-        HEADS=heads, DIM=dim, ROPE=rope, BLOCK_HEADS=next_power_of_two(heads),
-    )  # fmt: skip
     return grouped_fp8(o, w.wo_a)
 
 
@@ -178,18 +172,3 @@ def hadamard(x):
     common ^= common >> 1
     signs = (1 - 2 * (common & 1)).to(tl.float32)
     return dot(x, to_bf16(signs)) * n**-0.5
-
-
-@kernel
-def _unrotate(o, turns, HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr):
-    """Rotate a row's heads back, in place."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, BLOCK_HEADS)[:, None]
-    columns = tl.arange(0, ROPE)[None, :]
-    at = o + (row * HEADS + head) * DIM + DIM - ROPE + columns
-    x = tl.load(at, mask=head < HEADS, other=0.0).to(tl.float32)
-    even, odd = tl.split(x.reshape(BLOCK_HEADS, ROPE // 2, 2))
-    pair = tl.arange(0, ROPE // 2)
-    cos, sin = tl.load(turns + row * ROPE + 2 * pair)[None, :], tl.load(turns + row * ROPE + 2 * pair + 1)[None, :]
-    back = tl.join(even * cos + odd * sin, odd * cos - even * sin).reshape(BLOCK_HEADS, ROPE)
-    tl.store(at, to_bf16(back), mask=head < HEADS)

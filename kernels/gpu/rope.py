@@ -4,7 +4,7 @@ from kernels.gpu.jit import kernel, tl
 
 
 @kernel
-def rotate(x, turns, WIDTH: tl.constexpr, ROPE: tl.constexpr):
+def rotate(x, turns, WIDTH: tl.constexpr, ROPE: tl.constexpr, BACK: tl.constexpr = False):
     """Rotate the last ROPE of WIDTH channels of float32 x [R, BLOCK], BLOCK being WIDTH rounded up to a power of two; turns points
     at the (cos, sin) of the rows' position."""
     R: tl.constexpr = x.shape[0]
@@ -14,4 +14,6 @@ def rotate(x, turns, WIDTH: tl.constexpr, ROPE: tl.constexpr):
     turned = (pair >= 0) & (pair < ROPE // 2)
     cos = tl.load(turns + 2 * pair, mask=turned, other=1.0)[None, :]
     sin = tl.load(turns + 2 * pair + 1, mask=turned, other=0.0)[None, :]
+    if BACK:
+        sin = -sin
     return tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(R, BLOCK)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agent.config import POCKET_DIR
 from engine import CheckpointError, Engine, EngineConfig, EngineError, ModelConfig, Roll, SamplingParams, Sequence
-from engine.attention import Attention, layer_frequencies
+from engine.attention import Attention
 from engine.checkpoint import Checkpoint
 from engine.checkpoint_writer import random_weights, write_checkpoint
 from engine.model import Model
@@ -205,7 +205,6 @@ def test_columns_of_all_ranks_side_by_side_are_the_whole(tmp_path: Path, numeric
     checkpoint, choice = Checkpoint.open(tmp_path, config), Numerics(numerics)
     ops = Ops(choice.rounding, "torch")
     x, ids = torch.randn(40, 128, generator=torch.Generator().manual_seed(1)), np.arange(40)
-    turns = ops.rope_table(np.arange(40), layer_frequencies(config, 4))
     o = torch.randn(40, config.num_attention_heads, config.head_dim, generator=torch.Generator().manual_seed(2))
 
     def layer(parallel: Parallel) -> tuple[MoE, Attention]:
@@ -221,11 +220,11 @@ def test_columns_of_all_ranks_side_by_side_are_the_whole(tmp_path: Path, numeric
     low = []
     for rank, (_, attn_share) in enumerate(shared):
         group = rank * config.o_groups // ranks
-        low.append(ops.output_low(o[:, 2 * group : 2 * group + 2].clone(), turns, attn_share.output))
+        low.append(ops.output_low(o[:, 2 * group : 2 * group + 2], attn_share.output))
     whole_hidden, whole_low = torch.cat(hidden, -1), torch.cat(low, -1)
     moe = torch.cat([ops.moe_columns(whole_hidden, chosen[0], ffn.weights) for ffn, _ in shared], -1)
     output = torch.cat([ops.output_columns(whole_low, attn.output) for _, attn in shared], -1)
-    for got, whole in ((moe, ops.moe(x, ids, ffn.weights)), (output, ops.output(o.clone(), turns, attn.output))):
+    for got, whole in ((moe, ops.moe(x, ids, ffn.weights)), (output, ops.output(o, attn.output))):
         most = float(whole.abs().max())
         assert float((got - whole).abs().max()) <= (NOISE if numerics == "plain" else 2**-6) * most
 

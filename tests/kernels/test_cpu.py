@@ -122,9 +122,9 @@ ROW_OPS: dict[str, Call] = {
     "hc_pre": lambda ops, rows, x: ops.hc_pre(ops.array(x["streams"]), ops.weights(HYPER)),
     "hc_post": lambda ops, rows, x: ops.hc_post(*(ops.array(x[n]) for n in ("x", "streams", "post", "comb"))),
     "head": lambda ops, rows, x: ops.head(ops.array(x["streams"]), ops.weights(HEAD)),
-    "output": lambda ops, rows, x: ops.output(ops.array(x["o"].clone()), turns(ops, rows), ops.weights(OUTPUT)),
+    "output": lambda ops, rows, x: ops.output(ops.array(x["o"]), ops.weights(OUTPUT)),
     "output in halves": lambda ops, rows, x: ops.output_columns(
-        ops.output_low(ops.array(x["o"].clone()), turns(ops, rows), ops.weights(OUTPUT)), ops.weights(OUTPUT)
+        ops.output_low(ops.array(x["o"]), ops.weights(OUTPUT)), ops.weights(OUTPUT)
     ),
     "moe in halves": lambda ops, rows, x: ops.moe_columns(
         *ops.moe_hidden(ops.array(x["x"]), rows.ids, ops.weights(moe_weights(False, 10.0))),
@@ -215,15 +215,15 @@ def test_columns_of_experts_have_the_bits_of_the_whole(ranks: int, count: int, t
 @across_ranks
 def test_columns_of_outputs_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
     """Of each group's part, then of all."""
-    o, turned = randn(count, HEADS, DIM, seed=21).numpy(), turns(CPU, make_rows((700, count)))
+    o = randn(count, HEADS, DIM, seed=21).numpy()
     low = []
     for group, heads in enumerate(np.split(o, 2, 1)):
         shares = [OUTPUT._replace(wo_a=part) for part in parts_of(OUTPUT.wo_a[group : group + 1], ranks)]
-        low += [CPU.output_low(heads.copy(), turned, CPU.weights(share)) for share in shares]
+        low += [CPU.output_low(heads.copy(), CPU.weights(share)) for share in shares]
     shares = [OUTPUT._replace(wo_b=part) for part in parts_of(OUTPUT.wo_b, ranks)]
     everything = together(low)
     got = together([CPU.output_columns(everything, CPU.weights(share)) for share in shares])
-    assert equal(got, CPU.output(o.copy(), turned, CPU.weights(OUTPUT)))
+    assert equal(got, CPU.output(o, CPU.weights(OUTPUT)))
 
 
 @across_ranks
@@ -279,7 +279,7 @@ def attended(ops: Ops, chunk: int, ratio: int, selected: bool) -> Tensor:
 
     def step(ops: Ops, rows: Rows, at: slice) -> Tensor:
         new, chosen = ops.array(kv[at]), ops.array(everything[at]) if selected else None
-        o = ops.attend(ops.array(q[at]), new, rows, ops.array(ring), ops.array(pool), chosen, weights)
+        o = ops.attend(ops.array(q[at]), new, turns(ops, rows), rows, ops.array(ring), ops.array(pool), chosen, weights)
         ops.store(new, rows, ops.array(ring))
         return ops.tensor(o)
 
@@ -362,8 +362,11 @@ def test_several_sequences_in_one_call_equal_each_alone(threads: int) -> None:
     q, kv, ring = randn(n, HEADS, DIM), randn(n, DIM, seed=1), randn(len(segments), RING, DIM, seed=2)
     pool, weights = randn(NUM_PAGES, DIM, seed=3), attention.AttendWeights(randn(HEADS), DIM**-0.5, WINDOW, 128)
     args = [CPU.array(x) for x in (ring, pool)]
-    together = CPU.tensor(CPU.attend(CPU.array(q), CPU.array(kv), rows, *args, None, CPU.weights(weights)))
+    together = CPU.tensor(
+        CPU.attend(CPU.array(q), CPU.array(kv), turns(CPU, rows), rows, *args, None, CPU.weights(weights))
+    )
     for i, (start, stop) in enumerate(zip(rows.starts[:-1], rows.starts[1:])):
         own = make_rows(segments[i])._replace(slots=np.array([i]))
-        alone = CPU.attend(CPU.array(q[start:stop]), CPU.array(kv[start:stop]), own, *args, None, CPU.weights(weights))
+        new = CPU.array(q[start:stop]), CPU.array(kv[start:stop]), turns(CPU, own)
+        alone = CPU.attend(*new, own, *args, None, CPU.weights(weights))
         assert torch.equal(CPU.tensor(alone), together[start:stop]), i

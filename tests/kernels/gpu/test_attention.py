@@ -9,6 +9,8 @@ from kernels.attention import attend as attend_ref
 from kernels.cache import RowFormat
 from kernels.gpu import jit
 from kernels.gpu.attention import attend
+from kernels.gpu.project import rope_table
+from kernels.rope import rope_frequencies
 from kernels.rounding import Rounding
 from kernels.rows import Rows
 from tests.kernels.gpu.layer import Segment, device_rows, key_pool, make_rows, one_segment
@@ -30,6 +32,7 @@ class Layer:
         self.rows, self.w = rows, AttendWeights(torch.randn(heads), dim**-0.5, window, ratio)
         self.q, self.kv = torch.randn(n, heads, dim).bfloat16(), fmt.round(torch.randn(n, dim))
         self.ring = fmt.round(torch.randn(len(rows.slots) * (window + 16), dim)).view(len(rows.slots), window + 16, dim)
+        self.turns = rope_table(torch.from_numpy(rows.positions), rope_frequencies(rope, 10_000.0, None))
         self.chosen = self.pool = None
         self.packed = torch.empty(0, dim, dtype=torch.uint8)
         if ratio:
@@ -46,7 +49,8 @@ class Layer:
 
     def expected(self) -> Tensor:
         pool = torch.zeros(0) if self.pool is None else self.pool
-        return attend_ref(self.q.float(), self.kv, self.rows, self.ring, pool, self.chosen, self.w, num=OFFICIAL)
+        turns = torch.view_as_complex(self.turns)
+        return attend_ref(self.q.float(), self.kv, turns, self.rows, self.ring, pool, self.chosen, self.w, num=OFFICIAL)
 
     def run(
         self, rows: Rows | None = None, own: slice = slice(None), ring: Tensor | None = None, padding: int = 0
@@ -61,8 +65,9 @@ class Layer:
             chosen = torch.nn.functional.pad(chosen, pad[2:], value=-1)
         ring = (self.ring if ring is None else ring).bfloat16()
         w = self.w._replace(sink=self.w.sink.to(DEVICE))
-        moved = [t if t is None else t.to(DEVICE) for t in (q, kv, ring, self.packed, chosen)]
-        o = attend(*moved[:2], device_rows(rows, DEVICE, padding), *moved[2:], w)
+        turns = torch.nn.functional.pad(self.turns[own], pad)
+        moved = [t if t is None else t.to(DEVICE) for t in (q, kv, turns, ring, self.packed, chosen)]
+        o = attend(*moved[:3], device_rows(rows, DEVICE, padding), *moved[3:], w)
         return o.float().cpu()
 
 

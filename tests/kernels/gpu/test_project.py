@@ -119,8 +119,8 @@ def faults(s: Sizes, rows: int, rounds_rows: bool = True, device: torch.device =
 
     weights, their_weights = output_weights(s)
     o = randn(rows, s.heads, s.dim, seed=10).bfloat16()
-    values = twins.output(o.float(), their_turns, their_weights, num=OFFICIAL)
-    got = output(o.to(device), turns, on(weights, device))
+    values = twins.output(o.float(), their_weights, num=OFFICIAL)
+    got = output(o.to(device), on(weights, device))
     assert got.dtype == torch.bfloat16
     found["output"] = fault(got, values)
     return {name: what for name, what in found.items() if what}
@@ -157,13 +157,12 @@ def test_columns_of_two_ranks_have_the_bits_of_the_whole() -> None:
     """A group of heads each, then half of the outputs."""
     s = TINY._replace(groups=2)
     whole, _ = output_weights(s)
-    turns = rope_table(positions(3), rope_frequencies(s.rope, 10_000.0, None))
     o = randn(3, s.heads, s.dim, seed=10).bfloat16()
-    expected = output(o.clone(), turns, whole)
+    expected = output(o, whole)
     low, columns = [], []
     for rank, heads in enumerate(o.chunk(2, 1)):
         wo_a = Fp8Weight(whole.wo_a.data[rank : rank + 1], whole.wo_a.scale[rank : rank + 1], s.groups * s.o_lora)
-        low.append(output_low(heads.contiguous(), turns, whole._replace(wo_a=wo_a)))
+        low.append(output_low(heads.contiguous(), whole._replace(wo_a=wo_a)))
     for data, scale in zip(whole.wo_b.data.chunk(2), whole.wo_b.scale.chunk(2)):
         part = whole._replace(wo_b=Fp8Weight(data, scale, s.width))
         columns.append(output_columns(torch.cat(low, 1), part))
@@ -179,7 +178,7 @@ def other_bits(s: Sizes, rows: int, counts: tuple[int, ...], device: torch.devic
     one = torch.arange(rows, device=device)
 
     def results(chosen: Tensor) -> tuple[Tensor, ...]:
-        return *project(x[chosen], turns[chosen], w), output(o[chosen], turns[chosen], weights)
+        return *project(x[chosen], turns[chosen], w), output(o[chosen], weights)
 
     together, found = results(one), []
     for count in [c for c in counts if c < rows]:
