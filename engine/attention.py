@@ -78,17 +78,22 @@ class Attention:
         ops, rows = self.ops, batch.rows
         turns = batch.turns(ops, self.ratio, self.freqs)
         q, kv, index_q = ops.project(x, turns, self.project)
-        pool, chosen = self._entries(x, index_q, batch, cache) if self.ratio else (self.no_rows, None)
         ring = ops.array(cache.ring)
-        o = ops.attend(q, kv, turns, rows, ring, pool, chosen, self.attend)
-        ops.store(kv, rows, ring)
+        if self.ratio:
+            pool, chosen, mixed, blocks = self._entries(x, index_q, batch, cache)
+            o = ops.attend(q, kv, turns, rows, ring, pool, chosen, self.attend)
+            ops.store(rows, (kv, ring), (mixed, blocks))
+        else:
+            o = ops.attend(q, kv, turns, rows, ring, self.no_rows, None, self.attend)
+            ops.store(rows, (kv, ring))
         if self.parallel.ranks == 1:
             return ops.output(o, self.output)
         low = self.parallel.columns(ops.output_low(o, self.output), self.low_width, ops)
         return self.parallel.columns(ops.output_columns(low, self.output), self.width, ops)
 
-    def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any]:
-        """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see)."""
+    def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any, Any, Any]:
+        """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see); what
+        later blocks will need of these rows, and the ring for it."""
         assert cache.keys is not None and cache.blocks is not None
         ops, rows = self.ops, batch.rows
         pool, blocks = ops.array(cache.keys.rows), ops.array(cache.blocks)
@@ -98,10 +103,10 @@ class Attention:
         for head, head_rows in batch.head_rows:
             head_pools = ops.array(head.rows[cache.number]), ops.array(head.index_rows[cache.number])
             ops.complete_blocks(mixed, head_rows, blocks, *head_pools, self.compress_head)
-        ops.store(mixed, rows, blocks)
         if self.ratio != 4 or batch.most_visible(self.ratio) <= self.index_topk:
-            return pool, None
-        return pool, ops.select(index_q, head_weights, rows, index_pool, self.ratio, self.index_topk)
+            return pool, None, mixed, blocks
+        chosen = ops.select(index_q, head_weights, rows, index_pool, self.ratio, self.index_topk)
+        return pool, chosen, mixed, blocks
 
     def moved(self, rows: Tensor, index_rows: Tensor, first: int, cache: LayerCache) -> tuple[Tensor, Tensor]:
         """Rows of a pinned head as they are stored when its first token stands at position `first`."""

@@ -76,9 +76,11 @@ def pool_block(sources: Tensor, has_previous: bool, w: CompressWeights) -> Tenso
     return (torch.softmax(gates, 0) * values).sum(0, keepdim=True)
 
 
-def store(source: Tensor, rows: Rows, ring: Tensor, *, num: Rounding) -> None:
-    """Put the last rows of each segment, of source [N, width], into ring [slots, length, width], at position % length."""
-    length = ring.shape[1]
-    for segment, end in enumerate(rows.starts[1:].tolist()):
-        start = max(int(rows.starts[segment]), end - length)
-        ring[int(rows.slots[segment]), torch.from_numpy(rows.positions[start:end] % length)] = source[start:end]
+def store(rows: Rows, *pairs: tuple[Tensor, Tensor], num: Rounding) -> None:
+    """Put the last rows of each segment, of a source [N, width], into its ring [slots, length, width], at position % length; of one
+    pair or two."""
+    for source, ring in pairs:
+        length = ring.shape[1]
+        for segment, end in enumerate(rows.starts[1:].tolist()):
+            start = max(int(rows.starts[segment]), end - length)
+            ring[int(rows.slots[segment]), torch.from_numpy(rows.positions[start:end] % length)] = source[start:end]

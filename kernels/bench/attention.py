@@ -140,7 +140,9 @@ def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
 
     def build_store(device: torch.device) -> Call:
         rows, mixed, ring, _ = inputs(device)
-        return lambda: store(mixed, rows, ring)
+        kv = torch.randn(num_rows, shape.head_dim, device=device).bfloat16()
+        window = torch.zeros(len(rows.slots), RING, shape.head_dim, device=device).bfloat16()
+        return lambda: store(rows, (kv, window), (mixed, ring))
 
     weight_bytes = outputs * shape.hidden_size * 2
     name = "CSA" if ratio == 4 else "HCA"
@@ -150,7 +152,7 @@ def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
     )  # fmt: skip
     slots = 8 if ratio == 4 else ratio
     yield Case(f"complete_blocks {name}", shape, num_rows, 0, blocks * slots * row_bytes, 0, build_blocks)
-    yield Case(f"store {name}", shape, num_rows, 0, num_rows * row_bytes * 2, 0, build_store)
+    yield Case(f"store {name}", shape, num_rows, 0, num_rows * (row_bytes + 2 * shape.head_dim) * 2, 0, build_store)
 
 
 def select_case(shape: Shape, num_rows: int, context: int) -> Case:

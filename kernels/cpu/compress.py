@@ -31,8 +31,9 @@ def complete_blocks(
     settle()  # what attends next reads all entries, and the ring gets new rows
 
 
-def store(source: np.ndarray, rows: Rows, ring: np.ndarray) -> None:
-    afterwards(_store, source, rows, ring)  # what waits may still read the ring as it was
+def store(rows: Rows, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    for source, ring in pairs:
+        afterwards(_store, source, rows, ring)  # what waits may still read the ring as it was
 
 
 @kernel

@@ -190,25 +190,41 @@ def turn(angle):
     return cos.to(tl.float32), tl.where(is_last, -turned_sin, turned_sin).to(tl.float32)
 
 
-def store(source: Tensor, rows: DeviceRows, ring: Tensor) -> None:
-    """Put the last rows of each segment, of source [N, width], into ring [slots, length, width], at position % length."""
-    width = source.shape[1]
+def store(rows: DeviceRows, *pairs: tuple[Tensor, Tensor]) -> None:
+    """Put the last rows of each segment, of a source [N, width], into its ring [slots, length, width], at position % length; of one
+    pair or two."""
+    (source, ring), (other, other_ring) = pairs[0], pairs[-1]
+    width, other_width = source.shape[1], other.shape[1] if len(pairs) == 2 else 0
     launch(
-        store_rows, (len(source), -(-width // 1024)), source, rows.positions, rows.owners, rows.starts, rows.slots, ring, ring.shape[1],
-        WIDTH=width, COUNT=1024,
+        store_rows, (len(source), -(-width // 1024) + -(-other_width // 1024)), rows.positions, rows.owners, rows.starts, rows.slots,
+        source, ring, ring.shape[1], other, other_ring, other_ring.shape[1], WIDTH=width, OTHER_WIDTH=other_width, COUNT=1024,
     )  # fmt: skip
 
 
 @kernel
-def store_rows(source, positions, owners, starts, slots, ring, ring_length, WIDTH: tl.constexpr, COUNT: tl.constexpr):
+def store_rows(
+    positions, owners, starts, slots, source, ring, ring_length, other, other_ring, other_length,
+    WIDTH: tl.constexpr, OTHER_WIDTH: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows, parts of COUNT columns of the one, then of the other)."""
+    part = tl.program_id(1)
+    parts: tl.constexpr = (WIDTH + COUNT - 1) // COUNT
+    if part < parts:
+        store_part(positions, owners, starts, slots, source, ring, ring_length, part, WIDTH, COUNT)
+    elif OTHER_WIDTH:
+        store_part(positions, owners, starts, slots, other, other_ring, other_length, part - parts, OTHER_WIDTH, COUNT)
+
+
+@kernel
+def store_part(
+    positions, owners, starts, slots, source, ring, ring_length, part, WIDTH: tl.constexpr, COUNT: tl.constexpr
+):
     """COUNT columns of a row, if no later row of its segment goes to the same place."""
     row = tl.program_id(0)
     owner = tl.load(owners + row)
-    if owner < 0:
-        return
-    if row + ring_length < tl.load(starts + owner + 1):
-        return
-    column = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
-    place = tl.load(slots + owner).to(tl.int64) * ring_length + tl.load(positions + row) % ring_length
-    x = tl.load(source + row.to(tl.int64) * WIDTH + column, mask=column < WIDTH)
-    tl.store(ring + place * WIDTH + column, x, mask=column < WIDTH)
+    end = tl.load(starts + tl.maximum(owner, 0) + 1)
+    if (owner >= 0) & (row + ring_length >= end):
+        column = part * COUNT + tl.arange(0, COUNT)
+        place = tl.load(slots + owner).to(tl.int64) * ring_length + tl.load(positions + row) % ring_length
+        x = tl.load(source + row.to(tl.int64) * WIDTH + column, mask=column < WIDTH)
+        tl.store(ring + place * WIDTH + column, x, mask=column < WIDTH)

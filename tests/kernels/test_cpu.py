@@ -280,7 +280,7 @@ def attended(ops: Ops, chunk: int, ratio: int, selected: bool) -> Tensor:
     def step(ops: Ops, rows: Rows, at: slice) -> Tensor:
         new, chosen = ops.array(kv[at]), ops.array(everything[at]) if selected else None
         o = ops.attend(ops.array(q[at]), new, turns(ops, rows), rows, ops.array(ring), ops.array(pool), chosen, weights)
-        ops.store(new, rows, ops.array(ring))
+        ops.store(rows, (new, ops.array(ring)))
         return ops.tensor(o)
 
     return torch.cat(fed(ops, step, TOTAL, chunk))
@@ -304,7 +304,7 @@ def compressed(ops: Ops, chunk: int, ratio: int, rounds: bool) -> tuple[Tensor, 
     def step(ops: Ops, rows: Rows, at: slice) -> None:
         new, places = ops.array(mixed[at]), [ops.array(p) for p in (ring, *pools)]
         ops.complete_blocks(new, rows, *places, ops.weights(weights))
-        ops.store(new, rows, places[0])
+        ops.store(rows, (new, places[0]))
         ops.tensor(new)
 
     fed(ops, step, TOTAL, chunk)

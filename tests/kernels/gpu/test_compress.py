@@ -123,7 +123,7 @@ def test_a_block_has_the_same_bytes_however_its_rows_came(ratio: int, index_dim:
             for pool, part in zip(together, layer.run(row, slice(n, n + 1), ring)):
                 written = (part != 0xFF).any(1)
                 pool[written] = part[written]
-            store_ref(layer.mixed[n : n + 1], row, ring, num=OFFICIAL)
+            store_ref(row, (layer.mixed[n : n + 1], ring), num=OFFICIAL)
     for pool, wanted in zip(together, whole):
         assert torch.equal(pool, wanted)
 
@@ -137,15 +137,18 @@ def test_block_rows_equals_twin() -> None:
     torch.testing.assert_close(got_weights.cpu(), head_weights, rtol=2.0**-7, atol=0)  # and then rounded to bf16
 
 
-@pytest.mark.parametrize("dtype,width", [(torch.bfloat16, 96), (torch.float32, 1030)])
-def test_store_equals_twin(dtype: torch.dtype, width: int) -> None:
-    rows, length = make_rows([Segment(7, 30), Segment(21, 1), Segment(40, 20), Segment(5, 21)]), 20
-    source, ring = torch.randn(72, width).to(dtype), torch.zeros(4, length, width, dtype=dtype)
-    expected = ring.clone()
-    store_ref(source, rows, expected, num=OFFICIAL)
-    padded, kept = torch.nn.functional.pad(source, (0, 0, 0, 3), value=torch.nan).to(DEVICE), ring.to(DEVICE)
-    store(padded, device_rows(rows, DEVICE, 3), kept)
-    assert torch.equal(kept.cpu(), expected)
+@pytest.mark.parametrize("num_pairs", [1, 2])
+def test_store_equals_twin(num_pairs: int) -> None:
+    """Of a window row and of block rows, each into a ring of its own length."""
+    rows = make_rows([Segment(7, 30), Segment(21, 1), Segment(40, 20), Segment(5, 21)])
+    ours, theirs = [], []
+    for dtype, width, length in [(torch.bfloat16, 96, 20), (torch.float32, 1030, 24)][:num_pairs]:
+        source, ring = torch.randn(72, width).to(dtype), torch.zeros(4, length, width, dtype=dtype)
+        theirs.append((source, ring.clone()))
+        ours.append((torch.nn.functional.pad(source, (0, 0, 0, 3), value=torch.nan).to(DEVICE), ring.to(DEVICE)))
+    store_ref(rows, *theirs, num=OFFICIAL)
+    store(device_rows(rows, DEVICE, 3), *ours)
+    assert all(torch.equal(kept.cpu(), expected) for (_, kept), (_, expected) in zip(ours, theirs))
 
 
 @pytest.mark.gpu
