@@ -43,8 +43,7 @@ class Block:
         """streams [N, M, D] -> [N, M, D]."""
         ops = self.ops
         x, post, comb = ops.hc_pre(streams, self.hc_attn)
-        streams = ops.hc_post(self.attn(x, batch, cache), streams, post, comb)
-        x, post, comb = ops.hc_pre(streams, self.hc_ffn)
+        streams, x, post, comb = ops.hc_next(self.attn(x, batch, cache), streams, post, comb, self.hc_ffn)
         return ops.hc_post(self.ffn(x, batch), streams, post, comb)
 
 

@@ -31,7 +31,7 @@ from kernels.rows import Rows
 
 # Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
 SIBLINGS = (
-    (hyper, cpu_hyper, "kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "head")),
+    (hyper, cpu_hyper, "kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "head")),
     (project, cpu_project, "kernels.gpu.project", ("rope_table", "project", "output", "output_low", "output_columns")),
     (compress, cpu_compress, "kernels.gpu.compress", ("block_rows", "complete_blocks", "store")),
     (indexer, cpu_indexer, "kernels.gpu.indexer", ("select",)),
@@ -48,6 +48,7 @@ class Ops:
     embed: Callable[..., Any]
     hc_pre: Callable[..., Any]
     hc_post: Callable[..., Any]
+    hc_next: Callable[..., Any]
     head: Callable[..., Any]
     rope_table: Callable[..., Any]
     project: Callable[..., Any]

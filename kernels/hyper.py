@@ -62,6 +62,14 @@ def hc_post(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor, *, num: Ro
     return num.bf16(torch.baddbmm(post.unsqueeze(2) * out.unsqueeze(1), comb.transpose(1, 2), streams))
 
 
+def hc_next(
+    out: Tensor, streams: Tensor, post: Tensor, comb: Tensor, w: HyperWeights, *, num: Rounding
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From one sublayer to the next, whose weights these are: `hc_post`, and then `hc_pre` of what that gives."""
+    streams = hc_post(out, streams, post, comb, num=num)
+    return streams, *hc_pre(streams, w, num=num)
+
+
 def head(streams: Tensor, w: HeadWeights, *, num: Rounding) -> Tensor:
     """Weighted sum of the streams, output norm, vocabulary: [N, M, D] -> logits [N, V]."""
     flat = streams.flatten(1)

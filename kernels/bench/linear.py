@@ -12,7 +12,7 @@ from kernels import hyper as hyper_twins
 from kernels import project as project_twins
 from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
 from kernels.bench.inputs import fp8, fp8_values, random
-from kernels.gpu.hyper import embed, hc_post, hc_pre, head
+from kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
 from kernels.gpu.project import output, project, rope_table
 from kernels.hyper import HeadWeights, HyperWeights
 from kernels.project import OutputWeights, ProjectWeights
@@ -53,6 +53,10 @@ def _small(shape: Shape, rows: int) -> Iterator[Case]:
     yield Case(
         "hc_post", shape, rows, 0, 2 * streams + 2 * rows * d + 4 * outs * rows, 2 * rows * m * d * (m + 1),
         partial(_build_hc_post, shape, rows), partial(_twin_hc_post, shape, rows),
+    )  # fmt: skip
+    yield Case(
+        "hc_next", shape, rows, 0, 3 * streams + 4 * rows * d + 4 * outs * (m * d + 2 * rows), 2 * rows * m * d * (outs + m + 3),
+        partial(_build_hc_next, shape, rows), partial(_twin_hc_next, shape, rows),
     )  # fmt: skip
 
 
@@ -118,6 +122,18 @@ def _build_hc_post(shape: Shape, rows: int, device: torch.device) -> Call:
 def _twin_hc_post(shape: Shape, rows: int, device: torch.device) -> Call:
     out, streams, post, comb = (x.float() for x in _written(shape, rows, device))
     return lambda: hyper_twins.hc_post(out, streams, post, comb, num=OFFICIAL)
+
+
+def _build_hc_next(shape: Shape, rows: int, device: torch.device) -> Call:
+    written, w = _written(shape, rows, device), _hyper_weights(shape, device)
+    return lambda: hc_next(*written, w)
+
+
+def _twin_hc_next(shape: Shape, rows: int, device: torch.device) -> Call:
+    out, streams, post, comb = (x.float() for x in _written(shape, rows, device))
+    w = _hyper_weights(shape, device)
+    w = w._replace(fn=w.fn.t())
+    return lambda: hyper_twins.hc_next(out, streams, post, comb, w, num=OFFICIAL)
 
 
 def _build_head(shape: Shape, rows: int, device: torch.device) -> Call:

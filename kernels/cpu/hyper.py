@@ -31,6 +31,13 @@ def hc_post(out: np.ndarray, streams: np.ndarray, post: np.ndarray, comb: np.nda
     return result
 
 
+def hc_next(
+    out: np.ndarray, streams: np.ndarray, post: np.ndarray, comb: np.ndarray, w: HyperWeights
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    streams = hc_post(out, streams, post, comb)
+    return streams, *hc_pre(streams, w)
+
+
 def head(streams: np.ndarray, w: HeadWeights) -> np.ndarray:
     logits = np.empty((len(streams), w.head.shape[1]), np.float32)
     over_rows(_head, len(streams), streams, w, logits)

@@ -1,7 +1,8 @@
 """Manifold-constrained hyper-connections (V4 spec 2.3, 2.10). Twins: `kernels/hyper.py`.
 
 `hc_pre` takes two launches. The product of the streams with `fn` is long and narrow, so it is cut into many parts along K (`_mix`);
-then one program per row adds the parts up in order and reads the streams again for their weighted sum (`_read`). `fn` is float32 and
+then one program per row adds the parts up in order and reads the streams again for their weighted sum (`_read`). Between sublayers
+`_mix` also writes the streams, where rows are few: each part then reads all of them. `fn` is float32 and
 the streams are bf16: `fn` enters as the sum of three bf16 values, which holds its 24 bits, so tensor cores form exact products.
 """
 
@@ -16,6 +17,7 @@ from kernels.gpu.norm import inverse_rms
 from kernels.gpu.quant import round_bf16, to_bf16
 
 PART = 256  # columns of a part
+FEW_ROWS = 16  # of one tile: up to here a launch costs more than reading the streams M times
 MIXED = 32  # room for (2 + M) * M sums
 
 
@@ -28,9 +30,7 @@ def embed(ids: Tensor, table: Tensor, copies: int) -> Tensor:
 
 def hc_pre(streams: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     """streams bf16 [N, M, D] -> x bf16 [N, D], post float32 [N, M], comb float32 [N, M, M]. w.fn is float32 [(2 + M) * M, M * D]."""
-    num_rows, m, _ = streams.shape
-    post = torch.empty(num_rows, m, device=streams.device)
-    comb = torch.empty(num_rows, m, m, device=streams.device)
+    post, comb = _mixing_like(streams)
     return _reduce(streams, w, post, comb, w.iters), post, comb
 
 
@@ -43,22 +43,40 @@ def hc_post(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     return written
 
 
+def hc_next(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`hc_post`, and `hc_pre` of the streams that it writes: the same bits in a launch less for few rows."""
+    if len(streams) > FEW_ROWS:
+        streams = hc_post(out, streams, post, comb)
+        return streams, *hc_pre(streams, w)
+    written, (next_post, next_comb) = torch.empty_like(streams), _mixing_like(streams)
+    x = _reduce(written, w, next_post, next_comb, w.iters, (out, streams, post, comb))
+    return written, x, next_post, next_comb
+
+
 def head(streams: Tensor, w: Any) -> Tensor:
     """streams bf16 [N, M, D] -> logits float32 [N, V]. w.fn is float32 [M, M * D], w.head bf16 [V, D]."""
     return linear_bf16(_reduce(streams, w, None, None, 0), w.head, torch.float32, w.vocab_size)
 
 
-def _reduce(streams: Tensor, w: Any, post: Tensor | None, comb: Tensor | None, iters: int) -> Tensor:
-    """The weighted sum of the streams, normalised: bf16 [N, D]."""
+def _mixing_like(streams: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for post [N, M] and comb [N, M, M]."""
+    num_rows, m, _ = streams.shape
+    return torch.empty(num_rows, m, device=streams.device), torch.empty(num_rows, m, m, device=streams.device)
+
+
+def _reduce(
+    streams: Tensor, w: Any, post: Tensor | None, comb: Tensor | None, iters: int, source: tuple[Tensor, ...] = ()
+) -> Tensor:
+    """The weighted sum of the streams, normalised: bf16 [N, D]. With a `source`, arguments of `hc_post`, they are written first."""
     num_rows, m, d = streams.shape
     depth, count = m * d, len(w.fn)
     num_parts = -(-depth // PART)
     parts = torch.empty(num_rows, num_parts, MIXED, device=streams.device)
     x = torch.empty(num_rows, d, dtype=torch.bfloat16, device=streams.device)
-    block_rows, num_warps = (16, 4) if num_rows <= 16 else (64, 8)
+    block_rows, num_warps = (FEW_ROWS, 4) if num_rows <= FEW_ROWS else (64, 8)
     launch(
-        _mix, (-(-num_rows // block_rows), num_parts), streams, w.fn, parts, num_rows,
-        K=depth, COUNT=count, PARTS=num_parts, PART=PART, MIXED=MIXED, STEP=64, BLOCK_ROWS=block_rows, num_warps=num_warps,
+        _mix, (-(-num_rows // block_rows), num_parts), streams, w.fn, parts, *(source or (None,) * 4), num_rows,
+        M=m, D=d, COUNT=count, WRITES=bool(source), PARTS=num_parts, PART=PART, MIXED=MIXED, STEP=64, BLOCK_ROWS=block_rows, num_warps=num_warps,
     )  # fmt: skip
     launch(
         _read, (1 if comb is None else 2, num_rows),
@@ -82,11 +100,13 @@ def _embed(ids, table, streams, COPIES: tl.constexpr, D: tl.constexpr, BLOCK: tl
 
 @kernel
 def _mix(
-    streams, fn, parts, num_rows,
-    K: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, MIXED: tl.constexpr,
-    STEP: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    streams, fn, parts, out, old, post, comb, num_rows,
+    M: tl.constexpr, D: tl.constexpr, COUNT: tl.constexpr, WRITES: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
+    MIXED: tl.constexpr, STEP: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of rows, parts of K): the products of fn [COUNT, K] with the rows over PART columns, to parts [N, PARTS, MIXED]."""
+    """Grid (tiles of rows, parts of K = M * D): the products of fn [COUNT, K] with the rows over PART columns, to parts
+    [N, PARTS, MIXED]. With WRITES the rows' streams come of old ones, and are stored."""
+    K: tl.constexpr = M * D
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     outs = tl.arange(0, MIXED)
     read_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
@@ -98,7 +118,15 @@ def _mix(
         f = tl.load(
             fn + outs[:, None] * K + columns[None, :], mask=(outs < COUNT)[:, None] & inside[None, :], other=0.0
         )
-        x = tl.load(streams + read_rows[:, None] * K + columns[None, :], mask=inside[None, :], other=0.0).T
+        at = streams + read_rows[:, None] * K + columns[None, :]
+        if WRITES:
+            read = tl.minimum(columns, K - 1)
+            new = _new(out, old, post, comb, read_rows[:, None], read // D, read % D, inside[None, :], M, D)
+            x = to_bf16(new)
+            tl.store(at, x, mask=(rows < num_rows)[:, None] & inside[None, :])
+            x = x.T
+        else:
+            x = tl.load(at, mask=inside[None, :], other=0.0).T
         high = to_bf16(f)
         rest = f - high.to(tl.float32)
         middle = to_bf16(rest)
@@ -171,8 +199,16 @@ def _write(out, streams, post, comb, written, M: tl.constexpr, D: tl.constexpr, 
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
     k = tl.arange(0, M)[:, None]
     inside = columns < D
-    new = tl.load(post + row * M + k) * tl.load(out + row * D + columns, mask=inside, other=0.0).to(tl.float32)
-    for j in tl.static_range(M):
-        stream = tl.load(streams + (row * M + j) * D + columns, mask=inside, other=0.0).to(tl.float32)
-        new += tl.load(comb + (row * M + j) * M + k) * stream
+    new = _new(out, streams, post, comb, row, k, columns, inside, M, D)
     tl.store(written + (row * M + k) * D + columns, to_bf16(new), mask=inside)
+
+
+@kernel
+def _new(out, streams, post, comb, row, k, column, inside, M: tl.constexpr, D: tl.constexpr):
+    """Columns of streams k of rows, as they become: fused multiply-adds in this order, wherever it is done."""
+    new = tl.load(post + row * M + k) * tl.load(out + row * D + column, mask=inside, other=0.0).to(tl.float32)
+    for j in tl.static_range(M):
+        stream = tl.load(streams + (row * M + j) * D + column, mask=inside, other=0.0).to(tl.float32)
+        weight, stream = tl.broadcast(tl.load(comb + (row * M + j) * M + k), stream)
+        new = tl.fma(weight, stream, new)
+    return new

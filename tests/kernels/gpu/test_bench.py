@@ -63,7 +63,7 @@ def test_a_case_and_its_twin_compute_the_same() -> None:
         if case.twin is not None:
             compared.append(case.op)
             assert largest_error(case.build(device)(), case.twin(device)()) < 2**-6, case.op
-    assert len(compared) == 7
+    assert len(compared) == 8
 
 
 def test_errors_are_relative_to_the_largest_value() -> None:

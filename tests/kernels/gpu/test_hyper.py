@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels import hyper as twins
 from kernels.dispatch import check_signature
 from kernels.gpu import jit
-from kernels.gpu.hyper import embed, hc_post, hc_pre, head
+from kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
 from kernels.hyper import HeadWeights, HyperWeights
 from kernels.rounding import Rounding
 from tests.kernels.gpu.closeness import off
@@ -80,7 +80,7 @@ def test_no_rows() -> None:
 
 
 def test_ops_are_called_as_their_twins() -> None:
-    for op in (embed, hc_pre, hc_post, head):
+    for op in (embed, hc_pre, hc_post, hc_next, head):
         check_signature(op, getattr(twins, op.__name__))
 
 
@@ -116,7 +116,7 @@ def other_bits(rows: int, m: int, d: int, device: torch.device) -> list[str]:
 
     def results(streams: Tensor, out: Tensor) -> tuple[Tensor, ...]:
         x, post, comb = hc_pre(streams, w)
-        return x, post, comb, hc_post(out, streams, post, comb), head(streams, h)
+        return x, post, comb, hc_post(out, streams, post, comb), head(streams, h), *hc_next(out, streams, post, comb, w)
 
     together, found = results(streams, out), []
     for count in [c for c in (1, 2, 7, 16, 17, 64) if c < rows]:
@@ -131,3 +131,13 @@ def other_bits(rows: int, m: int, d: int, device: torch.device) -> list[str]:
 
 def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
     assert not other_bits(18, 2, 192, CPU)
+
+
+@pytest.mark.parametrize(("rows", "m", "d"), [(3, 2, 96), (17, 4, 256), (66, 2, 128)])
+def test_the_next_sublayer_reads_what_the_last_one_wrote(rows: int, m: int, d: int) -> None:
+    """In one kernel for few rows: the bits of `hc_post`, then of `hc_pre`."""
+    streams, out, w = randn(rows, m, d, seed=9).bfloat16(), randn(rows, d, seed=10).bfloat16(), hyper_weights(m, d)
+    _, post, comb = hc_pre(streams, w)
+    written = hc_post(out, streams, post, comb)
+    got = hc_next(out, streams, post, comb, w)
+    assert all(torch.equal(one, other) for one, other in zip(got, (written, *hc_pre(written, w)), strict=True))
