@@ -41,10 +41,19 @@ class Block:
 
     def __call__(self, streams: Any, batch: Step, cache: LayerCache) -> Any:
         """streams [N, M, D] -> [N, M, D]."""
-        ops = self.ops
-        x, post, comb = ops.hc_pre(streams, self.hc_attn)
-        streams, x, post, comb = ops.hc_next(self.attn(x, batch, cache), streams, post, comb, self.hc_ffn)
-        return ops.hc_post(self.ffn(x, batch), streams, post, comb)
+        return through([self], streams, batch, [cache])
+
+
+def through(blocks: list[Block], streams: Any, batch: Step, caches: list[LayerCache]) -> Any:
+    """Streams [N, M, D] through blocks, one after the other. What one sublayer writes and the next one reads is one op."""
+    ops = blocks[0].ops
+    x, post, comb = ops.hc_pre(streams, blocks[0].hc_attn)
+    for number, (block, cache) in enumerate(zip(blocks, caches), 1):
+        streams, x, post, comb = ops.hc_next(block.attn(x, batch, cache), streams, post, comb, block.hc_ffn)
+        out = block.ffn(x, batch)
+        if number < len(blocks):
+            streams, x, post, comb = ops.hc_next(out, streams, post, comb, blocks[number].hc_attn)
+    return ops.hc_post(out, streams, post, comb)
 
 
 class Head:
@@ -133,6 +142,4 @@ class Model:
     def streams(self, batch: Step, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""
         x = self.ops.embed(batch.rows.ids, self.embed, self.config.hc_mult)
-        for block, layer_cache in zip(self.layers, cache.layers):
-            x = block(x, batch, layer_cache)
-        return self.ops.tensor(x)
+        return self.ops.tensor(through(self.layers, x, batch, cache.layers))
