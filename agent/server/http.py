@@ -159,7 +159,7 @@ async def send_frames(
 async def found(request: web.Request) -> Record:
     """The response that the path names. Raises ApiError 404, also for one of another user."""
     id = request.match_info["id"]
-    record = await request.app[SERVICE].get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
+    record = await request.app[SERVICE].responses.get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
     if record is None:
         raise ApiError(404, f"Response with id '{id[:100]}' not found.", "response_not_found", "response_id")
     return record
@@ -239,7 +239,7 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     usage = await asyncio.to_thread(service.app.keeper.snapshots.usage)
     used, pages = service.app.engine.pages_in_use
     gauges = {
-        "responses_in_flight": len(service.in_flight()), "responses_in_memory": len(service.records),
+        "responses_in_flight": len(service.responses.in_flight()), "responses_in_memory": len(service.responses.records),
         "pool_pages_used": used, "pool_pages": pages, "disk_bytes": usage.bytes, "disk_budget_bytes": usage.budget,
     }  # fmt: skip
     return web.Response(text=service.metrics.text(gauges), content_type="text/plain")

@@ -90,10 +90,10 @@ async def _stop(app: web.Application) -> None:
     """Take nothing new, let what runs end for a moment, and tell WebSocket clients to come back."""
     service = app[SERVICE]
     service.is_stopping = True
-    ending = [asyncio.ensure_future(record.over()) for record in service.in_flight()]
+    ending = [asyncio.ensure_future(record.over()) for record in service.responses.in_flight()]
     if ending:
         await asyncio.wait(ending, timeout=STOP_S)
-    for record in service.in_flight():
+    for record in service.responses.in_flight():
         service.stop(record)
     await app[SESSIONS].aclose()
     await close_all(app)

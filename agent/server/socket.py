@@ -188,7 +188,7 @@ class Connection:
         record = self.running.get(id) if isinstance(id, str) else None
         try:
             if record is None or record.is_over:
-                known = isinstance(id, str) and id in self.service.records and await self._is_ours(id)
+                known = isinstance(id, str) and id in self.service.responses.records and await self._is_ours(id)
                 code = "response_already_completed" if known else "response_not_found"
                 raise ApiError(400, "only a response that runs on this connection can be steered", code)
             if len(record.steering) >= MAX_STEERS:
@@ -208,7 +208,7 @@ class Connection:
         )
 
     async def _is_ours(self, id: str) -> bool:
-        return await self.service.get(self.user, id, self.local) is not None
+        return await self.service.responses.get(self.user, id, self.local) is not None
 
     def _keep(self, lane: Lane, record: Record) -> None:
         num_tokens = sum(len(other.ids) for other in self.local.values())

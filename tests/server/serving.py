@@ -17,6 +17,7 @@ from agent.server.serve import Running, access_of, running
 from tools import Workspace, toolset
 
 MODEL = "pocket"
+TIMEOUT_S = 240  # the first request may wait for kernels to be compiled, by two processes at once
 TELL, ASK, KNOWN = "remember that the staging port is 4711", "what is the staging port?", "The staging port is 4711."
 WHERE = "where is load_page defined?"
 
@@ -28,15 +29,15 @@ class Server:
     running: Running
 
     def client(self, token: str | None = None) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
 
     def async_client(self, token: str | None = None) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
 
     def http(self, **headers: str) -> httpx2.Client:
         """A plain client, with the token unless other headers are given."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.token}", **given}, timeout=60)
+        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.token}", **given}, timeout=TIMEOUT_S)
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         with self.http(**headers) as http:

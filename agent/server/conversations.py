@@ -1,0 +1,127 @@
+"""Where the conversation of a request stands: what it goes on from, what is new in it, and the tokens of that.
+
+Owns the rules of `previous_response_id`, of references, of conversations that come whole, and of truncation. Must not know
+how a response is run or kept.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+
+from agent.app import App
+from agent.server.access import User
+from agent.server.items import Message, Opening, encode, fingerprints, opening_of, talk_of
+from agent.server.record import Record
+from agent.server.requests import Create
+from agent.server.responses import Responses
+from agent.server.truncation import LEFT_SHARE, shortened
+from agent.server.wire import Json, bad
+
+ITEM_ID = re.compile(r"(?:rs|msg|fc|in|mcp)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
+
+
+@dataclass
+class Base:
+    """What a request goes on from, and what is new in it."""
+
+    opening: Opening
+    system: list[str]
+    messages: list[Message]
+    digest: bytes  # of everything, the new messages included
+    before: Record | None = None
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """`local` below are responses that only the connection of the request can go on from."""
+
+    app: App
+    responses: Responses
+
+    async def resolved(self, user: User, given: str | list[Json], local: dict[str, Record]) -> str | list[Json]:
+        """The input with the items that it only refers to; their ids say which response they are of."""
+        if isinstance(given, str):
+            return given
+        found: list[Json] = []
+        for number, item in enumerate(given):
+            if item.get("type") != "item_reference":
+                found.append(item)
+                continue
+            wanted = item.get("id")
+            of = ITEM_ID.fullmatch(wanted) if isinstance(wanted, str) else None
+            record = await self.responses.get(user, f"resp_{of[1]}", local) if of else None
+            known = [*record.input, *record.response["output"]] if record else []
+            same = [other for other in known if other["id"] == wanted]
+            if not same:
+                raise bad(f"Item with id '{str(wanted)[:100]}' not found.", f"input[{number}].id", "item_not_found")
+            found += same[:1]
+        return found
+
+    async def base(self, user: User, request: Create, given: list[Json], local: dict[str, Record]) -> Base:
+        """Where the conversation of a request stands. With another opening it is read again from its items."""
+        before = await self.responses.previous(user, request.previous_response_id, local)
+        if before is None:
+            return await self._by_content(user, request, given)
+        said = talk_of(given, before.calls, is_first=not before.ids and not before.pending)
+        opening = opening_of(request, [*before.system, *said.system])
+        if opening.digest() != before.opening:
+            return await self._by_content(user, request, [*await self._items_up_to(user, before, local), *given])
+        digest = fingerprints(before.digest, said.messages)[-1] if said.messages else before.digest
+        return Base(opening, [*before.system, *said.system], [*before.pending, *said.messages], digest, before)
+
+    async def fitting(
+        self, user: User, request: Create, given: list[Json], local: dict[str, Record], base: Base
+    ) -> tuple[Base, list[int], int]:
+        """Where the conversation stands and the tokens of what is new; shortened when that is asked for, so that an
+        answer has room too."""
+        ids, ahead = await self.encoded(base)
+        limit = self.app.engine.max_context
+        wanted = request.max_output_tokens or self.app.settings.max_output_tokens
+        most = limit - 1 - min(wanted, limit // 4)
+        left: list[Json] | None = None
+        while request.truncation == "auto" and (total := len(base.before.ids if base.before else ()) + len(ids)) > most:
+            if left is None:
+                previous = await self.responses.previous(user, request.previous_response_id, local)
+                left = [*(await self._items_up_to(user, previous, local) if previous else []), *given]
+            fewer = await asyncio.to_thread(shortened, left, LEFT_SHARE * most / total)
+            if fewer is None:
+                break
+            left = fewer
+            base = await self._by_content(user, request, left)
+            ids, ahead = await self.encoded(base)
+        return base, ids, ahead
+
+    async def encoded(self, base: Base) -> tuple[list[int], int]:
+        """The tokens of what is new, and how many of them can be read ahead."""
+        before, engine = base.before, self.app.engine
+        ids, order = (before.ids, before.calls) if before else ((), {})
+        if not base.messages and ids:
+            return [], 0
+        return await asyncio.to_thread(
+            encode, engine.tokenizer, self.app.texts, base.opening, ids, order, base.messages
+        )
+
+    async def _by_content(self, user: User, request: Create, given: list[Json]) -> Base:
+        """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
+        said = talk_of(given)
+        opening = opening_of(request, said.system)
+        start, session = opening.digest(), await self.responses.session(user)
+        digests = fingerprints(start, said.messages)
+        base = Base(opening, said.system, said.messages, digests[-1] if digests else start)
+        for at in range(len(digests) - 2, -1, -1):
+            if said.messages[at]["role"] != "assistant":
+                continue
+            before = await self.responses.with_content(user, session, digests[at])
+            if before is not None and before.is_over and before.ids and not before.pending and before.opening == start:
+                base.messages, base.before = said.messages[at + 1 :], before
+                break
+        return base
+
+    async def _items_up_to(self, user: User, record: Record, local: dict[str, Record]) -> list[Json]:
+        """Every item of a conversation, the response's own output last."""
+        found: list[list[Json]] = []
+        at: Record | None = record
+        while at is not None:
+            found.append([*at.input, *at.response["output"]])
+            at = await self.responses.previous(user, at.response["previous_response_id"], local)
+        return [item for some in reversed(found) for item in some]
