@@ -72,10 +72,8 @@ class Parallel:
     def _gathered(self, part: Tensor) -> Tensor:
         """[...] of every rank -> [ranks, ...]."""
         parts = part.new_empty(self.ranks, *part.shape)
-        own, all_bytes = (
-            part.contiguous().view(torch.uint8),
-            parts.view(torch.uint8).flatten(0, 1),
-        )  # gloo knows few types
+        own = part.contiguous().view(torch.uint8)  # bytes: gloo knows few types
+        all_bytes = parts.view(torch.uint8).flatten(0, 1)
         try:
             if own.is_cuda:
                 self._group._allgather_base(all_bytes, own).wait()
