@@ -32,12 +32,16 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
 
     def async_client(self, token: str | None = None) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
+        return openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S
+        )
 
     def http(self, **headers: str) -> httpx2.Client:
         """A plain client, with the token unless other headers are given."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.token}", **given}, timeout=TIMEOUT_S)
+        return httpx2.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.token}", **given}, timeout=TIMEOUT_S
+        )
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         with self.http(**headers) as http:
