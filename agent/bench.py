@@ -29,7 +29,7 @@ from memory import BlobStore, Database, SessionLog, SessionStore, SnapshotStore
 
 SAVE_EVERY, LAST_TURNS, LAST_TURN_TOKENS = 8192, 8, 512
 REWOUND_TOKENS = 37
-ROUNDS, QUIET_TOKENS = 9, 8000  # of decoding alone and beside a save
+ROUNDS, BESIDE_TOKENS = 15, 4000  # of decoding alone, beside a save, and alone; tokens of each
 MOST_READ_AGAIN = 300_000  # tokens; of a longer context the seconds of growing it stand for reading it again
 ROLLED_SHARE = 10  # a tenth of the context more goes through the full window
 MEMORY_BYTES = 2**30
@@ -37,12 +37,14 @@ Row = dict[str, Any]
 
 
 def run_sessions_bench(model: Path, contexts: list[int]) -> Iterator[Row]:
-    """One row per context and operation."""
+    """One row per context and operation, and one that depends on no context, which takes some minutes."""
     for context in contexts:
         with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as home:
             grown = _in_process(_grow, model, Path(home), context)
             yield from grown
             yield from _in_process(_go_on, model, Path(home), context, grown[0]["seconds"])
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as home:
+        yield from _in_process(_beside_saving, model, Path(home))
 
 
 def _in_process(work: Any, *args: Any) -> list[Row]:
@@ -112,48 +114,45 @@ async def _grow(model: Path, home: Path, context: int) -> list[Row]:
         usage = keeper.snapshots.usage()
         pages = sum(f.stat().st_size for f in (home / "blobs" / "pages").iterdir())
         grown = {"row": "grow", "context": context, "seconds": time.perf_counter() - started - sum(saves)}
-        return [
-            grown,
-            {
-                "row": "save", "context": context, "durable_points": len(saves), "median_s": statistics.median(saves),
-                "bytes_written": keeper.bytes_written, "bytes_kept": usage.bytes,
-                "written_per_kept": keeper.bytes_written / usage.bytes, "bytes_of_pages": pages,
-            },
-            await _beside_saving(bench, seq),
-        ]  # fmt: skip
+        saved = {
+            "row": "save", "context": context, "durable_points": len(saves), "median_s": statistics.median(saves),
+            "bytes_written": keeper.bytes_written, "bytes_kept": usage.bytes,
+            "written_per_kept": keeper.bytes_written / usage.bytes, "bytes_of_pages": pages,
+        }  # fmt: skip
+        return [grown, saved]
 
 
-async def _beside_saving(bench: Bench, seq: Sequence) -> Row:
-    """Times between tokens of a decoding sequence, alone and while a stretch of another is saved: a durable point.
+async def _beside_saving(model: Path, home: Path) -> list[Row]:
+    """Times between tokens of a decoding sequence while a stretch of another is saved, against none: a durable point.
 
-    In rounds, whose order alternates: a shared machine's moods are larger than what is measured. Each round has a ratio.
+    A shared machine's moods are larger than what is measured. So a round is alone, saving, alone: its ratio is that of the
+    middle to the mean of its neighbours, and `nothing` is what the second of them is to the first, with no save at all.
     """
-    engine = bench.engine
-    decoding, saved = await engine.start(), await engine.start()
-    await engine.feed(saved, seq.token_ids[:SAVE_EVERY])
-    await engine.feed(decoding, _tokens(engine, 1000, seed=1))
-    p99: list[tuple[float, float]] = []  # alone, beside a save
-    medians: list[float] = []
-    for number in range(ROUNDS):
-        quiet = [] if number % 2 else await _gaps(engine, decoding, QUIET_TOKENS)
-        async with _elsewhere(engine) as keeper:
-            saving = await keeper.begin_save(saved, 0)
-            assert saving is not None
-            busy = await _gaps(engine, decoding, 4 * QUIET_TOKENS, saving)
-            await saving
-        quiet = quiet or await _gaps(engine, decoding, QUIET_TOKENS)
-        p99.append((_p99(quiet), _p99(busy)))
-        medians.append(statistics.median(busy) / statistics.median(quiet))
-    await engine.release(decoding)
-    await engine.release(saved)
-    ratios = [busy_s / quiet_s for quiet_s, busy_s in p99]
-    return {
-        "row": "decode beside a save", "context": len(seq.token_ids), "rounds": ROUNDS,
-        "p99_quiet_ms": statistics.median(q for q, _ in p99) * 1e3,
-        "p99_saving_ms": statistics.median(b for _, b in p99) * 1e3,
-        "p99_ratio": statistics.median(ratios), "p99_ratios": [round(ratio, 3) for ratio in ratios],
-        "median_ratio": statistics.median(medians),
-    }  # fmt: skip
+    async with _opened(model, home) as bench:
+        engine = bench.engine
+        decoding, saved = await engine.start(), await engine.start()
+        await engine.feed(saved, _tokens(engine, SAVE_EVERY))
+        await engine.feed(decoding, _tokens(engine, 1000, seed=1))
+        p99, nothing, medians = [], [], []
+        for _ in range(ROUNDS):
+            async with _elsewhere(engine) as keeper:
+                before = await _gaps(engine, decoding, BESIDE_TOKENS)
+                saving = await keeper.begin_save(saved, 0)
+                assert saving is not None
+                beside = await _gaps(engine, decoding, 8 * BESIDE_TOKENS, saving)
+                await saving
+                after = await _gaps(engine, decoding, BESIDE_TOKENS)
+            p99.append(2 * _p99(beside) / (_p99(before) + _p99(after)))
+            nothing.append(_p99(after) / _p99(before))
+            medians.append(statistics.median(beside) / statistics.median(before + after))
+    return [
+        {
+            "row": "decode beside a save", "rounds": ROUNDS, "p99_ratio": statistics.median(p99),
+            "p99_ratio_of_nothing": statistics.median(nothing), "median_ratio": statistics.median(medians),
+            "p99_ratios": [round(ratio, 3) for ratio in p99],
+            "p99_ratios_of_nothing": [round(ratio, 3) for ratio in nothing],
+        }
+    ]  # fmt: skip
 
 
 def _p99(gaps: list[float]) -> float:
