@@ -156,6 +156,18 @@ def read_by_id(database: Database, columns: str, table: str, ids: Iterable[bytes
         yield from database.rows(f"SELECT {columns} FROM {table} WHERE id IN ({marks})", some)
 
 
+def tails_used_by(database: Database, session_id: int, ids: Iterable[bytes]) -> Iterator[bytes]:
+    """Those of these tails that a branch of the session uses; however many others it has, none of them is looked at."""
+    remaining = iter(ids)
+    while some := list(islice(remaining, IDS_PER_QUERY)):
+        rows = database.rows(
+            f"SELECT id FROM tails WHERE id IN ({', '.join('?' * len(some))}) AND EXISTS (SELECT 1 FROM tail_uses"
+            " CROSS JOIN branches ON branches.id = branch_id WHERE tail_id = tails.id AND session_id = ?)",
+            (*some, session_id),
+        )
+        yield from (row[0] for row in rows)
+
+
 def read_pages_of(database: Database, tail: TailRow) -> tuple[PageRow, ...]:
     """The pages of a tail in order. Raises DamagedBlob for the first that has no row or a damaged one."""
     found = {row[0]: row for row in read_by_id(database, PAGE_COLUMNS, "pages", tail.head_ids)}

@@ -36,6 +36,7 @@ from .snapshot_rows import (
     insert_tail,
     read_by_id,
     read_pages_of,
+    tails_used_by,
 )
 from .upkeep import delete_unused, keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
@@ -103,7 +104,7 @@ class SnapshotStore:
         named. One that is damaged is noted and forgotten."""
         candidates, damaged, tail = list(candidates), [], None
         if session_id is not None:
-            used = {row[0] for row in self._database.rows(f"SELECT tail_id FROM {USED_BY_SESSION}", (session_id,))}
+            used = set(tails_used_by(self._database, session_id, candidates))
             candidates = [id_ for id_ in candidates if id_ in used]
         with self._database.reading():  # one moment: what another process removes meanwhile is not damaged
             rows = {row[0]: row for row in read_by_id(self._database, TAIL_COLUMNS, "tails", candidates)}

@@ -84,6 +84,7 @@ def _load(server: Server, seconds: float) -> int:
     ours.recv()
     pids, warm_s = (server.process.pid, process.pid), seconds * WARM_UP_SHARE
     memory: list[float] = []
+    last: dict[float, int] = {}
     begun = time.monotonic()
     while time.monotonic() < begun + warm_s:
         time.sleep(0.5)
@@ -92,7 +93,12 @@ def _load(server: Server, seconds: float) -> int:
         time.sleep(0.5)
         memory.append(server.resident_mb())
         if len(memory) % 120 == 0:
-            print(f"{time.monotonic() - begun:.0f} s: {memory[-1]:.0f} MB", flush=True)
+            now = server.stalls()
+            late_s = quantile({bound: num - last.get(bound, 0) for bound, num in now.items()}, 0.999)
+            last, others = now, os.getloadavg()[0]
+            print(
+                f"{time.monotonic() - begun:.0f} s: {memory[-1]:.0f} MB, p99.9 {late_s} s, machine's load {others:.1f}"
+            )
     wall_s = time.monotonic() - measured_at
     shares = [(cpu_s(pid) - before) / wall_s for pid, before in zip(pids, cpu, strict=True)]
     after = server.stalls()
