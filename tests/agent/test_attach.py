@@ -224,6 +224,7 @@ def test_a_server_killed_in_a_turn_leaves_the_session_whole(place: Place) -> Non
     server.kill()
     until(process, "notice")
     process.kill()
+    server.wait()  # its socket ends before its lock does
     assert (place.home / "server.json").exists() and find_server(place.home) is None
     place.script(says("Going on."))
     code, events, err = place.run("go on", own_engine=True)
@@ -242,6 +243,7 @@ def test_a_server_that_is_started_again_is_found_again(place: Place) -> None:
     screen.expect("I wait")
     server.kill()
     screen.expect("the connection to the server is lost; trying again")
+    server.wait()
     script = place.model
     place.script(says("Three."))  # the same directory is the same model
     assert script is not None and place.model is not None
