@@ -73,7 +73,7 @@ class App:
         """
         found = None if is_new else self._find(workspace, name, owner)
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
-        if self.engine.compiles_kernels and not self._open:
+        if self.engine.compiles_kernels:
             notices.append("compiling kernels for this machine, once: about half a minute")
         log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
         try:

@@ -89,7 +89,7 @@ class Engine:
 
     @property
     def compiles_kernels(self) -> bool:
-        """Whether the first steps take half a minute longer: no machine code of the kernels was found."""
+        """Whether the next steps take half a minute longer: no machine code of the kernels was found."""
         return self._runner.model.ops.compiles
 
     @property

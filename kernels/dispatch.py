@@ -63,7 +63,6 @@ class Ops:
     moe: Callable[..., Any]
     moe_hidden: Callable[..., Any]
     moe_columns: Callable[..., Any]
-    compiles = False  # the first steps compile kernels, which takes half a minute
 
     def __init__(self, num: Rounding, kind: str = "", device: torch.device = CPU):
         """`kind` is one of KINDS; by default what is fastest on a CPU."""
@@ -71,7 +70,7 @@ class Ops:
         self.device = device
         assert self.kind in KINDS and num.official >= (self.kind == "gpu"), f"{self.kind} ops are not for {num}"
         if self.kind == "cpu":
-            self.compiles = not jit.keep_machine_code()
+            jit.keep_machine_code()
         for twins, compiled, launchers, names in SIBLINGS:
             module = importlib.import_module(launchers) if self.kind == "gpu" else compiled
             for name in names:
@@ -81,6 +80,11 @@ class Ops:
                 else:
                     check_signature(getattr(module, name), reference)
                     setattr(self, name, getattr(module, name))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the next steps compile kernels first, which takes half a minute."""
+        return self.kind == "cpu" and not jit.has_machine_code()
 
     def array(self, tensor: Tensor) -> Any:
         """A tensor as an argument of ops; on a CPU both see the same memory where it is contiguous."""

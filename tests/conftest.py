@@ -1,12 +1,30 @@
-"""Without a CUDA GPU, skips what is marked `gpu`, and lets Triton's kernels run in its interpreter."""
+"""Without a CUDA GPU, skips what is marked `gpu`, and lets Triton's kernels run in its interpreter.
+
+On a new machine one process compiles the CPU kernels before the tests: later all would, and their sessions would say so.
+"""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    from kernels.cpu import jit
+
+    is_worker = hasattr(session.config, "workerinput")
+    if jit.AVAILABLE and not is_worker and not jit.keep_machine_code():
+        with TemporaryDirectory() as home:
+            command = [sys.executable, "-m", "agent.cli", "run", "--workspace", home, "hello"]
+            environment = {**os.environ, "HOLDFAST_HOME": f"{home}/home"}
+            subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,17 @@ try:
 except ImportError:
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "cgutils", "inlined", "intrinsic", "ir", "keep_machine_code", "kernel", "types"]
+__all__ = [
+    "AVAILABLE",
+    "cgutils",
+    "has_machine_code",
+    "inlined",
+    "intrinsic",
+    "ir",
+    "keep_machine_code",
+    "kernel",
+    "types",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _kernels: list[Any] = []
@@ -47,6 +57,11 @@ def kernel(function: Function) -> Function:
 def inlined(function: Function) -> Function:
     """A function that only kernels call."""
     return numba.njit(nogil=True, error_model="numpy")(function) if AVAILABLE else function
+
+
+def has_machine_code() -> bool:
+    """Whether kernels run at once: their machine code was found, or this process has compiled them."""
+    return keep_machine_code() or any(compiled.signatures for compiled in _kernels)
 
 
 @functools.cache
