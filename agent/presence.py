@@ -56,20 +56,30 @@ def _other(home: Path) -> str:
 
 @contextmanager
 def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
-    """Say where the server is until the block ends; inside `only_server`."""
+    """Say where the server is until the block ends; inside `only_server`. Raises UsageError when it cannot be said."""
     host, colon, port = url.removeprefix("http://").rpartition(":")
     server = Server(f"http://{ANYWHERE.get(host, host)}{colon}{port}", os.getpid(), os.path.realpath(model_dir))
     path, fresh = home / FILE, home / f"{FILE}.new"
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(fd, json.dumps(asdict(server)).encode())
-        os.rename(fresh, path)
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise _unsaid(fresh, e) from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(fd, json.dumps(asdict(server)).encode())
+            os.rename(fresh, path)
+        except OSError as e:
+            raise _unsaid(path, e) from None
         yield
         path.unlink(missing_ok=True)
     finally:
         os.close(fd)
+
+
+def _unsaid(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path} cannot be written: {error.strerror}; make room there, or set HOLDFAST_HOME")
 
 
 def find_server(home: Path) -> Server | None:

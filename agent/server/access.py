@@ -114,8 +114,12 @@ def users_of(path: Path) -> tuple[User, ...]:
     "workspaces" if any."""
     try:
         entries = json.loads(path.read_text("utf-8"))
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError('it must be [{"name": NAME, "token": TOKEN}, ...]')
         users = tuple(_user(entry) for entry in entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror}; name the file of users with --users") from None
+    except ValueError as e:
         raise UsageError(f"{path} is no list of users with name and token: {e}") from None
     for what, values in (("names", {u.name for u in users}), ("tokens", {u.token_hash for u in users})):
         if not users or len(values) != len(users):
@@ -124,7 +128,7 @@ def users_of(path: Path) -> tuple[User, ...]:
 
 
 def _user(entry: Mapping[str, object]) -> User:
-    name, token, digest = entry["name"], entry.get("token"), entry.get("token_sha256")
+    name, token, digest = entry.get("name"), entry.get("token"), entry.get("token_sha256")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) or name == OWNER:
         raise ValueError(f"name {name!a} must be 1-32 letters, digits, '_' or '-', and not {OWNER}")
     if isinstance(token, str) and len(token) >= 16:

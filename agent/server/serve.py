@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,25 @@ def model_name(settings: Settings) -> str:
 async def running(settings: Settings, access: Access, host: str, port: int, workspace: Path) -> AsyncIterator[Running]:
     """A server on this event loop; port 0 takes a free one. Raises UsageError when the address cannot be had.
 
-    New agent sessions of whoever has the data work in `workspace`.
+    New agent sessions of whoever has the data work in `workspace`. Who connects while the model is loaded waits for it.
     """
+    with closing(_listening(host, port)) as listener:
+        async with _running(settings, access, listener, host, workspace) as server:
+            yield server
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as e:
+        why = str(e.strerror).partition(" (while")[0]
+        raise UsageError(f"{host}:{port} cannot be listened on: {why}; choose another --port or --host") from None
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, access: Access, listener: socket.socket, host: str, workspace: Path
+) -> AsyncIterator[Running]:
     async with (
         App.open(settings) as app,
         LiveSessions.opened(app) as sessions,
@@ -74,13 +92,9 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
         )
         await runner.setup()
         try:
-            site = web.TCPSite(runner, host, port)
-            try:
-                await site.start()
-            except OSError as e:
-                raise UsageError(f"{host}:{port} cannot be listened on: {e.strerror}; choose another --port") from None
+            await web.SockSite(runner, listener).start()
             shown = f"[{host}]" if ":" in host else host
-            yield Running(f"http://{shown}:{runner.addresses[0][1]}", service)
+            yield Running(f"http://{shown}:{listener.getsockname()[1]}", service)
             await _stop(web_app)
         finally:
             await runner.cleanup()
@@ -111,8 +125,17 @@ def serve(settings: Settings, host: str, port: int, users: Path | None, workspac
     with only_server(settings.home):
         is_first = not (settings.home / "token").exists()
         access, token = access_of(settings, host, users)
-        asyncio.run(_until_told(settings, access, token, is_first, host, port, workspace))
+        try:
+            asyncio.run(_until_told(settings, access, token, is_first, host, port, workspace))
+        except BaseExceptionGroup as group:  # raised inside task groups
+            raise _innermost(group) from None
     return 0
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def _until_told(

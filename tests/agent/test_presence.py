@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import main
 from agent.config import UsageError
 from agent.presence import announced, find_server, only_server
 from tests.agent.place import Place
@@ -81,3 +83,31 @@ def test_the_owner_is_always_a_user(place: Place) -> None:
     place.script(says("One.")).serve("--users", str(users))
     code, events, _ = place.run("hello")
     assert code == 0 and events[-1]["text"] == "One."
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--port", "TAKEN"), "cannot be listened on: Address already in use; choose another --port"),
+        (("--port", "0", "--host", "nowhere.invalid"), "cannot be listened on: Name or service not known"),
+        (("--port", "0", "--users", "/none"), "/none cannot be read: No such file or directory"),
+        (("--port", "0", "--users", "USERS"), 'it must be [{"name"'),
+        (("--port", "0"), "server.json.new cannot be written: Is a directory"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_one_line(
+    options: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    (tmp_path / "server.json.new").mkdir()
+    users = tmp_path / "users"
+    users.write_text('{"name": "ann"}')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"TAKEN": str(taken.getsockname()[1]), "USERS": str(users)}
+        assert main(["serve", *(names.get(option, option) for option in options)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
