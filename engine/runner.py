@@ -3,6 +3,8 @@
 Whatever changes the cache is told to the other ranks too, before it is done here: they keep the same rows.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -144,6 +146,8 @@ def _sample(rows: Tensor, request: Request) -> list[int]:
     """Sample after each draft as long as the one before it held; a stop token is the last."""
     if request.matcher is not None:
         return _sample_allowed(rows, request, request.matcher)
+    if request.params.never:
+        rows = rows.index_fill(-1, _ids(request.params.never, rows.shape[-1], rows.device), -math.inf)
     greedy = rows.argmax(-1).tolist() if request.params.temperature == 0 else None
     sampled: list[int] = []
     for at, draft in enumerate([*request.seq.drafts, None]):
@@ -152,6 +156,11 @@ def _sample(rows: Tensor, request: Request) -> list[int]:
         if sampled[-1] != draft or sampled[-1] in request.params.stop_ids:
             break
     return sampled
+
+
+@functools.lru_cache(maxsize=8)
+def _ids(tokens: frozenset[int], vocab_size: int, device: torch.device) -> Tensor:
+    return torch.tensor(sorted(token for token in tokens if token < vocab_size), device=device)
 
 
 def _sample_allowed(rows: Tensor, request: Request, matcher: Matcher) -> list[int]:

@@ -16,7 +16,8 @@ class SamplingParams:
 
     `constraint`: what the sampled text may be. The request ends where nothing may follow, and otherwise by a stop id,
     which can be sampled only where the text is complete. At `max_tokens` the text is cut. Or the text begins with the
-    tokens `instead`, which begin no text that the constraint allows, and then may be anything.
+    tokens `instead`, which begin no text that the constraint allows, and then may be anything. `never`: tokens that are
+    not sampled.
     """
 
     temperature: float = 0.0
@@ -26,6 +27,7 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int = 1024
     stop_ids: frozenset[int] = frozenset()
+    never: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     instead: tuple[int, ...] = ()
 

@@ -246,7 +246,7 @@ async def test_seeded_sampling_does_not_depend_on_who_else_runs(directory: Path)
 
 @run_async
 async def test_guesses_change_no_token(directory: Path) -> None:
-    """Prompts that repeat themselves, so that many guesses are made; greedy, sampled, and with a stop token."""
+    """Prompts that repeat themselves, so that many guesses are made; greedy, sampled, with a stop token, and with forbidden ones."""
     ids = random_ids(12) * 8
     runs = []
     for num_drafts in (0, 1, 3):
@@ -256,6 +256,9 @@ async def test_guesses_change_no_token(directory: Path) -> None:
             stop = SamplingParams(max_tokens=60, stop_ids=frozenset([tokens[0][41]]))
             tokens.append([token async for token in engine.extend(await engine.start(), ids, stop)])
             assert tokens[2] == tokens[0][: tokens[0].index(tokens[0][41]) + 1]
+            others = SamplingParams(max_tokens=60, never=frozenset([*tokens[0], 10**6]))
+            tokens.append([token async for token in engine.extend(await engine.start(), ids, others)])
+            assert len(tokens[3]) == 60 and not {*tokens[3]} & others.never
             runs.append(tokens)
     assert runs[0] == runs[1] == runs[2]
 

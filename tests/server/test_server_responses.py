@@ -235,6 +235,14 @@ def test_no_call_is_made_where_none_is_allowed(client: openai.OpenAI, workspace:
     assert [item.type for item in response.output] == ["message"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"reasoning": {"effort": "high"}}, {"temperature": 2.0}, {"stream": True}])
+def test_no_call_is_made_without_tools(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    answer = create(client, WHERE, instructions=SYSTEM_TEXT, **fields)
+    response = list(answer)[-1].response if "stream" in fields else answer
+    assert response.status == "completed" and "function_call" not in {item.type for item in response.output}
+    assert create(client, TELL, previous_response_id=response.id).status == "completed"
+
+
 def test_one_call_at_a_time_when_asked_for(client: openai.OpenAI, workspace: Path) -> None:
     fields = {"tools": agent_tools(workspace), "instructions": SYSTEM_TEXT, "parallel_tool_calls": False}
     response = create(client, WHERE, **fields)
