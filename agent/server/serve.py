@@ -160,4 +160,4 @@ async def _until_told(
                 print(f"token in {path}", flush=True)
                 print(f"chat page {server.url}", flush=True)
             await stopped.wait()
-        print("stopping: sessions are saved", flush=True)
+        print("stopping: saving sessions", flush=True)
