@@ -1,16 +1,11 @@
-"""The engine: one plain loop on its own thread, and the one place where asyncio meets it.
+"""The engine as everybody uses it, and the one place where asyncio meets its thread (`engine/worker.py`).
 
-The thread drains commands, schedules, runs and commits. The event loop side turns a request into an async generator.
-A failing step ends the requests in it with an error and the engine with them: state half written is not trusted.
-Stored state is read and unpacked on threads of its own, while other sequences run.
+A request becomes an async generator here; what the thread does is known only by commands put to it and calls told back.
 """
 
 import asyncio
-import queue
-import threading
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Items
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -18,67 +13,60 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.chain import Chain, Roll, digest
-from engine.config import ModelConfig
+from engine.chain import Chain, Roll
 from engine.constraint import Compiler, Constraint
-from engine.errors import EngineError, RankLost
-from engine.parallel import check_ranks
-from engine.pinned import PinnedHead
-from engine.placement import place
-from engine.runner import Runner
+from engine.errors import EngineError
 from engine.sampling import SamplingParams
-from engine.scheduler import Scheduler
 from engine.sequence import Request, Sequence, Stored
 from engine.settings import EngineConfig
-from engine.state import Snapshot, pack_page, place_pages, snapshot
+from engine.state import Snapshot, snapshot
 from engine.tokenizer import Tokenizer
+from engine.worker import Told, Worker
 
 OnPrefill = Callable[[int, int], None]
-LOADERS = 2  # sequences that are read at a time
 GREEDY = SamplingParams()
 DEFAULTS = EngineConfig()
 
 
 class Engine:
-    """Made by `Engine.open`. Methods are called on one event loop; the work happens on the engine's thread."""
+    """Made by `Engine.open`. Methods are called on one event loop; the work happens on the worker's thread."""
 
     def __init__(self, directory: Path, config: EngineConfig):
         self.directory, self.config = directory, config
-        self.model_config = ModelConfig.from_dir(directory)
-        placement = place(config.device)
-        self.numerics = placement.numerics(config.numerics)
-        self.max_context = 0
-        self.identity = ""
-        self.layout = b""
         self.on_pressure: Callable[[Sequence], None] | None = None  # asks an idle sequence's owner to park it
+        self._loop: asyncio.AbstractEventLoop
+        self._worker = Worker(directory, config, self._deliver, self._ask_to_park)
+        self.model_config, self.numerics = self._worker.model_config, self._worker.numerics
         self._tokenizer: Tokenizer | None = None
         self._compiler = Compiler(lambda: self.tokenizer, self.model_config.vocab_size)
-        self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._told: list[tuple[Callable, tuple[object, ...]]] = []  # to the event loop, not handed over yet
         self._ids = count()
-        self._loaded: asyncio.Future[None]
-        self._failure: EngineError | None = None
-        check_ranks(self.model_config, placement, config.ranks)
-        self._thread = threading.Thread(target=self._main, name="holdfast-engine", daemon=True)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, model: Path | str, config: EngineConfig = DEFAULTS) -> AsyncIterator["Engine"]:
         """Load the model directory and run its engine. Raises EngineError (CheckpointError for the files)."""
         engine = cls(Path(model), config)
-        loop = asyncio.get_running_loop()
-        engine._loaded = loop.create_future()
-        engine._thread.start()
+        engine._loop = asyncio.get_running_loop()
+        started: asyncio.Future[BaseException | None] = engine._loop.create_future()
+        engine._worker.start(lambda error: engine._deliver([(_settle, (started, error))]))
         try:
-            await engine._loaded
+            if (error := await started) is not None:
+                raise error
             yield engine
         finally:
-            engine._failure = engine._failure or EngineError("the engine is closed: open it again")
-            engine._commands.put(None)
-            await asyncio.to_thread(engine._thread.join)
-            engine._loaders.shutdown(cancel_futures=True)
+            engine._worker.end()
+            await asyncio.to_thread(engine._worker.join)
             engine._compiler.close()
+
+    @property
+    def identity(self) -> str:
+        """Of the weights."""
+        return self._worker.identity
+
+    @property
+    def max_context(self) -> int:
+        """How many tokens a sequence can have, by the configuration, the model and memory."""
+        return self._worker.max_context
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -90,22 +78,22 @@ class Engine:
     @property
     def compiles_kernels(self) -> bool:
         """Whether the next steps take half a minute longer: no machine code of the kernels was found."""
-        return self._runner.model.ops.compiles
+        return self._worker.runner.model.ops.compiles
 
     @property
     def is_decoding(self) -> bool:
         """Whether somebody is waiting for the next sampled token. May be asked on any thread."""
-        return any(request.num_sampled for request in list(self._scheduler.running))
+        return any(request.num_sampled for request in list(self._worker.scheduler.running))
 
     @property
     def pages_in_use(self) -> tuple[int, int]:
         """How many pages of the pool are held, and how many there are. May be asked on any thread."""
-        num_pages = self._runner.cache.num_pages
-        return num_pages - self._scheduler.pool.num_free, num_pages
+        num_pages = self._worker.runner.cache.num_pages
+        return num_pages - self._worker.scheduler.pool.num_free, num_pages
 
     def chain(self, rolls: Items[Roll] = ()) -> Chain:
         """Content ids of states of this engine, for tokens that went through these rolls."""
-        chain = Chain(self.layout, self.config.page_tokens)
+        chain = Chain(self._worker.layout, self.config.page_tokens)
         chain.rolls += rolls
         return chain
 
@@ -128,13 +116,13 @@ class Engine:
         taken: list[Snapshot] = []
 
         def take() -> None:
-            if self._scheduler.is_busy(seq):
+            if self._worker.scheduler.is_busy(seq):
                 raise EngineError(f"sequence {seq.id} is being extended: wait for it")
             if seq.slot >= 0 and seq.num_tokens:
                 pages = list(seq.pages)
-                self._scheduler.pool.hold(pages)
-                drop = lambda: self._commands.put(lambda: self._scheduler.pool.drop(pages))  # noqa: E731
-                taken.append(snapshot(self._runner.cache, seq, is_followed, drop))
+                self._worker.scheduler.pool.hold(pages)
+                drop = lambda: self._worker.put(lambda: self._worker.scheduler.pool.drop(pages))  # noqa: E731
+                taken.append(snapshot(self._worker.runner.cache, seq, is_followed, drop))
 
         await self._call(take)
         return taken[0] if taken else None
@@ -146,10 +134,10 @@ class Engine:
         """
 
         def do() -> None:
-            if self._scheduler.is_busy(seq):
+            if self._worker.scheduler.is_busy(seq):
                 raise EngineError(f"sequence {seq.id} cannot roll while it is being extended")
             if seq.slot >= 0:  # else it was parked since it was loaded
-                self._scheduler.roll(seq, roll, self._runner.move_head)
+                self._worker.scheduler.roll(seq, roll, self._worker.runner.move_head)
 
         while roll not in seq.chain.rolls:
             await self.load(seq)
@@ -163,9 +151,9 @@ class Engine:
         done = []
 
         def park() -> None:
-            if not seq.is_released and not self._scheduler.is_busy(seq):
+            if not seq.is_released and not self._worker.scheduler.is_busy(seq):
                 seq.stored = stored
-                self._scheduler.park(seq)
+                self._worker.scheduler.park(seq)
                 done.append(True)
 
         await self._call(park)
@@ -173,7 +161,7 @@ class Engine:
 
     async def release(self, seq: Sequence) -> None:
         """End a sequence and free its memory; whatever extends it ends with an error."""
-        await self._call(lambda: self._scheduler.release(seq))
+        await self._call(lambda: self._worker.scheduler.release(seq))
 
     async def extend(
         self, seq: Sequence, ids: Items[int], params: SamplingParams = GREEDY, on_prefill: OnPrefill | None = None
@@ -190,9 +178,9 @@ class Engine:
         request = Request(
             seq,
             params,
-            on_token=lambda token: self._tell(arrived.put_nowait, token),
-            on_prefill=lambda done, total: self._tell(report, done, total),
-            on_done=lambda error: self._tell(arrived.put_nowait, error),
+            on_token=lambda token: self._worker.tell(arrived.put_nowait, token),
+            on_prefill=lambda done, total: self._worker.tell(report, done, total),
+            on_done=lambda error: self._worker.tell(arrived.put_nowait, error),
         )
         try:
             await self._submit(request, ids)
@@ -200,11 +188,11 @@ class Engine:
                 if isinstance(item, BaseException):
                     raise item
                 request.num_taken += 1
-                self._commands.put(_nothing)  # the thread may be waiting for this
+                self._worker.put(_nothing)  # the thread may be waiting for this
                 yield item
         finally:
-            if self._failure is None:
-                await self._call(lambda: self._scheduler.cancel(request))
+            if self._worker.failure is None:
+                await self._call(lambda: self._worker.scheduler.cancel(request))
 
     async def check(self, constraint: Constraint) -> None:
         """Raises EngineError for a constraint that no text of this model can meet, or that is too large."""
@@ -242,8 +230,8 @@ class Engine:
             seq,
             SamplingParams(max_tokens=0),
             on_token=lambda token: None,
-            on_prefill=lambda done, total: self._tell(report, done, total),
-            on_done=lambda error: self._tell(_settle, ended, error),
+            on_prefill=lambda done, total: self._worker.tell(report, done, total),
+            on_done=lambda error: self._worker.tell(_settle, ended, error),
             scores=scores,
             is_load=is_load,
         )
@@ -252,8 +240,8 @@ class Engine:
             if (error := await ended) is not None:
                 raise error
         finally:
-            if self._failure is None and not ended.done():
-                await self._call(lambda: self._scheduler.cancel(request))
+            if self._worker.failure is None and not ended.done():
+                await self._call(lambda: self._worker.scheduler.cancel(request))
 
     async def _submit(self, request: Request, ids: Items[int]) -> None:
         """Add ids to the sequence and queue the request, or leave the sequence as it was and raise."""
@@ -266,7 +254,7 @@ class Engine:
             request.matcher = await asyncio.wrap_future(
                 self._compiler.submit(params.constraint, params.stop_ids, params.instead)
             )
-        await self._call(lambda: self._scheduler.add(request, list(ids)))
+        await self._call(lambda: self._worker.scheduler.add(request, list(ids)))
 
     async def _call(self, command: Callable[[], None]) -> None:
         """Run a command on the engine's thread and wait for it."""
@@ -277,154 +265,37 @@ class Engine:
             try:
                 command()
             except Exception as e:  # whoever asked gets it; the thread serves on
-                self._tell(_settle, done, e)
+                self._worker.tell(_settle, done, e)
             else:
-                self._tell(_settle, done, None)
+                self._worker.tell(_settle, done, None)
 
-        if self._failure is not None:
-            raise self._failure
-        self._commands.put(run)
+        if self._worker.failure is not None:
+            raise self._worker.failure
+        self._worker.put(run)
         # shielded: a cancelled turn must still see its request taken back
         if (error := await asyncio.shield(done)) is not None:
             raise error
 
-    # ---- the engine's thread -------------------------------------------------------------------------------------
-
-    def _main(self) -> None:
-        loop = self._loaded.get_loop()
-        try:
-            self._load()
-        except BaseException as e:
-            _post(loop, self._loaded.set_exception, e)
-            return
-        _post(loop, self._loaded.set_result, None)
-        is_busy = False
-        while self._drain(wait=not is_busy):
-            self._hand_over()
-            is_busy = self._step()
-            self._hand_over()
-        self._finish_all()
-        self._hand_over()
-        self._runner.close()
-
-    def _load(self) -> None:
-        config = self.config
-        most = self.model_config.max_position_embeddings
-        allowed = config.max_context or most
-        if allowed > most:
-            raise EngineError(f"max_context={allowed} is more than the {most} tokens that the model supports")
-        self._runner = Runner.open(self.directory, self.model_config, config, self._lose_rank)
-        model, cache = self._runner.model, self._runner.cache
-        self.identity = model.identity
-        self.max_context = min(allowed, cache.num_pages * config.page_tokens)
-        self._scheduler = Scheduler(
-            cache, self.max_context, config.prefill_tokens(cache.placement), config.max_sequences, config.num_drafts,
-            self._start_load, self._ask_to_park, config.pinned_pages,
-        )  # fmt: skip
-        # once round before anything lies there: the kernels of reading state are compiled by their first call
-        head = PinnedHead.empty(cache, 0)
-        place_pages(cache, [0], [pack_page(cache, 0, head, 0)], head)
-        tokenizer = self.directory / "tokenizer.json"
-        self.layout = digest(
-            b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
-            b"%d" % config.pinned_pages,
-            tokenizer.read_bytes() if tokenizer.is_file() else b"",
-        )  # fmt: skip
-
-    def _tell(self, function: Callable, *args: object) -> None:
-        """Call on the event loop, with what else it is to know after this step: waking it up costs as much as a kernel."""
-        self._told.append((function, args))
-
-    def _hand_over(self) -> None:
-        if self._told:
-            told, self._told = self._told, []
-            _post(self._loaded.get_loop(), _call_all, self._loaded.get_loop(), told)
-
     def _ask_to_park(self, seq: Sequence) -> bool:
+        """Called on the worker's thread."""
         if self.on_pressure is None:
             return False
-        self._tell(self.on_pressure, seq)
+        self._worker.tell(self.on_pressure, seq)
         return True
 
-    def _start_load(self, request: Request, missing: list[int]) -> None:
-        """Read the stored state of a sequence, whose memory is taken already, on a thread of its own."""
-        seq, cache = request.seq, self._runner.cache
-        stored = seq.stored
-        assert stored is not None
+    def _deliver(self, told: Told) -> None:
+        """Call all of it on the event loop. Called on the worker's thread."""
 
-        def load() -> None:
-            error = None
-            try:
-                head = PinnedHead.empty(cache, self.config.pinned_pages * cache.page_tokens)
-                self._runner.load(seq, stored, missing, head)
-                seq.head = head
-            except Exception as e:  # whoever needed it gets it; the sequence is stored as before
-                error = e
-            self._commands.put(lambda: self._scheduler.loaded(request, error))
+        def call() -> None:
+            for function, args in told:
+                self._loop.call_soon(function, *args)  # each by itself: one that fails takes no other along
 
-        self._loaders.submit(load)
-
-    def _drain(self, wait: bool) -> bool:
-        """Run all commands that have come, or wait for one. False ends the thread."""
-        while True:
-            try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            wait = False
-
-    def _step(self) -> bool:
-        """Schedule, run, commit; False when nothing could run."""
-        if self._failure is not None:  # what was on its way when the engine failed ends too
-            self._finish_all()
-            return False
-        try:
-            plan = self._scheduler.schedule()
-            if plan:
-                for (request, num_tokens), sampled in zip(plan, self._runner.run(plan)):
-                    self._scheduler.commit(request, num_tokens, sampled)
-            return bool(plan)
-        except RankLost as e:
-            self._fail(e)
-        except Exception as e:  # our bug, or memory: nobody may go on from a half-written state
-            failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
-            failure.__cause__ = e
-            self._fail(failure)
-        return False
-
-    def _lose_rank(self, error: RankLost) -> None:
-        """Called on another thread."""
-        self._commands.put(lambda: self._fail(error))
-
-    def _fail(self, error: EngineError) -> None:
-        """Nothing goes on: every request ends with this error, and so does every later one."""
-        if self._failure is None:
-            self._failure = error
-            self._finish_all()
-            self._runner.close()
-
-    def _finish_all(self) -> None:
-        """End every request with why the engine ended."""
-        for request in [*self._scheduler.running, *self._scheduler.waiting, *self._scheduler.loading]:
-            self._scheduler.finish(request, self._failure)
+        if not self._loop.is_closed():  # one that is gone has nobody to tell
+            self._loop.call_soon_threadsafe(call)
 
 
 def _nothing() -> None:
     """A command that only wakes the thread."""
-
-
-def _post(loop: asyncio.AbstractEventLoop, function: Callable, *args: object) -> None:
-    """Call on the event loop; a loop that is gone has nobody to tell."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(function, *args)
-
-
-def _call_all(loop: asyncio.AbstractEventLoop, told: list[tuple[Callable, tuple[object, ...]]]) -> None:
-    for function, args in told:
-        loop.call_soon(function, *args)  # each by itself: one that fails takes no other along
 
 
 def _settle(future: asyncio.Future, value: object) -> None:

@@ -121,7 +121,7 @@ def test_a_turn_whose_rank_is_killed_says_so_and_the_session_is_gone_on_with(tmp
             async with aclosing(session.turn(WHERE)) as events:
                 async for event in events:
                     if not seen:
-                        os.kill(app.engine._runner.others._ranks[0].process.pid, SIGKILL)  # type: ignore[union-attr]
+                        os.kill(app.engine._worker.runner.others._ranks[0].process.pid, SIGKILL)  # type: ignore[union-attr]
                     seen.append(event)
             return seen
 

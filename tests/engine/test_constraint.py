@@ -247,18 +247,18 @@ def test_drafts_change_no_token(bench: Bench, undrafted: Bench, params: dict[str
     constraint = Constraint.json_schema({"type": "array", "items": row, "minItems": 6, "maxItems": 8})
     ids = prompt(bench, json.dumps([{"path": "engine/runner.py", "line": 10 * n} for n in range(3)]) + "\n")
     drafted: list[int] = []
-    run = bench.engine._runner.run
+    run = bench.engine._worker.runner.run
 
     def watched(plan: Any) -> list[list[int]]:
         sampled = run(plan)
         drafted.extend(len(tokens) - 1 for tokens in sampled if len(tokens) > 1)
         return sampled
 
-    bench.engine._runner.run = watched  # type: ignore[method-assign]
+    bench.engine._worker.runner.run = watched  # type: ignore[method-assign]
     try:
         tokens = bench.run(bench.fresh(ids, constraint, **params))
     finally:
-        bench.engine._runner.run = run  # type: ignore[method-assign]
+        bench.engine._worker.runner.run = run  # type: ignore[method-assign]
     assert sum(drafted) > len(tokens) / 8
     assert tokens == undrafted.run(undrafted.fresh(ids, constraint, **params))
     assert len(json.loads(bench.text(tokens))) >= 6

@@ -110,8 +110,8 @@ def is_rank(pid: int, parent: int | None = None) -> bool:
 
 
 def rank_pid(engine: Engine, rank: int) -> int:
-    assert engine._runner.others is not None
-    return engine._runner.others._ranks[rank - 1].process.pid
+    assert engine._worker.runner.others is not None
+    return engine._worker.runner.others._ranks[rank - 1].process.pid
 
 
 async def take(engine: Engine, seq: Sequence, ids: list[int], max_tokens: int) -> list[int]:

@@ -125,7 +125,7 @@ async def test_sequences_with_the_same_beginning_hold_its_pages_once(directory: 
         await take(engine, seq, ids, 0)
         await shelf.save(engine, seq)
         expected = await take(engine, seq, [], 5)
-        pool = engine._scheduler.pool
+        pool = engine._worker.scheduler.pool
         assert pool.num_free == 4
         others = []
         for _ in range(4):  # four pages each would not fit
@@ -179,7 +179,7 @@ async def test_state_that_cannot_be_read_ends_the_request_and_leaves_the_sequenc
     shelf, ids = Shelf(), random_ids(300)
     async with opened(directory) as engine:
         expected = await shelf.fill(engine, ids)
-        free = engine._scheduler.pool.num_free
+        free = engine._worker.scheduler.pool.num_free
         good = shelf.stored(engine, ids[:-1])
         broken = OSError("it is gone")
 
@@ -189,7 +189,7 @@ async def test_state_that_cannot_be_read_ends_the_request_and_leaves_the_sequenc
         seq = await engine.start(Stored(good.chain, good.ids, good.page_ids, good.read_tail, fail))
         with pytest.raises(OSError, match="it is gone"):
             await take(engine, seq, ids[-1:], 5)
-        assert engine._scheduler.pool.num_free == free
+        assert engine._worker.scheduler.pool.num_free == free
         for wrong_tail, wrong_pages in (
             (b"", good.read_pages),
             (b"\x00" * 40, good.read_pages),
@@ -231,7 +231,7 @@ async def test_cancelled_while_it_loads_the_sequence_can_be_used_again(directory
             may_read.set()
         await asyncio.sleep(0.05)
         assert await take(engine, await engine.start(), ids, 5) == expected
-        assert engine._scheduler.pool.num_free == engine._scheduler.pool.num_pages - 3
+        assert engine._worker.scheduler.pool.num_free == engine._worker.scheduler.pool.num_pages - 3
 
 
 @run_async
@@ -301,14 +301,14 @@ async def test_a_long_text_goes_through_a_short_window_and_each_token_is_compute
     ids = random_ids(5 * 900)
     async with opened(directory, num_pages=8, numerics=numerics, max_context=900) as engine:
         seq, computed, rolls = await engine.start(), 0, []
-        run = engine._runner.run
+        run = engine._worker.runner.run
 
         def counted(plan: list) -> list:
             nonlocal computed
             computed += sum(count for _, count in plan)
             return run(plan)
 
-        engine._runner.run = counted  # type: ignore[method-assign]
+        engine._worker.runner.run = counted  # type: ignore[method-assign]
         await roll_along(engine, seq, ids, 890, rolls)
         assert len(rolls) > 5 and computed == len(ids) == seq.num_tokens
         assert len(seq.pages) <= 8 and seq.num_tokens - seq.dropped_tokens <= 900
@@ -317,7 +317,7 @@ async def test_a_long_text_goes_through_a_short_window_and_each_token_is_compute
 @run_async
 async def test_kept_pages_stay_bit_for_bit_and_the_window_is_left_alone(directory: Path) -> None:
     async with opened(directory) as engine:
-        seq, cache = await engine.start(), engine._runner.cache
+        seq, cache = await engine.start(), engine._worker.runner.cache
         await engine.feed(seq, random_ids(900))
         before = {page: pack_page(cache, page, None, 0) for page in seq.pages}
         tail = cut_tail(cache, seq.slot, seq.pages[7], 900, None).pack()
@@ -361,7 +361,7 @@ async def test_a_head_that_was_moved_still_counts(directory: Path) -> None:
             await engine.feed(seq, tokens)
             await engine.roll(seq, next_roll(seq))
             page = seq.pages[0]
-            states.append(pack_page(engine._runner.cache, page, None, 0))
+            states.append(pack_page(engine._worker.runner.cache, page, None, 0))
         assert states[0] != states[1]
 
 
@@ -386,7 +386,7 @@ async def test_a_roll_that_is_not_possible_is_refused_and_changes_nothing(direct
 async def test_a_moved_head_is_what_encoding_it_there_gives(directory: Path, first: int) -> None:
     """The compressor runs once more on the same inputs, with the positions of the new place."""
     async with opened(directory, numerics="plain") as engine:
-        seq, model, cache = await engine.start(), engine._runner.model, engine._runner.cache
+        seq, model, cache = await engine.start(), engine._worker.runner.model, engine._worker.runner.cache
         inputs = []
         complete = model.ops.complete_blocks
         model.ops.complete_blocks = lambda *args: (inputs.append(args), complete(*args))
