@@ -121,9 +121,9 @@ class Keeper:
             self.snapshots.use(tail.id, branch)
         position, is_rolled = tails[tail.id]
         applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
-        return self._stored(tail, list(ids[:position]), applied)
+        return self._stored(tail, ids[:position], applied)
 
-    def _stored(self, tail: StoredTail, ids: list[int], rolls: list[Roll]) -> Stored:
+    def _stored(self, tail: StoredTail, ids: Sequence[int], rolls: list[Roll]) -> Stored:
         return Stored(
             self.engine.chain(rolls),
             ids,

@@ -1,6 +1,7 @@
 """A live sequence and a request on it: plain data, changed by the scheduler alone."""
 
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -21,7 +22,7 @@ class Stored:
     """
 
     chain: Chain
-    ids: list[int]
+    ids: Items[int]
     page_ids: list[bytes]
     read_tail: Callable[[], bytes]
     read_pages: Callable[[list[int]], Iterable[bytes]]  # numbers into page_ids -> their bytes, in that order
