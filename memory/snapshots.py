@@ -5,6 +5,7 @@ lose their names only inside a write transaction that has looked at the rows, so
 cannot take each other's. Must not know what the bytes mean, nor hash tokens.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ from .snapshot_rows import (
 )
 from .upkeep import delete_unused, keep_only, rebuild, remove_files, remove_unnamed, tails_on
 
-READERS = 4  # threads that read and check files
+READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files, beside whoever uses the pages
 READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
 READ_AHEAD = 4  # such stretches in memory before they are asked for
 USED_BY_SESSION = "tail_uses JOIN branches ON branches.id = tail_uses.branch_id WHERE branches.session_id = ?"
@@ -138,7 +139,7 @@ class SnapshotStore:
         """
         pages = iter(tail.pages if numbers is None else [tail.pages[number] for number in numbers])
         together = iter(lambda: list(islice(pages, READ_TOGETHER)), [])
-        for some in self._ahead(lambda some: [self._read_page(page) for page in some], together):
+        for some in self._ahead(self._read_together, together):
             yield from some
 
     def read_tail(self, tail: StoredTail) -> bytes:
@@ -300,6 +301,10 @@ class SnapshotStore:
         return bool(
             self._database.rows(f"SELECT 1 FROM {damage.kind} WHERE +id = ? OR typeof(id) <> 'blob'", (damage.id,))
         )
+
+    def _read_together(self, pages: list[PageRow]) -> list[bytes]:
+        self._blobs.announce(PAGES, [page.id for page in pages])
+        return [self._read_page(page) for page in pages]
 
     def _read_page(self, page: PageRow) -> bytes:
         return self._blobs.read(PAGES, page.id, page.num_bytes, page.checksum)
