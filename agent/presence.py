@@ -59,27 +59,30 @@ def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
     """Say where the server is until the block ends; inside `only_server`. Raises UsageError when it cannot be said."""
     host, colon, port = url.removeprefix("http://").rpartition(":")
     server = Server(f"http://{ANYWHERE.get(host, host)}{colon}{port}", os.getpid(), os.path.realpath(model_dir))
-    path, fresh = home / FILE, home / f"{FILE}.new"
+    fd = _written(home / FILE, server)
     try:
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise _unsaid(fresh, e) from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(fd, json.dumps(asdict(server)).encode())
-            os.rename(fresh, path)
-        except OSError as e:
-            raise _unsaid(path, e) from None
         yield
-        path.unlink(missing_ok=True)
+        (home / FILE).unlink(missing_ok=True)
     finally:
         os.close(fd)
 
 
-def _unsaid(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written: {error.strerror}; make room there, or set HOLDFAST_HOME")
+def _written(path: Path, server: Server) -> int:
+    """The descriptor that holds the lock of the file."""
+    fresh = path.with_name(f"{FILE}.new")
+    try:
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(fd, json.dumps(asdict(server)).encode())
+            os.rename(fresh, path)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as e:
+        raise UsageError(f"{fresh} cannot be written: {e.strerror}; make room there, or set HOLDFAST_HOME") from None
+    return fd
 
 
 def find_server(home: Path) -> Server | None:

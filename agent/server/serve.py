@@ -61,8 +61,27 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
     New agent sessions of whoever has the data work in `workspace`. Who connects while the model is loaded waits for it.
     """
     with closing(_listening(host, port)) as listener:
-        async with _running(settings, access, listener, host, workspace) as server:
-            yield server
+        async with (
+            App.open(settings) as app,
+            LiveSessions.opened(app) as sessions,
+            Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
+        ):
+            web_app = application(service, access)
+            web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace
+            web_app.add_routes(routes())
+            web_app[SOCKETS] = set()
+            web_app.router.add_post("/v1/chat/completions", create_chat)
+            runner = web.AppRunner(
+                web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
+            )
+            await runner.setup()
+            try:
+                await web.SockSite(runner, listener).start()
+                shown = f"[{host}]" if ":" in host else host
+                yield Running(f"http://{shown}:{listener.getsockname()[1]}", service)
+                await _stop(web_app)
+            finally:
+                await runner.cleanup()
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -71,33 +90,6 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as e:
         why = str(e.strerror).partition(" (while")[0]
         raise UsageError(f"{host}:{port} cannot be listened on: {why}; choose another --port or --host") from None
-
-
-@asynccontextmanager
-async def _running(
-    settings: Settings, access: Access, listener: socket.socket, host: str, workspace: Path
-) -> AsyncIterator[Running]:
-    async with (
-        App.open(settings) as app,
-        LiveSessions.opened(app) as sessions,
-        Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
-    ):
-        web_app = application(service, access)
-        web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace
-        web_app.add_routes(routes())
-        web_app[SOCKETS] = set()
-        web_app.router.add_post("/v1/chat/completions", create_chat)
-        runner = web.AppRunner(
-            web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
-        )
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listener).start()
-            shown = f"[{host}]" if ":" in host else host
-            yield Running(f"http://{shown}:{listener.getsockname()[1]}", service)
-            await _stop(web_app)
-        finally:
-            await runner.cleanup()
 
 
 async def _stop(app: web.Application) -> None:
