@@ -8,15 +8,19 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent import streams
 from agent.config import (
     POCKET,
+    Failure,
     Settings,
     UsageError,
+    check_working_directory,
     data_home,
     disk_budget,
     is_text,
@@ -31,29 +35,66 @@ from agent.options import Parser, add_max_context, add_ranks, add_session_option
 from agent.presence import find_server
 from memory import SessionInUse, StoreError
 
+TERMINATED = 128 + signal.SIGTERM
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Only `--help` leaves by SystemExit."""
+    """Run one command; returns the exit code. Only `--help` and `--version` leave by SystemExit."""
+    if not streams.prepare():
+        streams.say("stdout is closed: there is nowhere to show anything")
+        return 1
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "chat")
     try:
-        args = _parser().parse_args(arguments)
-        return args.command(args)
-    except UsageError as e:
-        return _fail(str(e), 2)
-    except (StoreError, EncodingError) as e:
-        return _fail(str(e), 1)
-    except (KeyboardInterrupt, asyncio.CancelledError):  # the second: Ctrl-C where a person is asked
-        return 130
-    except BrokenPipeError:  # whoever read our output has gone; nothing may be written at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as e:
+        streams.give_up_output(e)
         return 1
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"holdfast: {message}", file=sys.stderr)
+def _run(arguments: list[str]) -> int:
+    """As `main`. Raises OSError when the output cannot be written."""
+    fails = _fails_in_json if _wants_json(arguments) else _fails
+    if fails is _fails_in_json:
+        streams.print_json_as_utf8()
+    try:
+        args = _parser().parse_args(arguments)
+        check_working_directory()
+        return args.command(args)
+    except UsageError as e:
+        return fails(str(e), 2)
+    except (Failure, StoreError, EncodingError) as e:
+        return fails(str(e), 1)
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the second: Ctrl-C where a person is asked
+        return 130
+    except OSError as e:
+        if isinstance(e, BrokenPipeError) or streams.is_output_lost():
+            raise
+        return fails(f"{e.filename}: {e.strerror}" if e.filename else str(e), 1)
+    except Exception as e:
+        if sys.flags.dev_mode:
+            raise
+        return fails(f"a fault of holdfast: {type(e).__name__}: {e}; PYTHONDEVMODE=1 shows where", 1)
+
+
+def _fails(message: str, code: int) -> int:
+    streams.say(message)
     return code
+
+
+def _fails_in_json(message: str, code: int) -> int:
+    print(json.dumps({"type": "error", "message": message}), flush=True)
+    return code
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether the output is for a program, which then reads there what failed, before arguments are understood too."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
 
 
 def _parser() -> Parser:
@@ -145,7 +186,7 @@ def _talk(args: argparse.Namespace) -> int:
             printer.note(f"using the server at {server.url}")
         others = Others(printer).show if args.prompt is None else lambda event: None
         there = attached(settings.home, server, workspace, args.approve, ask, others)
-        return asyncio.run(talk(there, args.session, args.new, args.prompt, show, printer))
+        return asyncio.run(_until_told(talk(there, args.session, args.new, args.prompt, show, printer)))
     if server is not None:
         option = "--max-context" if args.max_context else "--ranks"
         show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
@@ -154,9 +195,26 @@ def _talk(args: argparse.Namespace) -> int:
 
     try:
         here = sessions_here(settings, workspace, args.approve, ask)
-        return asyncio.run(talk(here, args.session, args.new, args.prompt, show, printer))
+        return asyncio.run(_until_told(talk(here, args.session, args.new, args.prompt, show, printer)))
     except EngineError as e:
-        return _fail(str(e), 1)
+        raise Failure(str(e)) from None
+
+
+async def _until_told(talking: Coroutine[Any, Any, int]) -> int:
+    """SIGTERM ends it as Ctrl-C ends a `run`: the turn is interrupted, and what there is of it is saved."""
+    task, told = asyncio.ensure_future(talking), []
+
+    def end() -> None:
+        told.append(signal.SIGTERM)
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            return TERMINATED
+        raise
 
 
 def _sessions(args: argparse.Namespace) -> int:
@@ -181,7 +239,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         return serve(settings, args.host, args.port, Path(args.users) if args.users else None, workspace)
     except EngineError as e:
-        return _fail(str(e), 1)
+        raise Failure(str(e)) from None
 
 
 def _print_json(event: Any) -> None:
@@ -196,7 +254,7 @@ def _inspect(args: argparse.Namespace) -> int:
     try:
         report = inspect_model(directory)
     except EngineError as e:
-        return _fail(str(e), 1)
+        raise Failure(str(e)) from None
     print(json.dumps(report.as_dict()) if args.json else "\n".join(report.lines()))
     return 0
 
@@ -220,7 +278,7 @@ def _bench(args: argparse.Namespace) -> int:
             for result in run_bench(directory, args.context, args.against == "transformers"):
                 print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
     except EngineError as e:
-        return _fail(str(e), 1)
+        raise Failure(str(e)) from None
     return 0
 
 

@@ -20,6 +20,10 @@ class UsageError(Exception):
     """Bad input: one line for stderr, exit code 2."""
 
 
+class Failure(Exception):
+    """What was asked for cannot be done here: one line for stderr, exit code 1."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls.
@@ -83,6 +87,14 @@ def output_limit(model_dir: Path) -> int:
     if not isinstance(limit, int) or limit < 1:
         raise UsageError(f"{path}: max_new_tokens={limit!r} must be a whole number of at least 1")
     return limit
+
+
+def check_working_directory() -> None:
+    """Raises UsageError when it was removed: no relative path means anything then, and libraries that ask for it abort."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone: change to another") from None
 
 
 def workspace_directory(workspace: str) -> Path:

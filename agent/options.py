@@ -1,24 +1,38 @@
 """Options that several commands take, and what their values may be: a value that cannot be is one line."""
 
 import argparse
-from typing import NoReturn
+import re
+import sys
+from typing import NoReturn, Protocol
 
 from agent.config import POCKET, UsageError, printable
+from memory import NAME_PATTERN, NAME_RULE
 
 MIN_CONTEXT = 2048
 POLICIES = ("ask", "read", "edit", "all")
+
+
+class TextOutput(Protocol):
+    def write(self, text: str, /) -> object: ...
 
 
 class Parser(argparse.ArgumentParser):
     """Argument errors are one line, like all bad input."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{printable(message)} (see {self.prog} --help)")
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _print_message(self, message: str, file: TextOutput | None = None) -> None:
+        """argparse would not say that help cannot be written."""
+        (file or sys.stderr).write(message)
 
 
 def add_session_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--session", metavar="NAME", help="open or create this session (default: the workspace's latest)"
+        "--session",
+        type=session_name,
+        metavar="NAME",
+        help="open or create this session (default: the workspace's latest)",
     )
     parser.add_argument("--new", action="store_true", help="start a fresh session")
     parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
@@ -31,6 +45,13 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         default="ask",
         help="what runs without asking; reading always does (default: ask)",
     )
+
+
+def session_name(text: str) -> str:
+    """A name that a session may get."""
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"{text!a} cannot be a session's name: take {NAME_RULE}")
+    return text
 
 
 def add_max_context(parser: argparse.ArgumentParser) -> None:

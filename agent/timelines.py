@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from agent.config import UsageError, data_home, printable
+from agent.options import session_name
 from agent.stores import Stores
 from agent.text import one_line
 from memory import BlobStore, Database, ResponseStore, SessionInfo, SessionStore, SnapshotStore, StoreError, owner_of
@@ -56,7 +57,7 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
         point.add_argument("--turn", type=int, metavar="N", help="the end of this turn (0: before the first)")
         point.add_argument("--token", type=int, metavar="P", help="this position of the token log")
     point.add_argument("--branch", type=int, metavar="B", help="go back to a branch that was left")
-    fork.add_argument("--as", dest="new_name", metavar="NEW", help="name of the new session")
+    fork.add_argument("--as", dest="new_name", type=session_name, metavar="NEW", help="name of the new session")
     verify.add_argument(
         "--repair", action="store_true", help="forget what is damaged: it is computed again when needed"
     )

@@ -9,11 +9,13 @@ from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import BranchInfo, SessionInUse, SessionStore
+from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionInUse, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 
 __all__ = [
+    "NAME_PATTERN",
+    "NAME_RULE",
     "PAGES",
     "TAILS",
     "BlobStore",

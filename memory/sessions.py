@@ -22,6 +22,7 @@ from .witness import read as read_witness
 from .witness import write as write_witness
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+NAME_RULE = "1-64 letters, digits, '.', '_' or '-', the first a letter or digit"
 
 
 class SessionInUse(StoreError):
@@ -182,7 +183,7 @@ class SessionStore:
         start: Point,
     ) -> SessionInfo:
         if name is not None and not re.fullmatch(NAME_PATTERN, name):
-            raise StoreError(f"session name {name!a} cannot be used: take 1-64 letters, digits, '.', '_' or '-'")
+            raise StoreError(f"session name {name!a} cannot be used: take {NAME_RULE}")
         names = {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
         prefix = f"{owner}/" if owner else ""
         name = f"{prefix}{name}" if name else _free_name(names, workspace, prefix)

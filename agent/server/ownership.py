@@ -8,9 +8,9 @@ from agent.config import UsageError, workspace_directory
 from agent.server.access import User
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.wire import ApiError, bad
-from memory import SessionInfo
+from memory import NAME_PATTERN, NAME_RULE, SessionInfo
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(NAME_PATTERN)
 
 
 def shown_name(info: SessionInfo) -> str:
@@ -59,7 +59,7 @@ async def start_session(
     """The session that a client wants to work in: a fresh one, or with `resume` the named one or the workspace's latest,
     if there is one. Raises ApiError."""
     if name is not None and not NAME.fullmatch(name):
-        raise bad("name must be 1-64 letters, digits, '.', '_' or '-', the first a letter or digit", "name")
+        raise bad(f"name must be {NAME_RULE}", "name")
     store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity
     info = await asyncio.to_thread(store.find, full_name(user, name)) if name else None
     workspace = workspace_of(user, given or (info.workspace if info and resume else None), default)

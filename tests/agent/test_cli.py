@@ -125,6 +125,9 @@ def test_approve_decides_about_edits(ws: Path, capfd: pytest.CaptureFixture[str]
         (["bench", "--model", "{tmp}/none"], "model {tmp}/none is not a directory"),
         (["run"], "the following arguments are required: PROMPT"),
         (["run", "hi", "--approve", "yes"], "invalid choice: 'yes'"),
+        (["run", "hi", "--session", "a b"], "'a b' cannot be a session's name: take 1-64 letters"),
+        (["chat", "--session", "\x1b[2J"], r"'\x1b[2J' cannot be a session's name"),
+        (["sessions", "fork", "x", "--as", ".."], "'..' cannot be a session's name"),
         (["run", "hi", "--ranks", "0"], "0 is not a whole number of at least 1"),
         (["run", "hi", "there"], "unrecognized arguments: there"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
@@ -145,6 +148,34 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert not (ws.parent / "home").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["run", "hi", "--json", "--workspace", "{tmp}/none"], 2),
+        (["run", "hi", "--json", "--model", "{tmp}/none"], 2),
+        (["run", "hi", "--json", "--session", "a b"], 2),
+        (["run", "hi", "--json", "--frobnicate"], 2),
+        (["run", "", "--json"], 2),
+        (["run", "--json", "hi", "--session", "elsewhere"], 1),
+        (["sessions", "show", "nosuch", "--json"], 2),
+        (["sessions", "rm", "--json"], 2),
+        (["model", "inspect", "{tmp}/none", "--json"], 2),
+        (["bench", "--json", "--layers", "3"], 2),
+    ],
+)
+def test_json_says_failures_before_a_turn_too(
+    ws: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], code: int
+) -> None:
+    SessionStore(Database(ws.parent / "home")).create("/elsewhere", "scripted", "elsewhere")
+    filled = [argument.replace("{tmp}", str(ws.parent)) for argument in arguments]
+    if filled[0] == "run" and "--model" not in filled:
+        filled += ["--model", str(make_model(ws.parent / "model"))]
+    assert agent.cli.main(filled) == code
+    out, err = capfd.readouterr()
+    (event,) = events_of(out)
+    assert event.keys() == {"type", "message"} and event["type"] == "error" and err == ""
+
+
 def test_an_unusable_home_is_one_line(
     ws: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,7 +189,6 @@ def test_an_unusable_home_is_one_line(
     [
         ("elsewhere", "session elsewhere belongs to /elsewhere"),
         ("other", "was written by model another"),
-        ("a b", "cannot be used"),
     ],
 )
 def test_a_session_that_does_not_fit_is_one_line(
@@ -191,7 +221,7 @@ def test_a_model_says_where_its_output_stops(ws: Path, capfd: pytest.CaptureFixt
     for wrong in ('{"max_new_tokens": 0}', "[]", "{"):
         limits.write_text(wrong)
         assert agent.cli.main(arguments) == 2
-        assert "generation_config.json" in capfd.readouterr().err
+        assert "generation_config.json" in events_of(capfd.readouterr().out)[0]["message"]
 
 
 def test_help_does_not_load_the_engine() -> None:
@@ -245,6 +275,8 @@ def test_two_processes_on_one_session(ws: Path, capfd: pytest.CaptureFixture[str
         assert run(ws) == 1
         err = capfd.readouterr().err
         assert f"session ws-1 is open in another process (pid {process.pid})" in err and err.count("\n") == 1
+        assert run(ws, "--json") == 1
+        assert [event["type"] for event in events_of(capfd.readouterr().out)] == ["error"]
         assert run(ws, "--new") == 0
     finally:
         process.kill()
