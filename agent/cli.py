@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from agent.config import (
 from agent.encoding import EncodingError
 from agent.options import Parser, add_max_context, add_ranks, add_session_options, port
 from agent.presence import find_server
+from agent.prompt import read_prompt
 from memory import SessionInUse, StoreError
 
 TERMINATED = 128 + signal.SIGTERM
@@ -87,8 +89,13 @@ def _fails(message: str, code: int) -> int:
 
 
 def _fails_in_json(message: str, code: int) -> int:
-    print(json.dumps({"type": "error", "message": message}), flush=True)
+    _print_as_event("error", message)
     return code
+
+
+def _print_as_event(kind: str, message: str) -> None:
+    """As `--json` shows an event, before anything is loaded that knows them."""
+    print(json.dumps({"type": kind, "message": message}), flush=True)
 
 
 def _wants_json(arguments: list[str]) -> bool:
@@ -110,7 +117,9 @@ def _parser() -> Parser:
     chat.set_defaults(prompt=None, json=False)
     add_session_options(chat)
     run = command("run", _talk, "one task, then exit")
-    run.add_argument("prompt", metavar="PROMPT", help="what to do")
+    run.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", help="what to do: words, @FILE, - for stdin; a pipe is read with it"
+    )
     add_session_options(run)
     run.add_argument("--json", action="store_true", help="print one event per line")
     serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
@@ -166,9 +175,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _talk(args: argparse.Namespace) -> int:
     """`run` has a prompt and does one turn; `chat` has none."""
-    if args.prompt is not None and (problem := prompt_problem(args.prompt)):
-        raise UsageError(problem)
     settings, workspace = _settings(args), workspace_directory(args.workspace)
+    prompt = None if args.prompt is None else _prompt(args)
     server = find_server(settings.home)
     if server is not None and server.model != os.path.realpath(settings.model_dir):
         server = None
@@ -184,9 +192,9 @@ def _talk(args: argparse.Namespace) -> int:
 
         if not args.json:
             printer.note(f"using the server at {server.url}")
-        others = Others(printer).show if args.prompt is None else lambda event: None
+        others = Others(printer).show if prompt is None else lambda event: None
         there = attached(settings.home, server, workspace, args.approve, ask, others)
-        return asyncio.run(_until_told(talk(there, args.session, args.new, args.prompt, show, printer)))
+        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer)))
     if server is not None:
         option = "--max-context" if args.max_context else "--ranks"
         show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
@@ -195,9 +203,17 @@ def _talk(args: argparse.Namespace) -> int:
 
     try:
         here = sessions_here(settings, workspace, args.approve, ask)
-        return asyncio.run(_until_told(talk(here, args.session, args.new, args.prompt, show, printer)))
+        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer)))
     except EngineError as e:
         raise Failure(str(e)) from None
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    tell = partial(_print_as_event, "notice") if args.json else streams.say
+    prompt = read_prompt(args.prompt, tell)
+    if problem := prompt_problem(prompt):
+        raise UsageError(problem)
+    return prompt
 
 
 async def _until_told(talking: Coroutine[Any, Any, int]) -> int:

@@ -12,7 +12,7 @@ from agent.encoding import ThinkingMode
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
 
-
+MAX_PROMPT_CHARS = 12_000_000  # what a context of some million tokens can hold
 MAX_OUTPUT_TOKENS = 8192  # of one answer or round of tool calls, for a model that does not say
 
 
@@ -113,6 +113,8 @@ def prompt_problem(prompt: str) -> str | None:
     """What makes a text unfit as a prompt, or None."""
     if not prompt.strip():
         return "the prompt is empty: say what to do"
+    if len(prompt) > MAX_PROMPT_CHARS:
+        return f"the prompt is too long: {MAX_PROMPT_CHARS:,} characters at most"
     return None if is_text(prompt) else "the prompt is not valid UTF-8 text"
 
 

@@ -48,7 +48,7 @@ def holdfast_run(prompt: str, workspace: Path, home: Path, model: str, fresh: bo
     command = [sys.executable, "-m", "agent.cli", "run", prompt, "--workspace", str(workspace), "--json"]
     command += ["--approve", "edit", "--model", model, *(["--new"] if fresh else [])]
     env = {**os.environ, "HOLDFAST_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=300)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     text = next((e["text"] for e in events if e["type"] == "turn_done"), f"(no answer: {done.stderr.strip()})")
     results = [e["output"] for e in events if e["type"] == "tool_result" and not e["ok"]]

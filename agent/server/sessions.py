@@ -13,6 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.approvals import Policy
+from agent.config import MAX_PROMPT_CHARS
 from agent.rolling import rolls_of
 from agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from agent.server.live import LiveSession, LiveSessions
@@ -41,7 +42,7 @@ class NewSession(Body):
 
 
 class NewTurn(Body):
-    prompt: str = Field(max_length=12_000_000)
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
     approve: str = Policy.ASK
 
 

@@ -27,9 +27,11 @@ class Place:
         self.file = self.workspace / "a.py"
         self.file.write_text("fox = 1\n")
 
-    def script(self, *replies: Reply) -> "Place":
+    def script(self, *replies: Reply, max_context: int = 4096) -> "Place":
         """The model says this."""
-        self.model = make_model(self.home.parent / f"model-{len(list(self.home.parent.glob('model-*')))}", replies)
+        self.model = make_model(
+            self.home.parent / f"model-{len(list(self.home.parent.glob('model-*')))}", replies, max_context
+        )
         return self
 
     def command(self, *arguments: str, own_engine: bool = False, program: str | None = None) -> list[str]:

@@ -94,6 +94,11 @@ class ScriptedEngine:
     async def snapshot(self, seq: ScriptedSequence, is_followed: bool = False) -> None:
         return None
 
+    async def feed(self, seq: ScriptedSequence, ids: list[int]) -> None:
+        seq.token_ids += ids
+        self.fed.append(seq.token_ids[seq.num_tokens :])
+        seq.num_tokens = len(seq.token_ids)
+
     async def extend(
         self, seq: ScriptedSequence, ids: list[int], params: SamplingParams, on_prefill: Any = None
     ) -> AsyncGenerator[int, None]:
