@@ -1,4 +1,4 @@
-"""The command `holdfast`: arguments in, exit code out (0 done, 1 failed, 2 bad usage, 130 interrupted).
+"""The command `holdfast`: arguments in, exit code out (`EXIT_CODES`).
 
 Owns the options and what each subcommand needs. Loads the engine and the terminal inside the subcommands that use them:
 they take seconds, and `--help` must not wait.
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent import streams
+from agent import VERSION, streams
 from agent.config import (
     POCKET,
     Failure,
@@ -37,6 +37,10 @@ from agent.presence import find_server
 from agent.prompt import read_prompt
 from memory import SessionInUse, StoreError
 
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 bad usage, 3 a call that was needed was refused, 130 interrupted (Ctrl-C),"
+    " 143 ended (SIGTERM)"
+)
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -105,7 +109,8 @@ def _wants_json(arguments: list[str]) -> bool:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="holdfast", description="A coding agent whose sessions never start over.")
+    parser = Parser(prog="holdfast", description="A coding agent whose sessions never start over.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"holdfast {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:

@@ -4,10 +4,12 @@ The engine is scripted (see scripted_engine); a test that needs a process of its
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 import agent.app
 import agent.cli
+from agent import VERSION
 from memory import Database, SessionStore
 from tests.agent.scripted_engine import FAIL, HANG, Reply, ScriptedEngine, calls, make_model, says
 
@@ -230,6 +233,16 @@ def test_help_does_not_load_the_engine() -> None:
     code += "print([m for m in ('torch', 'rich', 'prompt_toolkit', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "bench" in done.stdout and done.stdout.endswith("\n[]\n")
+    assert "130 interrupted (Ctrl-C)" in " ".join(done.stdout.split())
+
+
+def test_the_version_is_that_of_the_package_and_loads_nothing() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "agent.VERSION"}
+    command = [sys.executable, "-X", "importtime", "-m", "agent.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"holdfast {VERSION}\n"
+    assert not re.search(r"\| +(torch|numpy|rich|aiohttp|pydantic)\b", done.stderr)
 
 
 def test_doctor_names_what_it_finds(ws: Path, capfd: pytest.CaptureFixture[str]) -> None:
