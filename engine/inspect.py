@@ -1,4 +1,5 @@
-"""What a model directory holds and needs: parameters by kind, bytes of weights, bytes of state per context length.
+"""What a model directory holds and needs: parameters by kind, bytes of weights, bytes of state per context length, and
+whether this machine has the memory.
 
 Works from config.json alone; weights, where there are any, are verified by header on the way. Reads no weight data.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from engine.cache import row_formats
 from engine.checkpoint import STORED_DTYPES, Checkpoint, TensorSpec, expected_tensors, stored_bytes
 from engine.config import CSA, HCA, SWA, ModelConfig
+from engine.placement import Placement, place
 
 CONTEXTS = (1024, 131072, 1048576)
 FAMILY = {(4096, 43): "DeepSeek-V4-Flash", (7168, 61): "DeepSeek-V4-Pro"}
@@ -36,8 +38,9 @@ class ModelReport:
     """Sizes of one model. Parameters count FP4 unpacked and leave out scales and the token-to-expert tables.
 
     `active_parameters` are those one token multiplies with: no unselected experts, no embedding table, no MTP.
-    `memory_bytes` are the weights as stored, without a drafter that is skipped. `state_bytes` is one sequence at
-    compact precision, by number of tokens, without the MTP block's window.
+    `memory_bytes` are the weights as stored, without a drafter that is skipped: what a GPU holds. `cpu_bytes` are the
+    same weights expanded, as a CPU computes with them. `device_bytes` is the memory of the `device` that would run it
+    here. `state_bytes` is one sequence at compact precision, by number of tokens, without the MTP block's window.
     """
 
     name: str
@@ -51,12 +54,26 @@ class ModelReport:
     disk_bytes: int
     disk_is_estimated: bool
     memory_bytes: int
+    cpu_bytes: int
+    device: str
+    device_bytes: int
     state_bytes: dict[int, int]
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of weights, on the device that would run it here."""
+        return self.cpu_bytes if self.device == "cpu" else self.memory_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the weights and a short session fit this machine."""
+        return self.needed_bytes + self.state_bytes[CONTEXTS[0]] <= self.device_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON types (context lengths become strings)."""
         fields = dataclasses.asdict(self)
-        return fields | {"state_bytes": {str(tokens): size for tokens, size in self.state_bytes.items()}}
+        state = {str(tokens): size for tokens, size in self.state_bytes.items()}
+        return fields | {"state_bytes": state, "needed_bytes": self.needed_bytes, "fits": self.fits}
 
     def lines(self) -> list[str]:
         """The report as text for a terminal."""
@@ -70,15 +87,18 @@ class ModelReport:
             rows.append((f"  {kind}", f"{_count(count)}{active}"))
         rows.append(("experts stored as", self.expert_format))
         rows.append(("on disk", _size(self.disk_bytes) + (" (no weights here: estimated)" * self.disk_is_estimated)))
-        rows.append(("in memory", f"{_size(self.memory_bytes)} of weights as stored"))
+        rows.append(("in memory on a GPU", f"{_size(self.memory_bytes)} of weights as stored"))
+        rows.append(("in memory on a CPU", f"{_size(self.cpu_bytes)} of weights expanded to float32"))
+        verdict = "fits" if self.fits else f"does not fit, it needs {_size(self.needed_bytes)} and its state"
+        rows.append((f"this machine ({self.device.upper()})", f"{_size(self.device_bytes)} of memory: it {verdict}"))
         rows += [(f"state at {tokens:,} tokens", _size(size)) for tokens, size in self.state_bytes.items()]
         return [f"{self.name}: {sum(self.layers.values())} layers ({kinds})"] + [
             f"{key:<28}{text}" for key, text in rows
         ]
 
 
-def inspect_model(directory: Path) -> ModelReport:
-    """Report on a model directory; raises CheckpointError for a config or weights that could not be run."""
+def inspect_model(directory: Path, placement: Placement | None = None) -> ModelReport:
+    """Report on a model directory, for this machine unless another placement is given; raises CheckpointError for a config or weights that could not be run."""
     directory = Path(directory)
     config = ModelConfig.from_dir(directory)
     checkpoint = Checkpoint.open(directory, config) if any(directory.glob("model*.safetensors*")) else None
@@ -88,6 +108,7 @@ def inspect_model(directory: Path) -> ModelReport:
     dtypes = {
         name: checkpoint.stored[name].dtype if checkpoint else STORED_DTYPES[specs[name].kind][0] for name in specs
     }
+    placement = placement or place("auto")
     memory_bytes = sum(stored_bytes(name, spec, dtypes[name]) for name, spec in specs.items())
 
     parameters = _parameters(specs)
@@ -107,6 +128,9 @@ def inspect_model(directory: Path) -> ModelReport:
         disk_bytes=sum(path.stat().st_size for path in checkpoint.shards) if checkpoint else memory_bytes,
         disk_is_estimated=checkpoint is None,
         memory_bytes=memory_bytes,
+        cpu_bytes=sum(math.prod(spec.shape) * (8 if spec.kind == "i64" else 4) for spec in specs.values()),
+        device=placement.device.type,
+        device_bytes=placement.memory_bytes(),
         state_bytes={tokens: sum(state_parts(config, tokens).values()) for tokens in CONTEXTS},
     )
 
@@ -166,7 +190,7 @@ def _count(number: int) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    for unit, letter in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+    for unit, letter in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:,.2f} {letter}"
     return f"{num_bytes} B"

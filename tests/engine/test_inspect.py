@@ -5,17 +5,30 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from engine.checkpoint import STORED_DTYPES, expected_tensors, stored_parts
+from engine.checkpoint import STORED_DTYPES, Checkpoint, expected_tensors, stored_parts
 from engine.config import ModelConfig
 from engine.errors import CheckpointError
 from engine.inspect import inspect_model, state_parts
+from engine.placement import Placement
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 STATE = {
     "flash": {1024: 19_019_008, 131072: 476_040_192, 1048576: 3_700_378_624},
     "pro": {1024: 28_422_592, 131072: 682_750_976, 1048576: 5_299_115_008},
 }
+
+
+class Machine(Placement):
+    """A machine with so many bytes of memory."""
+
+    def __init__(self, num_bytes, device="cpu"):
+        super().__init__(torch.device(device))
+        object.__setattr__(self, "num_bytes", num_bytes)
+
+    def memory_bytes(self):
+        return self.num_bytes
 
 
 @pytest.mark.parametrize("model", ["flash", "pro"])
@@ -67,6 +80,28 @@ def test_a_directory_with_weights_is_measured():
     assert report.layers == {"window": 2, "CSA": 2, "HCA": 2}
     assert 0 < report.active_parameters < report.total_parameters
     assert json.loads(json.dumps(report.as_dict()))["state_bytes"]["1024"] == report.state_bytes[1024]
+
+
+def test_memory_is_what_each_device_takes():
+    """On a CPU every weight is float32, whatever it is stored as."""
+    directory = FIXTURES / "v4-tiny-flash"
+    checkpoint = Checkpoint.open(directory, ModelConfig.from_dir(directory))
+    loaded = [checkpoint.weight(name) for name in checkpoint.specs]
+    report = inspect_model(directory, Machine(2**30))
+    assert report.cpu_bytes == sum(weight.numel() * weight.element_size() for weight in loaded)
+    assert report.needed_bytes == report.cpu_bytes > 2 * report.memory_bytes and report.fits
+    text = "\n".join(report.lines())
+    assert "of weights expanded to float32" in text and "this machine (CPU)          1.07 GB of memory: it fits" in text
+
+
+def test_a_model_that_is_too_large_for_this_machine_is_said_to_be():
+    flash = inspect_model(FIXTURES / "configs/flash", Machine(200 * 10**9))
+    assert flash.memory_bytes < 160e9 and 1.1e12 < flash.cpu_bytes < 1.2e12 and not flash.fits
+    lines = "\n".join(flash.lines())
+    assert "this machine (CPU)          200.00 GB of memory: it does not fit, it needs 1.16 TB and its state" in lines
+    gpu = inspect_model(FIXTURES / "configs/flash", Machine(200 * 10**9, "cuda"))
+    assert gpu.needed_bytes == gpu.memory_bytes and gpu.fits and gpu.as_dict()["fits"] is True
+    assert inspect_model(FIXTURES / "v4-tiny-flash").device_bytes > 2**28
 
 
 def test_broken_weights_are_not_reported_on(tmp_path):
