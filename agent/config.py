@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from agent.encoding import ThinkingMode
+from agent.released import release_of
 
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
@@ -71,6 +72,8 @@ def model_directory(model: str) -> Path:
         return directory
     if model == POCKET:
         raise UsageError(f"this installation has no embedded model ({directory}): name a model directory with --model")
+    if not os.path.exists(directory) and (release := release_of(model)):
+        raise UsageError(release.how_to_get())
     what = "has no config.json" if os.path.isdir(directory) else "is not a directory"
     raise UsageError(f"model {printable(model)} {what}: name a directory with config.json, or {POCKET}")
 
