@@ -316,13 +316,13 @@ def _shown(value: Any) -> str:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from agent.doctor import findings
+    from agent.doctor import FAIL, findings
 
-    is_fine = True
-    for ok, name, state in findings(data_home()):
-        print(f"{'ok  ' if ok else 'FAIL'} {name}: {printable(state)}")
-        is_fine = is_fine and ok
-    return 0 if is_fine else 1
+    failed = False
+    for kind, name, state in findings(data_home()):
+        print(f"{kind:4} {name}: {streams.one_line(state)}", flush=True)
+        failed = failed or kind == FAIL
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

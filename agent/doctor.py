@@ -1,77 +1,163 @@
-"""`holdfast doctor`: what this machine can run, one line for each thing, without loading the engine.
+"""`holdfast doctor`: this machine, this installation and this data directory, one line for each thing, and what is missing.
 
-Must not fail where the machine does: a broken torch is asked in a child process, so it costs a line and not the report.
+Says what is, and changes nothing but an older database to this build's schema. Must not fail where the machine does: what has to be loaded to be asked (torch, the
+kernels) is asked in a child process, so that it costs a line and not the report.
 """
 
-import ctypes
+import json
 import os
 import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from agent.config import POCKET_DIR
+from agent import VERSION
+from agent.config import POCKET_DIR, UsageError, disk_budget
+from agent.presence import find_server
+from memory import BlobStore, Database, SessionStore, SnapshotStore, StoreError, owner_of
 
-ASK_TORCH = (
-    "import torch; cuda = torch.cuda.is_available();"
-    "print(torch.__version__, torch.get_num_threads(), torch.cuda.get_device_name() if cuda else 'cpu', sep='\\n')"
-)
-LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
-LANDLOCK_VERSION_FLAG = 1
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+Finding = tuple[str, str, str]  # one of these, what, how it is
+ROOT = Path(__file__).parents[1]
+ASK_ENGINE = """
+import json, torch
+from kernels.cpu import jit
+found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": None, "kernels": None}
+if torch.cuda.is_available():
+    free, total = torch.cuda.mem_get_info()
+    found["gpu"] = f"{torch.cuda.get_device_name()}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free"
+if jit.AVAILABLE:
+    is_compiled = jit.keep_machine_code()
+    found["kernels"] = [is_compiled, jit.numba.config.CACHE_DIR]
+print(json.dumps(found))
+"""
+VECTORS = ("avx512f", "avx2", "asimd")
+SAFE_SQLITE = (3, 51, 3)
 
 
-def findings(home: Path) -> Iterator[tuple[bool, str, str]]:
-    """(is it fine, what, how it is) for everything holdfast needs or can use."""
-    yield (
-        sys.version_info >= (3, 11),
-        "python",
-        f"{platform.python_version()} on {platform.system()} {platform.machine()}",
-    )
-    yield from _torch()
-    yield _package("triton", "the torch code runs instead")
+def findings(home: Path) -> Iterator[Finding]:
+    """Everything holdfast needs or can use."""
+    yield OK, "holdfast", f"{VERSION} in {ROOT}"
+    system = f"{platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"
+    yield (OK if sys.version_info >= (3, 11) else FAIL), "python", system
+    yield OK, "cpu", _cpu()
+    yield OK, "memory", _memory()
+    yield from _engine()
+    yield _package("triton", "only a GPU needs it")
     yield _package("tree-sitter", "install holdfast again: symbols need it")
     is_there = (POCKET_DIR / "config.json").is_file()
-    yield is_there, "pocket", "the embedded model is here" if is_there else "missing here: use --model DIR"
-    yield _home(home)
-    yield True, "sandbox", _sandbox()
+    if is_there:
+        yield OK, "model", f"pocket, the embedded one, in {POCKET_DIR}"
+    else:
+        yield FAIL, "model", "the embedded one is missing: use --model DIR"
+    yield _sqlite()
+    yield _disk(home)
+    yield from _stored(home)
+    yield _server(home)
+    yield OK, "sandbox", "none is used: no tool runs a command"
 
 
-def _torch() -> Iterator[tuple[bool, str, str]]:
-    done = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True)
-    if done.returncode != 0:
+def _cpu() -> str:
+    words = _fields(Path("/proc/cpuinfo"))
+    name = words.get("model name") or platform.processor() or platform.machine()
+    flags = (words.get("flags") or words.get("Features") or "").split()
+    found = next((flag for flag in VECTORS if flag in flags), None)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {usable} of {os.cpu_count()} cores" + (f", {found}" if found else "")
+
+
+def _memory() -> str:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = _fields(Path("/proc/meminfo")).get("MemAvailable", "").split()
+    return f"{total / 1e9:.1f} GB" + (f", {int(available[0]) * 1024 / 1e9:.1f} GB available" if available else "")
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first value of each `name: value` of a file of /proc; nothing where there is no such file."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+
+
+def _engine() -> Iterator[Finding]:
+    # from our directory: nothing that lies in the user's is imported
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", ASK_ENGINE], cwd=ROOT, env=env, capture_output=True, text=True)
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        yield False, "torch", f"cannot be loaded ({last}): install holdfast again"
+        yield FAIL, "torch", f"cannot be loaded ({last}): install holdfast again"
         return
-    torch_version, threads, device = done.stdout.splitlines()
-    yield True, "torch", torch_version
-    yield True, "device", device
-    yield True, "threads", f"{threads} of {os.cpu_count()} cores"
+    yield OK, "torch", found["torch"]
+    yield OK, "device", found["gpu"] or "the CPU: torch sees no CUDA GPU"
+    yield OK, "threads", f"{found['threads']}"
+    if found["kernels"] is None:
+        yield NOTE, "kernels", "numba is not installed: the torch code runs instead, slower"
+        return
+    is_compiled, cache = found["kernels"]
+    state = "compiled" if is_compiled else "not compiled yet: the first start does it, for about half a minute"
+    where = f"in {cache}" if cache else "and they cannot be kept: its cache directory cannot be made"
+    yield (OK if is_compiled else NOTE), "kernels", f"{state}, {where}"
 
 
-def _package(name: str, otherwise: str) -> tuple[bool, str, str]:
+def _package(name: str, otherwise: str) -> Finding:
     try:
-        return True, name, version(name)
+        return OK, name, version(name)
     except PackageNotFoundError:
-        return name == "triton", name, f"not installed: {otherwise}"
+        return (NOTE if name == "triton" else FAIL), name, f"not installed: {otherwise}"
 
 
-def _home(home: Path) -> tuple[bool, str, str]:
+def _sqlite() -> Finding:
+    if sqlite3.sqlite_version_info >= SAFE_SQLITE:
+        return OK, "sqlite", sqlite3.sqlite_version
+    return (
+        NOTE,
+        "sqlite",
+        f"{sqlite3.sqlite_version}: before {'.'.join(map(str, SAFE_SQLITE))} SQLite has a rare fault that can damage a"
+        " database to which several processes write at the same moment (its WAL-reset bug)",
+    )
+
+
+def _disk(home: Path) -> Finding:
+    """Whether the data directory can be written, and the room on its disk. It is not made here."""
+    there = next(path for path in (home, *home.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return FAIL, "data", f"{home} cannot be written ({there} does not let us): set HOLDFAST_HOME"
+    made = "" if there == home else ", made by the first start"
+    return OK, "data", f"{home}{made}, {shutil.disk_usage(there).free / 1e9:.1f} GB free there"
+
+
+def _stored(home: Path) -> Iterator[Finding]:
+    if not (home / "holdfast.db").exists():
+        return
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            free = shutil.disk_usage(home).free
-        return True, "data", f"{home} can be written, {free / 1e9:.1f} GB free"
-    except OSError as e:
-        return False, "data", f"{home} cannot be written ({e.strerror}): set HOLDFAST_HOME"
+        with (
+            closing(Database(home)) as database,
+            closing(SnapshotStore(database, BlobStore(home), disk_budget())) as snapshots,
+        ):
+            sessions = [session for session in SessionStore(database).all() if owner_of(session) is None]
+            usage = snapshots.usage()
+    except (StoreError, UsageError, OSError) as e:
+        yield FAIL, "sessions", str(e)
+        return
+    size = (home / "holdfast.db").stat().st_size
+    stored = f"stored state {usage.bytes / 1e6:,.1f} MB of at most {usage.budget / 1e9:,.1f} GB"
+    yield OK, "sessions", f"{len(sessions):,}, in {size / 1e6:,.1f} MB; {stored}"
 
 
-def _sandbox() -> str:
-    bwrap = shutil.which("bwrap")
-    if bwrap and not Path(bwrap).resolve().is_relative_to(Path.cwd()):  # one inside the workspace is not trusted
-        return f"bubblewrap ({bwrap})"
-    abi = ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_VERSION_FLAG)
-    return f"Landlock (version {abi})" if abi > 0 else "none: install bubblewrap"
+def _server(home: Path) -> Finding:
+    try:
+        server = find_server(home)
+    except UsageError as e:
+        return FAIL, "server", str(e)
+    if server is None:
+        return OK, "server", "none runs on this data directory"
+    return OK, "server", f"{server.url} (pid {server.pid}, model {server.model})"

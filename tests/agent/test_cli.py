@@ -245,13 +245,6 @@ def test_the_version_is_that_of_the_package_and_loads_nothing() -> None:
     assert not re.search(r"\| +(torch|numpy|rich|aiohttp|pydantic)\b", done.stderr)
 
 
-def test_doctor_names_what_it_finds(ws: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    agent.cli.main(["doctor"])
-    out = capfd.readouterr().out
-    names = [line[5:].partition(":")[0] for line in out.splitlines()]
-    assert names == ["python", "torch", "device", "threads", "triton", "tree-sitter", "pocket", "data", "sandbox"]
-
-
 def test_killed_in_the_middle_of_a_turn_nothing_acknowledged_is_lost(
     ws: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
