@@ -15,6 +15,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from agent.messages import ApprovalNeeded, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
+from agent.streams import say
 from agent.terminal import MAX_CALL_CHARS, Printer, call_lines
 from agent.text import one_line
 from memory import StoreError
@@ -120,7 +121,7 @@ async def talk(
         async with aclosing(session):
             code = 0 if await show_turn(session, prompt, show) else 1
         for notice in session.take_notices():  # of the last save
-            print(f"holdfast: {notice}", file=sys.stderr)
+            say(notice)
         return code
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from agent.config import data_home
 from agent.connection import Connection
 from agent.presence import Server
+from agent.text import neutral
 from agent.timelines import removed_line, rewound_line
 
 
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace, server: Server) -> int:
     """As `timelines.run`. Raises StoreError when the server refuses or does not answer."""
     value = asyncio.run(_ask(args, server))
     line = removed_line(value) if args.action_name == "rm" else rewound_line(value)
-    print(json.dumps(value) if args.json else line)
+    print(json.dumps(value) if args.json else neutral(line))
     return 0
 
 

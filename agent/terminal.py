@@ -78,7 +78,7 @@ class Printer:
     def note(self, message: str) -> None:
         """A line of our own, beside the answer."""
         self._clear_progress()
-        self._line(self.err, message, "dim")
+        self._line(self.err, neutral(message), "dim")
 
     def _stream(self, text: str, style: str | None = None) -> None:
         self.out.print(neutral(text), style=style, end="", markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from typing import Any
 from agent.config import UsageError, data_home, printable
 from agent.options import session_name
 from agent.stores import Stores
-from agent.text import one_line
+from agent.text import neutral, one_line
 from memory import BlobStore, Database, ResponseStore, SessionInfo, SessionStore, SnapshotStore, StoreError, owner_of
 
 PROMPT_CHARS = 70
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """One command; 1 when `verify` found damage."""
     with _open_stores() as stores:
         value, lines = args.action(stores, args)
-    print(json.dumps(value) if args.json else "\n".join(lines))
+    print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
     return 1 if args.action is _verify and value["damaged"] and not args.repair else 0
 
 

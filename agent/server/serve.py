@@ -23,6 +23,7 @@ from agent.server.live import LiveSessions
 from agent.server.service import Service
 from agent.server.sessions import SESSIONS, WORKSPACE, routes
 from agent.server.socket import SOCKETS, close_all
+from agent.text import neutral
 
 IDLE_S = 60.0  # of a connection that has not sent a whole request head
 STOP_S = 5.0  # for responses under way to end by themselves
@@ -140,8 +141,8 @@ async def _until_told(
     async with running(settings, access, host, port, workspace) as server:
         _set_aside_what_stays()
         with announced(settings.home, server.url, settings.model_dir):
-            path = settings.home / "token"
-            print(f"{model_name(settings)} at {server.url}/v1", flush=True)
+            name, path = neutral(model_name(settings)), neutral(str(settings.home / "token"))
+            print(f"{name} at {server.url}/v1", flush=True)
             if token is None:
                 print(f"{len(access.users) - 1} users, and the owner: token in {path}", flush=True)
                 print(f"chat page {server.url}", flush=True)
