@@ -18,7 +18,7 @@ from agent.rolling import rolls_of
 from agent.session import Session
 from engine import Engine, EngineConfig, Sequence, Tokenizer
 from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
-from tools import Workspace, toolset
+from tools import ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
 
@@ -69,21 +69,30 @@ class App:
     ) -> Session:
         """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`.
 
-        Raises StoreError when it is open elsewhere, damaged, of another workspace or of another model.
+        Raises UsageError when the workspace is not a directory any more, StoreError when the session is open elsewhere, damaged,
+        of another workspace or of another model.
         """
         found = None if is_new else self._find(workspace, name, owner)
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
         if self.engine.compiles_kernels:
             notices.append("compiling kernels for this machine, once: about half a minute")
-        log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
+        directory = _opened(workspace)
+        try:
+            log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
+        except BaseException:
+            directory.close()
+            raise
         try:
             seq = await self.engine.start()
         except BaseException:
+            directory.close()
             log.close()
             raise
-        tools = toolset(Workspace(workspace), log.search)
+        tools = toolset(directory, log.search)
         rolls = rolls_of(log.events())
-        live = Live(self.engine, seq, log, self.texts, tools, approvals, self.settings, rolls, self._shared_tokens)
+        live = Live(
+            self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, self._shared_tokens
+        )
         session = Session(live, self.keeper, notices)
         self._open = [*(other for other in self._open if not other.is_closed), session]
         return session
@@ -132,8 +141,17 @@ async def sessions_here(
         yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
 
 
+def _opened(workspace: Path) -> Workspace:
+    """The directory itself: a link put under its name since it was chosen is not followed."""
+    try:
+        return Workspace(workspace)
+    except ToolError as e:
+        raise UsageError(str(e)) from None
+
+
 def _opening_tokens(settings: Settings, texts: ProtocolTexts) -> int:
     """Tokens that every session begins with: system prompt and tools."""
-    tools = toolset(Workspace(settings.home), lambda query, limit: ())
-    pieces = encode_messages([opening(tools)], texts=texts, thinking_mode=settings.thinking_mode)
+    with closing(Workspace("/")) as unused:  # only the schemas count
+        message = opening(toolset(unused, lambda query, limit: ()))
+    pieces = encode_messages([message], texts=texts, thinking_mode=settings.thinking_mode)
     return len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))

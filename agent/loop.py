@@ -34,7 +34,7 @@ from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCal
 from agent.rolling import droppable, next_roll, rolled_out
 from engine import Engine, Roll, SamplingParams, Sequence
 from memory import SessionLog
-from tools import Tool, ToolCall, ToolResult, run_tool
+from tools import Tool, ToolCall, ToolResult, Workspace, run_tool
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
 MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
@@ -62,6 +62,7 @@ class Live:
     seq: Sequence
     log: SessionLog
     texts: ProtocolTexts
+    workspace: Workspace
     tools: Mapping[str, Tool]
     approvals: Approvals
     settings: Settings

@@ -134,6 +134,7 @@ class Session:
             with suppress(EngineError):  # an engine that has stopped holds nothing any more
                 await self.live.engine.release(self.live.seq)
         finally:
+            self.live.workspace.close()
             self.live.log.close()
 
     async def written(self) -> None:

@@ -41,19 +41,22 @@ def source_entries(workspace: Workspace) -> list[SourceEntry]:
     while waiting:
         folder, rules = waiting.pop()
         try:
-            with os.scandir(workspace.root / folder) as scan:
+            with (
+                workspace.open_dir(folder) as fd,
+                os.scandir(fd) as scan,
+            ):  # entries ask the open directory for their status
                 children = [child for child in scan if child.name.isprintable()]
+                if any(child.name == ".gitignore" for child in children):
+                    rules = (*_read_rules(workspace, folder), *rules)
+                for child in children:
+                    path = folder + child.name
+                    if child.is_dir(follow_symlinks=False):
+                        if child.name not in SKIPPED_DIRS and not _is_ignored(path + "/", rules):
+                            waiting.append((path + "/", rules))
+                    elif child.is_file(follow_symlinks=False) and not _is_ignored(path, rules):
+                        entries += _entry(path, child)
         except OSError:  # unreadable, or gone since it was listed: nothing to find there
             continue
-        if any(child.name == ".gitignore" for child in children):
-            rules = (*_read_rules(workspace, folder), *rules)
-        for child in children:
-            path = folder + child.name
-            if child.is_dir(follow_symlinks=False):
-                if child.name not in SKIPPED_DIRS and not _is_ignored(path + "/", rules):
-                    waiting.append((path + "/", rules))
-            elif child.is_file(follow_symlinks=False) and not _is_ignored(path, rules):
-                entries += _entry(path, child)
     return sorted(entries, key=lambda entry: entry.path)
 
 

@@ -3,8 +3,9 @@
 Owns confinement (every open walks real directories from the root, without following a link), atomic replacement of a
 file, and the record of shown contents. Must not know what a tool does with a file, nor why it was allowed.
 
-A path is first resolved to its real place, which must lie under the root. It is then opened component by component with
-O_NOFOLLOW, so a link swapped in after the check is refused instead of followed.
+The root is a descriptor, opened once: another directory put under its name is not the workspace. A path is first resolved to
+its real place, which must lie under the root. It is then opened component by component with O_NOFOLLOW, so a link swapped in
+after the check is refused instead of followed.
 """
 
 import errno
@@ -12,11 +13,13 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .directories import RealPlace, descend, listing, open_real
 from .tool import ToolError
 
 MAX_PATH_CHARS = 1024
@@ -37,16 +40,22 @@ class TextFile:
 
 
 class Workspace:
-    """A directory that the tools are confined to. Paths in and out are relative to it, with `/`."""
+    """A directory that the tools are confined to. Paths in and out are relative to it, with `/`. Open until `close`."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        """Raises ToolError when `root` is not an existing directory."""
-        if not Path(root).exists():
-            raise ToolError(f"workspace {os.fspath(root)} does not exist; name an existing directory")
-        if not Path(root).is_dir():
-            raise ToolError(f"workspace {os.fspath(root)} is not a directory; name an existing directory")
-        self.root = Path(os.path.realpath(root))
+        """`root` is a real path, as `os.path.realpath` gives it: no link on the way is followed.
+
+        Raises ToolError when it is not an existing directory.
+        """
+        self.root = Path(root)
+        self._root_fd = _open_root(self.root)
+        self._closing = weakref.finalize(self, os.close, self._root_fd)
         self._shown: dict[str, bytes] = {}
+
+    def close(self) -> None:
+        """Give the root's descriptor back; nothing can be opened any more."""
+        self._closing()
+        self._root_fd = -1
 
     def resolve(self, path: str) -> str:
         """The real place of `path`, relative to the root (`.` for the root itself); it need not exist.
@@ -59,17 +68,37 @@ class Workspace:
             raise ToolError(f"path {path[:40]}… is too long ({len(path)} characters)")
         if not path.isprintable():
             raise ToolError(f"path {path!a} has characters that no file name here may have")
-        real = Path(os.path.realpath(self.root / path))
-        if not real.is_relative_to(self.root):
+        with closing(RealPlace(self._root_fd)) as place:
+            try:
+                place.follow(path)
+            except RecursionError:
+                raise ToolError(f"{path} leads through too many links; name the file itself") from None
+            parts = place.parts
+        if parts is None:
             raise ToolError(f"{path} is outside the workspace; use a path relative to its root")
+        real = self.root.joinpath(*parts)
         for system_dir in SYSTEM_DIRS:
             if real.is_relative_to(system_dir) and not self.root.is_relative_to(system_dir):
                 raise ToolError(f"{path} is a system file, not a file of the workspace")
-        return real.relative_to(self.root).as_posix()
+        return "/".join(parts) or "."
 
     def is_dir(self, path: str) -> bool:
         """Whether the resolved `path` is a directory now. Advisory only: opening checks again."""
-        return os.path.isdir(self.root / path)
+        try:
+            os.close(self._descend(PurePosixPath(path).parts))
+        except OSError:
+            return False
+        return True
+
+    @contextmanager
+    def open_dir(self, path: str) -> Iterator[int]:
+        """A descriptor of the directory at the resolved `path`, for `os.scandir`. Raises OSError, also for a link."""
+        fd = self._descend(PurePosixPath(path).parts)
+        try:
+            with listing(fd) as listing_fd:
+                yield listing_fd
+        finally:
+            os.close(fd)
 
     def read_bytes(self, path: str, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
         """Contents of the regular file at the resolved `path`.
@@ -117,15 +146,17 @@ class Workspace:
     @contextmanager
     def _open_parent(self, path: str) -> Iterator[int]:
         """A descriptor of the directory that holds `path`, reached without following a link below the root."""
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for part in PurePosixPath(path).parts[:-1]:
-                child_fd = _open_at(path, part, fd, os.O_RDONLY | os.O_DIRECTORY)
-                os.close(fd)
-                fd = child_fd
+            fd = self._descend(PurePosixPath(path).parts[:-1])
+        except OSError as e:
+            raise _open_error(path, e) from None
+        try:
             yield fd
         finally:
             os.close(fd)
+
+    def _descend(self, parts: Iterable[str]) -> int:
+        return descend(self._root_fd, parts, lambda fd: None)
 
     @contextmanager
     def _open_file(self, path: str, parent_fd: int) -> Iterator[int]:
@@ -168,18 +199,35 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
+def _open_root(root: Path) -> int:
+    try:
+        return open_real(root, lambda fd: None)
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            why = "does not exist"
+        elif e.errno == errno.ENOTDIR:
+            why = "is not a directory" if root.resolve() == root else "is reached through a link"
+        else:
+            why = f"cannot be opened ({e.strerror})"
+        raise ToolError(f"workspace {root} {why}; name an existing directory") from None
+
+
 def _open_at(path: str, name: str, parent_fd: int, flags: int) -> int:
     try:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
     except OSError as e:
-        # A link where a directory is expected gives ENOTDIR, a link where a file is expected ELOOP: `resolve` left none.
-        if e.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise FileNotFoundError(errno.ENOENT, "No such file", path) from None
-        if e.errno == errno.ELOOP:
-            raise ToolError(f"{path} became a link while it was opened; try again") from None
-        if e.errno == errno.ENXIO:
-            raise ToolError(f"{path} is not a regular file") from None
-        raise
+        raise _open_error(path, e) from None
+
+
+def _open_error(path: str, error: OSError) -> Exception:
+    """What the model is told of a failed open. `resolve` left no link in `path`: where one is now, it was put since."""
+    if error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG):  # a link where a directory is expected gives ENOTDIR
+        return FileNotFoundError(errno.ENOENT, "No such file", path)
+    if error.errno == errno.ELOOP:
+        return ToolError(f"{path} became a link while it was opened; try again")
+    if error.errno == errno.ENXIO:
+        return ToolError(f"{path} is not a regular file")
+    return error
 
 
 def _read_all(path: str, fd: int, max_bytes: int) -> bytes:
@@ -210,4 +258,5 @@ def _replace_at(parent_fd: int, name: str, data: bytes, status: os.stat_result) 
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=parent_fd)
         raise
-    os.fsync(parent_fd)
+    with suppress(PermissionError), listing(parent_fd) as fd:  # a directory that may not be listed cannot be synced
+        os.fsync(fd)

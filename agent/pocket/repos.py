@@ -92,7 +92,7 @@ class Repo:
 
     def __init__(self, split: str, rng: random.Random):
         self.split = split
-        self.root = Path(tempfile.mkdtemp(prefix="pocket-"))
+        self.root = Path(tempfile.mkdtemp(prefix="pocket-")).resolve()
         if rng.random() < 0.45:
             _write_generated(self.root, split, rng)
         else:

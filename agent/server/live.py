@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.app import App
 from agent.approvals import Approvals, Policy
-from agent.config import prompt_problem
+from agent.config import UsageError, prompt_problem
 from agent.messages import ApprovalNeeded, Error, Event, TurnDone
 from agent.server.feed import Feed
 from agent.server.wire import ApiError, Json, bad
@@ -198,7 +198,8 @@ class LiveSessions:
         return self._open.get(info.name)
 
     async def open(self, info: SessionInfo) -> LiveSession:
-        """The session, opened if it is not. Raises ApiError when another process has it, StoreError for a damaged one."""
+        """The session, opened if it is not. Raises ApiError when another process has it or its workspace is gone, StoreError
+        for a damaged one."""
         async with self._lock:
             live = self._open.get(info.name)
             if live is None:
@@ -225,6 +226,8 @@ class LiveSessions:
             session = await self.app.session(workspace, approvals, name, is_new, owner)
         except SessionInUse as e:
             raise ApiError(409, str(e), "session_in_use") from None
+        except UsageError as e:
+            raise bad(str(e), "workspace") from None
         live = LiveSession(session, approvals, self._group)
         self._open[live.info.name] = live
         return live

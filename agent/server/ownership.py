@@ -1,6 +1,7 @@
 """Which session a user means, and where they may work: their own sessions and workspaces, and nobody else's."""
 
 import asyncio
+import os
 import re
 from pathlib import Path
 
@@ -45,12 +46,16 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
         if user.workspaces == ():
             raise ApiError(403, "you have no workspace here: the server's users file lists them", "workspace_forbidden")
         return user.workspaces[0] if user.workspaces else default
-    if user.workspaces is not None and not user.may_work_in(Path(given).resolve()):
-        raise ApiError(403, f"{given[:200]} is none of your workspaces", "workspace_forbidden", "workspace")
+    forbidden = ApiError(403, f"{given[:200]} is none of your workspaces", "workspace_forbidden", "workspace")
     try:
-        return workspace_directory(given)
+        if not user.may_work_in(Path(os.path.realpath(given))):  # before a word on whether it is there
+            raise forbidden
+        directory = workspace_directory(given)
     except (UsageError, OSError, ValueError) as e:
         raise bad(str(e), "workspace") from None
+    if not user.may_work_in(directory):  # again: this is the path that will be opened, and opening follows no link
+        raise forbidden
+    return directory
 
 
 async def start_session(

@@ -13,6 +13,7 @@ import pytest
 
 from tests.agent.real_session import make_workspace
 from tests.server.serving import ASK, KNOWN, TELL, Server, served
+from tools import ToolCall, run_tool
 
 Event = dict[str, Any]
 RENAME = "rename load_page to fetch_page in net/fetcher.py"
@@ -272,6 +273,31 @@ def test_users_have_sessions_and_workspaces_of_their_own(tmp_path: Path) -> None
             body = {"prompt": "x", "approve": "ask", "turn": 0} if path == "turns" else {"approve": True, "turn": 0}
             answer = eve.request(method, f"/v1/sessions/work/{path}", **({"json": body} if method == "POST" else {}))
             assert error(answer) == (404, "session_not_found"), path
+
+
+def test_a_workspace_replaced_by_a_link_to_another_users_files_is_not_entered(tmp_path: Path) -> None:
+    places = {name: make_workspace(tmp_path / name) for name in ("ann", "bob")}
+    users = tmp_path / "users.json"
+    entries = [{"name": n, "token": f"token-of-{n}-0000", "workspaces": [str(p)]} for n, p in places.items()]
+    users.write_text(json.dumps(entries))
+    work, theirs = places["ann"] / "net", places["bob"] / "net" / "fetcher.py"
+    before = theirs.read_text()
+    with served(tmp_path / "home", users=users) as server:
+        ann = server.http(Authorization="Bearer token-of-ann-0000")
+        assert ann.post("/v1/sessions", json={"workspace": str(work), "name": "work"}).status_code == 201
+        work.rename(places["ann"] / "gone")
+        work.symlink_to(theirs.parent)
+        assert ann.post("/v1/sessions/work/fork", json={"name": "fork"}).status_code == 201
+        answer = ann.post("/v1/sessions/fork/turns", json={"prompt": "replace load_page with x in fetcher.py"})
+        assert error(answer) == (400, "invalid_value") and "is reached through a link" in answer.text
+        assert error(ann.post("/v1/sessions", json={"workspace": str(work)})) == (403, "workspace_forbidden")
+        assert error(ann.post("/v1/sessions", json={"workspace": "\0"})) == (400, "invalid_value")
+        # the session that is open has its own directory still
+        reading = server.running.service.agent.sessions._open["ann/work"].session.live
+        assert run_tool(reading.tools, ToolCall("1", "read", '{"path": "fetcher.py"}')).ok
+        (places["ann"] / "gone" / "fetcher.py").unlink()
+        assert not run_tool(reading.tools, ToolCall("1", "read", '{"path": "fetcher.py"}')).ok
+    assert theirs.read_text() == before
 
 
 def test_a_restart_finds_the_session_with_nothing_prefilled_again(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_links_leading_outside_are_refused(root: Path, call: Call) -> None:
         assert_refused_everywhere(
             call, path, f"error: {path} is outside the workspace; use a path relative to its root"
         )
-    assert_refused_everywhere(call, "loop", "error: loop became a link while it was opened; try again")
+    assert_refused_everywhere(call, "loop", "error: loop leads through too many links; name the file itself")
     assert call("search", text="TOP") == "no matches for TOP"
     assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
 
@@ -70,7 +70,38 @@ def test_a_workspace_reached_through_a_link_works(root: Path) -> None:
     (root / "a.txt").write_text("one\n")
     link = root.parent / "link"
     link.symlink_to(root)
-    assert Workspace(link).resolve(str(link / "a.txt")) == "a.txt"
+    assert Workspace(root).resolve(str(link / "a.txt")) == "a.txt"
+    (root / "absolute").symlink_to(link / "a.txt")
+    (root / "around").symlink_to("../link/../ws/a.txt")
+    assert Workspace(root).resolve("absolute") == Workspace(root).resolve("around") == "a.txt"
+    with pytest.raises(ToolError, match="is reached through a link"):
+        Workspace(link)
+
+
+def test_another_directory_under_the_name_of_the_root_is_not_the_workspace(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("mine\n")
+    root.rename(root.parent / "moved")
+    root.symlink_to("secret")
+    assert call("read", path="a.txt") == "1|mine"
+    assert call("search", text="TOP") == "no matches for TOP"
+    assert call("edit", path="a.txt", old="mine", new="yours") == "edited a.txt: 1 replacement\n1|yours"
+    assert_refused_everywhere(call, "key", "error: no file key")
+    assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
+
+
+def test_a_workspace_gives_its_descriptor_back(root: Path) -> None:
+    (root / "a.txt").write_text("one\n")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        workspace = Workspace(root)
+        workspace.read_text(workspace.resolve("a.txt"))
+        workspace.close()
+        workspace.close()
+    forgotten = [Workspace(root) for _ in range(50)]
+    del forgotten
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        workspace.read_text("a.txt")
 
 
 def test_a_file_swapped_for_a_link_after_the_check_is_not_followed(root: Path) -> None:
