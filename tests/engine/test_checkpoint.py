@@ -125,9 +125,9 @@ def test_a_second_trip_through_the_format_changes_nothing(tmp_path, pristine):
 
 
 def test_dequantised_checkpoints_hold_the_given_values(tmp_path, weights):
-    write_checkpoint(tmp_path, TINY, weights, dequantised=True, extra_config={"note": 1})
+    write_checkpoint(tmp_path, TINY, weights, dequantised=True, extra_config={"_note": 1})
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert "quantization_config" not in fields and fields["torch_dtype"] == "float32" and fields["note"] == 1
+    assert "quantization_config" not in fields and fields["torch_dtype"] == "float32" and fields["_note"] == 1
     checkpoint = open_model(tmp_path)
     for name in checkpoint.specs:
         assert torch.equal(checkpoint.weight(name), weights[name]), name
