@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.config_fields import FIXED, check_derived, check_fields, check_rope, check_values
 from engine.errors import CheckpointError
+from engine.files import MAX_CONFIG_BYTES, read_file
 
 SWA, CSA, HCA = 0, 4, 128
 LAYER_KINDS = {SWA: "sliding_attention", CSA: "compressed_sparse_attention", HCA: "heavily_compressed_attention"}
@@ -71,11 +72,9 @@ class ModelConfig:
         """Read `directory/config.json`; raises CheckpointError when it is missing, damaged or of another model."""
         path = Path(directory) / "config.json"
         try:
-            fields = json.loads(path.read_text("utf-8"))
+            fields = json.loads(read_file(path, MAX_CONFIG_BYTES).decode())
         except FileNotFoundError:
             raise CheckpointError(f"{directory} has no config.json: give the directory of a model") from None
-        except OSError as e:
-            raise CheckpointError(f"{path} cannot be read: {e.strerror}") from None
         except (ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} is not JSON ({e}): download it again") from None
         return cls.from_dict(fields, str(path))
