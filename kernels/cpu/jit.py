@@ -1,24 +1,48 @@
 """Compiles the CPU kernels with numba, where numba is there, and keeps the machine code for the next start.
 
-The only place that imports numba. Without it the kernels stay plain Python that nobody calls (`AVAILABLE`). Nothing is
-compiled or written at import: a kernel is compiled by its first call. numba's own cache would not notice a change in a
-function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
+The only place that imports numba, and the only one that configures it. Without it the kernels stay plain Python that nobody calls
+(`AVAILABLE`). Nothing is compiled or written at import: a kernel is compiled by its first call. numba's own cache would not
+notice a change in a function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-try:
-    import numba
-    import platformdirs
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
 
+@contextmanager
+def _unconfigured() -> Iterator[None]:
+    """Import numba in here: it would obey `.numba_config.yaml` in the working directory, which may be a stranger's repository and can
+    name code to run, and variables NUMBA_..., of which some stop every kernel. It reads the file only where yaml can be imported."""
+    variables = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NUMBA_")}
+    modules = {"yaml": sys.modules["yaml"]} if "yaml" in sys.modules else {}
+    sys.modules["yaml"] = None  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file is there, and yaml is not
+            yield
+    finally:
+        del sys.modules["yaml"]
+        sys.modules.update(modules)
+        os.environ.update(variables)
+
+
+try:
+    with _unconfigured():
+        import numba
+        import platformdirs
+        from llvmlite import ir
+        from numba import types
+        from numba.core import cgutils
+        from numba.extending import intrinsic
+
+    numba.core.config.reload_config = lambda: None  # called before every compilation: it reads both again
     AVAILABLE = True
 except ImportError:
     AVAILABLE = False
