@@ -14,6 +14,7 @@ from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
 from agent.keeper import Keeper
 from agent.loop import Live, opening
+from agent.messages import Notice
 from agent.rolling import rolls_of
 from agent.session import Session
 from engine import Engine, EngineConfig, Sequence, Tokenizer
@@ -41,8 +42,8 @@ class App:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator["App"]:
-        """Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
+    async def open(cls, settings: Settings, tell: Callable[[Notice], None] | None = None) -> AsyncIterator["App"]:
+        """`tell` gets what a start that takes long is doing. Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
         texts = ProtocolTexts.from_dir(settings.model_dir)
         try:
             database = Database(settings.home)
@@ -60,7 +61,12 @@ class App:
                 max_context=settings.max_context,
                 pinned_pages=-(-opening_tokens // EngineConfig.page_tokens),
             )
-            async with Engine.open(settings.model_dir, config) as engine:
+
+            def on_compile(number: int, total: int) -> None:
+                if tell is not None:
+                    tell(Notice(message=f"compiling kernels for this machine, once: {number} of {total}"))
+
+            async with Engine.open(settings.model_dir, config, on_compile) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
                     yield cls(settings, engine, database, keeper, texts, opening_tokens)
 
@@ -74,8 +80,8 @@ class App:
         """
         found = None if is_new else self._find(workspace, name, owner)
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
-        if self.engine.compiles_kernels:
-            notices.append("compiling kernels for this machine, once: about half a minute")
+        if why := self.engine.kernels_not_kept:
+            notices.append(f"kernels are compiled again at every start, for about a minute: {why}")
         directory = _opened(workspace)
         try:
             log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
@@ -133,11 +139,11 @@ class App:
 
 @asynccontextmanager
 async def sessions_here(
-    settings: Settings, workspace: Path, approve: str, ask: Ask | None
+    settings: Settings, workspace: Path, approve: str, ask: Ask | None, tell: Callable[[Notice], None]
 ) -> AsyncIterator[Callable[[str | None, bool], Awaitable[Session]]]:
-    """Gives what opens sessions of a workspace in this process, see `App.session`. Raises as `App.open`."""
+    """Gives what opens sessions of a workspace in this process, see `App.session`. `tell` and errors as in `App.open`."""
     approvals = Approvals(Policy(approve), ask)
-    async with App.open(settings) as app:
+    async with App.open(settings, tell) as app:
         yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
 
 

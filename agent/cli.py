@@ -207,7 +207,8 @@ def _talk(args: argparse.Namespace) -> int:
     from engine import EngineError
 
     try:
-        here = sessions_here(settings, workspace, args.approve, ask)
+        tell = show if args.json else printer.waiting
+        here = sessions_here(settings, workspace, args.approve, ask, tell)
         return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer)))
     except EngineError as e:
         raise Failure(str(e)) from None

@@ -70,13 +70,15 @@ class ScriptedEngine:
         self.tokenizer = Tokenizer.from_dir(directory)
         self.identity = "scripted"
         self.on_pressure: Any = None
-        self.compiles_kernels = False
+        self.kernels_not_kept = ""
         self.config = EngineConfig()
         self.fed: list[list[int]] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, directory: Path, config: object = None) -> AsyncIterator["ScriptedEngine"]:
+    async def open(
+        cls, directory: Path, config: object = None, on_compile: object = None
+    ) -> AsyncIterator["ScriptedEngine"]:
         yield cls(directory)
 
     def chain(self, rolls: Any = ()) -> Chain:

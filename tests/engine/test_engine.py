@@ -53,7 +53,7 @@ CONFIG = ModelConfig(
     hc_mult=2,
     hc_sinkhorn_iters=4,
 )
-TIMEOUT_S = 600  # seconds are enough, but not beside eight busy processes; a request that is never answered must fail, not hang
+TIMEOUT_S = 600  # seconds on an idle machine; a request that is never answered must fail, not hang
 
 
 @pytest.fixture(scope="module")
