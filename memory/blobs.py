@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .db import StoreError
+from .directories import make_directory, sync_directory
 
 PAGES = "pages"
 TAILS = "tails"
@@ -61,7 +62,7 @@ class BlobStore:
         self._directories = {kind: home / "blobs" / kind for kind in KINDS}
         for directory in (home, home / "blobs", *self._directories.values()):
             with _errors_explained(directory):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(directory)
 
     def write(self, kind: str, id: bytes, data: bytes | memoryview) -> Written:
         """Put the bytes on disk under a temporary name. Raises StoreError when the disk does not take them."""
@@ -96,11 +97,7 @@ class BlobStore:
         for kind in kinds:
             with _errors_explained(self._directories[kind]):
                 crash_point(f"before sync of {kind}")
-                directory_fd = os.open(self._directories[kind], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(directory_fd)
-                finally:
-                    os.close(directory_fd)
+                sync_directory(self._directories[kind])
                 crash_point(f"after sync of {kind}")
 
     def read(self, kind: str, id: bytes, size: int, checksum: bytes) -> bytes:

@@ -58,7 +58,7 @@ class SnapshotStore:
 
     def __init__(self, database: Database, blobs: BlobStore, budget_bytes: int = 20 * 2**30):
         """Opens a connection of its own to the database's file, so a save never waits for a turn, nor a turn for it."""
-        self._database = Database(database.home)
+        self._database = database.again()
         self._blobs = blobs
         self._budget_bytes = budget_bytes
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="snapshots")
