@@ -74,6 +74,7 @@ class App:
         """
         found = None if is_new else self._find(workspace, name, owner)
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
+        notices += [] if name else self.store.problems(owner)
         if self.engine.compiles_kernels:
             notices.append("compiling kernels for this machine, once: about half a minute")
         directory = _opened(workspace)

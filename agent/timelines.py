@@ -92,6 +92,7 @@ def _list(stores: Stores, args: argparse.Namespace) -> Result:
             num = stores.responses.count(session)
             answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
     lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
+    lines += map(printable, stores.sessions.problems())
     if not values:
         return answers, ["there is no session yet", *lines]
     rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]

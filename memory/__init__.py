@@ -6,10 +6,11 @@ Imports none of our other packages.
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
+from .leases import SessionInUse
 from .log import SessionInfo, SessionLog
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionInUse, SessionStore
+from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 
