@@ -3,6 +3,7 @@
 Imports none of our other packages.
 """
 
+from .backup import Copied, back_up, restore
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
@@ -21,6 +22,7 @@ __all__ = [
     "TAILS",
     "BlobStore",
     "BranchInfo",
+    "Copied",
     "DamagedBlob",
     "Database",
     "Found",
@@ -42,5 +44,7 @@ __all__ = [
     "TailRow",
     "TurnInfo",
     "Usage",
+    "back_up",
     "owner_of",
+    "restore",
 ]

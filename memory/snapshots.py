@@ -39,7 +39,7 @@ from .snapshot_rows import (
     read_pages_of,
     tails_used_by,
 )
-from .upkeep import delete_unused, keep_only, rebuild, remove_files, remove_unnamed, tails_on
+from .upkeep import delete_unused, forget, keep_only, rebuild, remove_files, remove_unnamed
 
 READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files, beside whoever uses the pages
 READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
@@ -148,16 +148,10 @@ class SnapshotStore:
 
     def forget_damaged(self, kind: str, id: bytes) -> int:
         """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
-        with self._database.transaction() as connection:
-            tails = [id] if kind == TAILS else tails_on(self._database, id)
-            num_tails = connection.executemany(
-                "DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]
-            ).rowcount
-            if kind == PAGES:
-                connection.execute("DELETE FROM pages WHERE id = ?", (id,))
+        tails, num_tails = forget(self._database, kind, id)
         remove_unnamed(self._database, self._blobs, TAILS, tails)
         remove_unnamed(self._database, self._blobs, kind, [id])
-        return max(num_tails, 0)
+        return num_tails
 
     def use(self, tail_id: bytes, branch_id: int) -> bool:
         """Note that a branch can go on from a stored tail; False when there is no such tail."""

@@ -1,6 +1,7 @@
 """Promises of `holdfast sessions list`: what people talk in is a row, what a server keeps for its clients one line."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,20 @@ def test_responses_of_a_server_are_one_line(
     values = json.loads(listed(capsys, "--json"))
     assert [value["name"] for value in values] == ["project-1", held.name]
     assert (values[1]["owner"], values[1]["responses"]) == ("ann", 3)
+
+
+def test_a_data_directory_is_backed_up_and_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
+    assert agent.cli.main(["backup", str(tmp_path / "file")]) == 2
+    assert "nothing to back up" in capsys.readouterr().err
+    with closing(Database(tmp_path / "home")) as database:
+        SessionStore(database).create("/w", "m", "work")
+    assert agent.cli.main(["backup", str(tmp_path / "file")]) == 0
+    assert agent.cli.main(["restore", str(tmp_path / "file")]) == 1
+    assert "add --replace" in capsys.readouterr().err
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "new"))
+    assert agent.cli.main(["restore", str(tmp_path / "file")]) == 0
+    assert agent.cli.main(["sessions", "list"]) == 0
+    assert "work" in capsys.readouterr().out
