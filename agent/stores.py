@@ -23,12 +23,10 @@ class Stores:
 
     def summary(self, session: SessionInfo) -> Value:
         """A session in a few numbers."""
-        branches = self.sessions.branches(session)
-        current = next(b for b in branches if b.is_current)
-        stored = sum(size for _, size, _ in self.snapshots.tails_of([b.id for b in branches]))
+        seen = self.sessions.overview(session)
         return {
-            "name": session.name, "workspace": session.workspace, "turns": current.last_turn,
-            "tokens": current.num_tokens, "branches": len(branches), "tail_bytes": stored, "used_at": session.used_at,
+            "name": session.name, "workspace": session.workspace, "turns": seen.num_turns, "tokens": seen.num_tokens,
+            "branches": seen.num_branches, "tail_bytes": seen.tail_bytes, "used_at": session.used_at,
         }  # fmt: skip
 
     def tree(self, session: SessionInfo) -> list[Value]:

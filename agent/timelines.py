@@ -85,14 +85,18 @@ def _named(stores: Stores, name: str) -> SessionInfo:
 def _list(stores: Stores, args: argparse.Namespace) -> Result:
     values: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
+    damaged = stores.sessions.problems()
     for session in stores.sessions.all():
         if (owner := owner_of(session)) is None:
-            values.append(stores.summary(session))
+            try:
+                values.append(stores.summary(session))
+            except StoreError as e:  # it hurts this session alone
+                damaged.append(str(e))
         else:  # nobody talks in it: its branches are single answers
             num = stores.responses.count(session)
             answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
     lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
-    lines += map(printable, stores.sessions.problems())
+    lines += map(printable, damaged)
     if not values:
         return answers, ["there is no session yet", *lines]
     rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]

@@ -17,6 +17,7 @@ from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
 BRANCH_COLUMNS = (
     "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"
 )
+TURN_COLUMNS = "branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,7 @@ class History:
         until = younger.start if younger else None
         last = min(until.turn, branch.last_turn) if until else branch.last_turn
         rows = self._database.rows(
-            "SELECT branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
-            " FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
+            f"SELECT {TURN_COLUMNS} FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
             (branch.id, last),
         )
         for number, (*values, checksum) in enumerate(rows, start=branch.start.turn + 1):

@@ -17,6 +17,7 @@ from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, che
 from .db import Database, StoreError
 from .leases import Leases
 from .log import SessionInfo, SessionLog, insert_branch, own_branches
+from .overview import Overview, overview
 from .search import unindex_branches
 from .witness import Witness
 from .witness import read as read_witness
@@ -142,6 +143,10 @@ class SessionStore:
             session = self._current(session)
             histories = [History(self._database, session.name, id_) for id_ in own_branches(self._database, session)]
         return [_branch_info(history, session.branch) for history in histories]
+
+    def overview(self, session: SessionInfo) -> Overview:
+        """The session in a few numbers, without reading its log."""
+        return overview(self._database, session)
 
     def turn_list(self, session: SessionInfo, branch: int | None = None) -> list[TurnInfo]:
         """Every turn of the current or the given branch."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import agent.cli
-from memory import Database, ResponseStore, SessionStore, StoredResponse
+from agent.stores import Stores
+from memory import BlobStore, Database, ResponseStore, SessionStore, SnapshotStore, StoredResponse
 
 
 def listed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -50,3 +51,25 @@ def test_a_data_directory_is_backed_up_and_put_back(
     assert agent.cli.main(["restore", str(tmp_path / "file")]) == 0
     assert agent.cli.main(["sessions", "list"]) == 0
     assert "work" in capsys.readouterr().out
+
+
+def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -> None:
+    with closing(Database(tmp_path)) as database, closing(SnapshotStore(database, BlobStore(tmp_path))) as snapshots:
+        sessions = SessionStore(database)
+        stores = Stores(sessions, snapshots, ResponseStore(database, sessions))
+        counts, steps = [], [0]
+        for number in range(60):
+            log = sessions.open(sessions.create("/w", "m", f"s{number}"))
+            for _ in range(1 + number % 3):
+                log.start_turn([], [1, 2])
+                log.end_turn("done")
+            log.rewind(1)
+            log.close()
+            if number in (19, 59):
+                steps[0] = 0
+                database._connection.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 10)
+                values = [stores.summary(session) for session in sessions.all()]
+                database._connection.set_progress_handler(None, 0)
+                counts.append(steps[0])
+        assert counts[1] < 4 * counts[0]  # three times the sessions
+        assert {(v["turns"], v["tokens"], v["branches"]) for v in values} == {(1, 2, 2)}
