@@ -102,10 +102,11 @@ class Session:
         self._close_open_turn()
         log = self.live.log
         if branch is not None:
-            log.switch(branch)
+            await asyncio.to_thread(log.switch, branch)  # reads the whole log of the other branch
         else:
             log.rewind(turn, token)
-        self.live.rolls = rolls_of(log.events())
+        if branch is not None or self.live.rolls:
+            self.live.rolls = rolls_of(await asyncio.to_thread(log.events))
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""

@@ -79,9 +79,9 @@ class Stores:
 
     def _ancestors(self, session: SessionInfo, branch: int | None, position: int) -> Iterable[tuple[int, int]]:
         """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
-        by_id, found = {b.id: b for b in self.sessions.branches(session)}, []
-        while branch in by_id:
+        parents, found = self.sessions.parents(session), []
+        while branch in parents:
             found.append((branch, position))
-            position = min(position, by_id[branch].parent_position or 0)
-            branch = by_id[branch].parent_id
+            branch, parent_position = parents[branch]
+            position = min(position, parent_position)
         return found

@@ -135,8 +135,8 @@ class SessionLog:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
             _update_session(connection, session)
-            history, ids = self._read(session)
-        self.session, self._history, self.ids = session, history, ids
+            history = self._history.left_at(point, self._history.read_branch(branch_id))
+        self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
 
     def switch(self, branch_id: int) -> None:

@@ -144,6 +144,15 @@ class SessionStore:
             histories = [History(self._database, session.name, id_) for id_ in own_branches(self._database, session)]
         return [_branch_info(history, session.branch) for history in histories]
 
+    def parents(self, session: SessionInfo) -> dict[int, tuple[int | None, int]]:
+        """Of each branch of a session, which one it goes on from and at which token."""
+        with self._database.reading():
+            rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE session_id = ?", (session.id,))
+        checked = [branch for branch in map(checked_branch, rows) if branch is not None]
+        if len(checked) != len(rows):
+            raise damaged(self._database, session.name, "its list of branches")
+        return {branch.id: (branch.parent_id, branch.start.position) for branch in checked}
+
     def overview(self, session: SessionInfo) -> Overview:
         """The session in a few numbers, without reading its log."""
         return overview(self._database, session)
