@@ -8,7 +8,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memory import Freed, ResponseStore, SessionInfo, SessionLog, SessionStore, SnapshotStore
+from memory import (
+    Freed,
+    Report,
+    ResponseStore,
+    SessionInfo,
+    SessionLog,
+    SessionStore,
+    SnapshotStore,
+    check_indexes,
+    check_records,
+    repair_indexes,
+)
 
 Value = dict[str, Any]
 
@@ -72,6 +83,21 @@ class Stores:
         """Delete a session that is open nowhere. What forks of it need stays."""
         self.sessions.remove(session)
         return self.snapshots.gc()
+
+    def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
+        """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.
+
+        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of.
+        """
+        database = self.sessions.database
+        report = self.snapshots.verify(repair=repair)
+        found = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
+        if not repair or not found:
+            return report, found, []
+        repair_indexes(database)
+        database.renew_id()
+        left = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
+        return report, left, [line for line in found if line not in left]
 
     def _prompts(self, session: SessionInfo, branch: int) -> dict[int, str]:
         events = self.sessions.events(session, branch)

@@ -14,6 +14,7 @@ from .search import Found
 from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
+from .verify import check_indexes, check_records, repair_indexes
 
 __all__ = [
     "NAME_PATTERN",
@@ -45,6 +46,9 @@ __all__ = [
     "TurnInfo",
     "Usage",
     "back_up",
+    "check_indexes",
+    "check_records",
     "owner_of",
+    "repair_indexes",
     "restore",
 ]

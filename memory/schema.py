@@ -124,7 +124,7 @@ def _turns_with_ends(connection: sqlite3.Connection, session_id: int) -> Iterato
         yield session_id, number, state, started_at, ended_at, start, end, end_seq
 
 
-def _search(connection: sqlite3.Connection) -> None:
+def create_search(connection: sqlite3.Connection) -> None:
     """A full text index over the events, where this SQLite has FTS5. It keeps words, not texts: a text is always shown
     from its checked row. `branch` holds one word for the event's branch, so that a query need not look at others."""
     try:
@@ -187,4 +187,4 @@ def _identity(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(8))))")
 
 
-MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables, _responses, _identity)
+MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .branches import History, LoggedEvent, checked_event
 from .db import Database
 from .rows import text_of
+from .schema import create_search
 
 SNIPPET_CHARS = 240
 MAX_WORDS = 64  # of a query: a pasted page must not become a query that takes seconds
@@ -54,6 +55,15 @@ def unindex_branches(connection: sqlite3.Connection, branch_ids: Iterable[int]) 
                     "INSERT INTO search (search, rowid, text, branch) VALUES ('delete', ?, ?, ?)",
                     (row[0], text, f"b{branch_id}"),
                 )
+
+
+def rebuild_index(database: Database) -> None:
+    """Make the index anew from the events that are sound, where this SQLite has one."""
+    with database.transaction() as connection:
+        if not _has_index(connection):
+            return
+        connection.execute("DROP TABLE search")
+        create_search(connection)
 
 
 def search_events(

@@ -47,7 +47,7 @@ class SessionStore:
     """All sessions of a data directory."""
 
     def __init__(self, database: Database):
-        self._database = database
+        self.database = self._database = database
         self._leases = Leases(database.home)
 
     def create(self, workspace: str, model: str, name: str | None = None, owner: str = "") -> SessionInfo:
@@ -184,6 +184,11 @@ class SessionStore:
                 history = self._history(session, branch_id)
                 history.events(1, history.end.seq)
                 history.read_ids()
+
+    def check_end(self, session: SessionInfo) -> None:
+        """Raises StoreError when the log of a session ends before what was acknowledged to be in it."""
+        before = self._leases.witness(session.id)  # first: the log of one that is open grows meanwhile
+        self._check_end(session, before)
 
     def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
         """Raises StoreError when a log ends before what was acknowledged to be in it."""

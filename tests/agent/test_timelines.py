@@ -73,3 +73,41 @@ def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -
                 counts.append(steps[0])
         assert counts[1] < 4 * counts[0]  # three times the sessions
         assert {(v["turns"], v["tokens"], v["branches"]) for v in values} == {(1, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "named", "is_repaired"),
+    [
+        ("UPDATE responses SET body = x'00' WHERE id = 'r'", "response r", False),
+        ("DELETE FROM branches WHERE id = (SELECT branch_id FROM responses)", "branch", False),
+        ("UPDATE events SET payload = '{}' WHERE seq = 1", "event 1", False),
+        ("UPDATE search_data SET block = zeroblob(4) WHERE id > 10", "search index", True),
+    ],
+    ids=["answer", "branch", "event", "search"],
+)
+def test_verify_looks_at_everything_and_claims_what_it_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str, named: str,
+    is_repaired: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
+    with closing(Database(tmp_path)) as database:
+        sessions = SessionStore(database)
+        responses = ResponseStore(database, sessions)
+        held = responses.session("ann", "m")
+        responses.put(StoredResponse("r", "ann", held.id, 0, b"", 1.0, b"body"), [1, 2], 0, 0)
+        log = sessions.open(sessions.create("/w", "m", "work"))
+        log.start_turn([("user", {"text": "lighthouse"})], [1])
+        log.end_turn("done")
+        log.close()
+        assert agent.cli.main(["sessions", "verify"]) == 0
+        assert "all is well" in capsys.readouterr().out
+        database.rows("PRAGMA foreign_keys = OFF")
+        with database.transaction() as connection:
+            connection.execute(damage)
+    assert agent.cli.main(["sessions", "verify"]) == 1
+    assert named in capsys.readouterr().out
+    assert agent.cli.main(["sessions", "verify", "--repair"]) == (0 if is_repaired else 1)
+    out = capsys.readouterr().out
+    assert ("1 repaired" in out) == is_repaired and ("left as they are" in out) != is_repaired
+    assert "forgotten" not in out
+    assert agent.cli.main(["sessions", "verify"]) == (0 if is_repaired else 1)
