@@ -44,6 +44,14 @@ class DamagedBlob(StoreError):
         self.kind, self.id, self.why = kind, id, why
 
 
+class RemovedBlob(DamagedBlob):
+    """A page or tail that was found, and removed by a collection before it was read: no damage."""
+
+    def __init__(self, kind: str, id: bytes):
+        super().__init__(kind, id, "it was removed")
+        self.args = (f"{kind.removesuffix('s')} {id.hex()} of the stored state was removed meanwhile to make room",)
+
+
 @dataclass(frozen=True)
 class Written:
     """A file that is on disk under its temporary name."""

@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from . import blobs as blob_files
-from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
+from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, RemovedBlob, Written
 from .db import Database, StoreError
 from .retention import in_order, sound_pages, that_fit
 from .shares import bytes_needed
@@ -139,12 +139,14 @@ class SnapshotStore:
         """
         pages = iter(tail.pages if numbers is None else [tail.pages[number] for number in numbers])
         together = iter(lambda: list(islice(pages, READ_TOGETHER)), [])
-        for some in self._ahead(self._read_together, together):
-            yield from some
+        with self._removal_told():
+            for some in self._ahead(self._read_together, together):
+                yield from some
 
     def read_tail(self, tail: StoredTail) -> bytes:
         """The bytes of a tail. Raises DamagedBlob."""
-        return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
+        with self._removal_told():
+            return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
 
     def forget_damaged(self, kind: str, id: bytes) -> int:
         """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
@@ -289,6 +291,16 @@ class SnapshotStore:
     def _forget(self, damage: DamagedBlob) -> None:
         self.notes.append(str(damage))
         self.forget_damaged(damage.kind, damage.id)
+
+    @contextmanager
+    def _removal_told(self) -> Iterator[None]:
+        """What has no row any more is not damaged."""
+        try:
+            yield
+        except DamagedBlob as e:
+            if self._is_named(e):
+                raise
+            raise RemovedBlob(e.kind, e.id) from e
 
     def _is_named(self, damage: DamagedBlob) -> bool:
         """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""
