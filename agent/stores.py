@@ -18,6 +18,7 @@ from memory import (
     SnapshotStore,
     check_indexes,
     check_records,
+    making_room,
     repair_indexes,
 )
 
@@ -81,8 +82,9 @@ class Stores:
 
     def remove(self, session: SessionInfo) -> Freed:
         """Delete a session that is open nowhere. What forks of it need stays."""
-        self.sessions.remove(session)
-        return self.snapshots.gc()
+        with making_room(self.sessions.database.home):
+            self.sessions.remove(session)
+            return self.snapshots.gc()
 
     def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
         """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.

@@ -9,6 +9,7 @@ from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .leases import SessionInUse
 from .log import SessionInfo, SessionLog
+from .reserve import making_room
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
 from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionStore
@@ -48,6 +49,7 @@ __all__ = [
     "back_up",
     "check_indexes",
     "check_records",
+    "making_room",
     "owner_of",
     "repair_indexes",
     "restore",

@@ -18,11 +18,13 @@ from .db import Database, StoreError
 from .leases import Leases
 from .log import SessionInfo, SessionLog, insert_branch, own_branches
 from .overview import Overview, overview
-from .search import unindex_branches
+from .reserve import keep_reserve, making_room
+from .search import unindex_events
 from .witness import Witness
 from .witness import read as read_witness
 
 SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
+EVENTS_AT_ONCE = 16  # deleted in one transaction
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NAME_RULE = "1-64 letters, digits, '.', '_' or '-', the first a letter or digit"
 
@@ -52,6 +54,7 @@ class SessionStore:
 
     def create(self, workspace: str, model: str, name: str | None = None, owner: str = "") -> SessionInfo:
         """A new, empty session. Without a name it takes the workspace's last component and a number."""
+        keep_reserve(self._database.home)
         with self._database.transaction() as connection:
             return self._insert(connection, workspace, model, name, owner, None, Point(0, 0, 0, False))
 
@@ -130,12 +133,18 @@ class SessionStore:
         except BaseException:
             os.close(lock_fd)
             raise
+        with making_room(self.database.home):
+            self._delete(session, lock_fd)
+
+    def _delete(self, session: SessionInfo, lock_fd: int) -> None:
         self._leases.forget(session.id, lock_fd)  # before its row: a row that is gone is missed while this speaks of it
         with self._database.transaction() as connection:
             own = [row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))]
             connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in own])
             connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            _remove_branches(connection, self._unneeded_branches())
+            unneeded = self._unneeded_branches()
+        for branch_id in unneeded:  # nobody can reach them any more; one that stays now goes with the next session
+            _remove_branch(self._database, branch_id)
 
     def branches(self, session: SessionInfo) -> list[BranchInfo]:
         """All branches of a session, oldest first."""
@@ -344,10 +353,16 @@ def _branch_info(history: History, current_id: int) -> BranchInfo:
     )
 
 
-def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> None:
-    unindex_branches(connection, branch_ids)
-    for table, column in (("events", "branch_id"), ("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
-        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in branch_ids])
+def _remove_branch(database: Database, branch_id: int) -> None:
+    """Delete a branch that nothing needs, a few events at a time: on a full disk there is no room for a long log of changes."""
+    some = "SELECT id FROM events WHERE branch_id = ? ORDER BY seq DESC LIMIT ?"
+    while ids := [row[0] for row in database.rows(some, (branch_id, EVENTS_AT_ONCE))]:
+        with database.transaction() as connection:
+            unindex_events(connection, ids)
+            connection.executemany("DELETE FROM events WHERE id = ?", [(id_,) for id_ in ids])
+    with database.transaction() as connection:
+        for table, column in (("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (branch_id,))
 
 
 def _free_name(taken: set[str], workspace: str, prefix: str) -> str:

@@ -53,10 +53,10 @@ def read(lock_fd: int) -> tuple[str, Witness | None]:
     holder = words[0] if words else "unknown"
     if len(words) not in (NUM_WORDS, NUM_OLD_WORDS) or words[-1] != _checksum(" ".join(words[:-1])):
         return holder, None
-    counts = map(int, words[1:4])
+    branch_id, seq, position = map(int, words[1:4])
     if len(words) == NUM_OLD_WORDS:
-        return holder, Witness(*counts)
-    return holder, Witness(*counts, words[4], unquote(words[5]), float(words[6]))
+        return holder, Witness(branch_id, seq, position)
+    return holder, Witness(branch_id, seq, position, words[4], unquote(words[5]), float(words[6]))
 
 
 def _checksum(line: str) -> str:
