@@ -55,11 +55,13 @@ class App:
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
         ):
-            opening_tokens = _opening_tokens(settings, texts)
+            opening_ids = _opening_ids(settings, texts)
+            opening_tokens = len(opening_ids)
             config = EngineConfig(
                 ranks=settings.ranks,
                 max_context=settings.max_context,
                 pinned_pages=-(-opening_tokens // EngineConfig.page_tokens),
+                public_ids=tuple(opening_ids),
             )
 
             def on_compile(number: int, total: int) -> None:
@@ -82,6 +84,7 @@ class App:
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
         if why := self.engine.kernels_not_kept:
             notices.append(f"kernels are compiled again at every start, for about a minute: {why}")
+        notices += [] if name else self.store.problems(owner)
         directory = _opened(workspace)
         try:
             log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
@@ -89,7 +92,7 @@ class App:
             directory.close()
             raise
         try:
-            seq = await self.engine.start()
+            seq = await self.engine.start(owner=owner)
         except BaseException:
             directory.close()
             log.close()
@@ -155,9 +158,9 @@ def _opened(workspace: Path) -> Workspace:
         raise UsageError(str(e)) from None
 
 
-def _opening_tokens(settings: Settings, texts: ProtocolTexts) -> int:
+def _opening_ids(settings: Settings, texts: ProtocolTexts) -> list[int]:
     """Tokens that every session begins with: system prompt and tools."""
     with closing(Workspace("/")) as unused:  # only the schemas count
         message = opening(toolset(unused, lambda query, limit: ()))
     pieces = encode_messages([message], texts=texts, thinking_mode=settings.thinking_mode)
-    return len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))
+    return Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces)

@@ -159,6 +159,9 @@ def _parser() -> Parser:
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("directory", metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    from agent import backup
+
+    backup.add_commands(command)
     command("doctor", _doctor, "what this machine can run, and what is missing")
     return parser
 

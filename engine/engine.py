@@ -100,16 +100,18 @@ class Engine:
         num_pages = self._worker.runner.cache.num_pages
         return num_pages - self._worker.scheduler.pool.num_free, num_pages
 
-    def chain(self, rolls: Items[Roll] = ()) -> Chain:
-        """Content ids of states of this engine, for tokens that went through these rolls."""
-        chain = Chain(self._worker.layout, self.config.page_tokens)
+    def chain(self, rolls: Items[Roll] = (), owner: str = "") -> Chain:
+        """Content ids of states of this engine, for tokens of an owner that went through these rolls."""
+        chain = Chain(self._worker.layout, self.config.page_tokens, owner, self.config.public_ids)
         chain.rolls += rolls
         return chain
 
-    async def start(self, stored: Stored | None = None) -> Sequence:
-        """A sequence, empty or going on from a stored state. It takes memory once it is extended."""
+    async def start(self, stored: Stored | None = None, owner: str = "") -> Sequence:
+        """A sequence, empty or going on from a stored state. It takes memory once it is extended.
+
+        An empty one shares pages with those of the same owner alone, and with others what is public."""
         if stored is None:
-            return Sequence(next(self._ids), self.chain())
+            return Sequence(next(self._ids), self.chain(owner=owner))
         position = len(stored.ids)
         chain = self.chain(stored.chain.rolls)  # not shared: what this one feeds is not what another one feeds
         chain.page_ids += stored.chain.page_ids[: position // self.config.page_tokens]

@@ -81,10 +81,10 @@ class ScriptedEngine:
     ) -> AsyncIterator["ScriptedEngine"]:
         yield cls(directory)
 
-    def chain(self, rolls: Any = ()) -> Chain:
+    def chain(self, rolls: Any = (), owner: str = "") -> Chain:
         return Chain(b"scripted", 256)
 
-    async def start(self, stored: None = None) -> ScriptedSequence:
+    async def start(self, stored: None = None, owner: str = "") -> ScriptedSequence:
         return ScriptedSequence()
 
     async def release(self, seq: ScriptedSequence) -> None:
