@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from pydantic import Field
 
 from .files import open_text
-from .languages import Symbol, grammar_of, symbols_of
+from .languages import grammar_of
+from .symbols import Symbol, symbols_of
 from .tool import Arguments, ToolError
 from .walk import MAX_SOURCE_BYTES, FileVersion, SourceEntry, source_entries
 from .workspace import Workspace, decode
@@ -64,7 +65,8 @@ class SymbolIndex:
             data = self.workspace.read_bytes(entry.path, MAX_SOURCE_BYTES)
             if not _contains(data.lower(), word):
                 return ()
-            symbols = symbols_of(decode(entry.path, data).text, grammar)
+            text = decode(entry.path, data).text
+            symbols = symbols_of(text, grammar_of(entry.path, text) or grammar)
         except (ToolError, OSError):  # not text, unreadable, or gone since the walk: it defines nothing we can show
             return ()
         self._parsed[entry.path] = (entry.version, symbols)
@@ -84,7 +86,7 @@ def _ends_with(symbol: Symbol, name: str) -> bool:
 def outline(workspace: Workspace, args: OutlineArguments) -> str:
     """Symbols of one file in file order as `{line} {kind} {name}`, at most `limit`."""
     file = open_text(workspace, args.path)
-    grammar = grammar_of(file.path)
+    grammar = grammar_of(file.path, file.text)
     if grammar is None:
         suffix = PurePosixPath(file.path).suffix
         what = f"{suffix} files" if suffix else "files without a suffix"

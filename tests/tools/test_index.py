@@ -7,7 +7,8 @@ import pytest
 
 from tools import Workspace, index
 from tools.index import FindSymbolArguments, SymbolIndex, find_symbol
-from tools.languages import Grammar, Symbol, symbols_of
+from tools.languages import Grammar
+from tools.symbols import Symbol, symbols_of
 
 Call = Callable[..., str]
 
