@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from memory import Found
 
-from .tool import Arguments, ToolError
+from .tool import Arguments, Cancellation, ToolError
 
 MAX_FOUND = 8
 Search = Callable[[str, int], Sequence[Found]]
@@ -19,7 +19,7 @@ class RecallArguments(Arguments):
     query: str
 
 
-def recall(search: Search, args: RecallArguments) -> str:
+def recall(search: Search, args: RecallArguments, _: Cancellation) -> str:
     """Up to eight passages of the session's log, each with its turn and kind."""
     if not args.query.strip():
         raise ToolError("query is empty; give words to look for")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools import Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
+from tools import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_lone_surrogates_are_an_error(tools: dict[str, Tool], name: str) -> None
 
 
 def test_a_failing_file_system_is_an_error_result() -> None:
-    def fail(args: Any) -> str:
+    def fail(args: Any, cancellation: Cancellation) -> str:
         raise PermissionError(13, "Permission denied")
 
     with_path = toolset(Workspace("/"), lambda query, limit: ())["outline"].parameters
