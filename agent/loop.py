@@ -71,14 +71,15 @@ class Live:
     checkpoint: Callable[[], Awaitable[None]] = _nothing  # called between steps, when the sequence is idle
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Tokens that put these messages after the log, up to where the model goes on."""
-        tokenizer, mode = self.engine.tokenizer, self.settings.thinking_mode
+        """Tokens that put these messages after the log, up to where the model goes on. Raises TooManyTokens for a text that
+        no context holds."""
+        tokenizer, mode, most = self.engine.tokenizer, self.settings.thinking_mode, self.engine.max_context
         if not self.log.ids:
             opened = [opening(self.tools), *messages]
-            return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode))
+            return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode), most)
         # a message of the model that was cut short must end like any other
         end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
-        return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode))
+        return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode), most)
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -16,7 +16,7 @@ from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
-from engine import EngineError, Snapshot, StateError
+from engine import EngineError, Snapshot, StateError, TooManyTokens
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
@@ -150,7 +150,12 @@ class Session:
         usage = Usage(context_limit=self.live.engine.max_context)
         await self._bring_in(usage)
         text = f"{self._note()}{prompt}"
-        ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": text}])
+        messages: list[Message] = [*self._results_not_fed(), {"role": "user", "content": text}]
+        try:
+            ids = await asyncio.to_thread(self.live.encode, messages)
+        except TooManyTokens as e:
+            yield self._too_long(e.num_tokens)
+            return
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return

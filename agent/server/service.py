@@ -32,7 +32,7 @@ from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
 from agent.server.wire import ApiError, Json, bad, unsupported
-from engine import EngineError
+from engine import EngineError, TooManyTokens
 from memory import ResponseStore, StoredResponse, StoreError
 
 log = logging.getLogger("holdfast.server")
@@ -166,7 +166,10 @@ class Service:
         given = await self.conversations.resolved(user, request.input, {})
         base = await self.conversations.base(user, request, normal_items(given, "in_"), {})
         before = base.before.ids if base.before else array("i")
-        return len(before) + len((await self.conversations.encoded(base))[0])
+        try:
+            return len(before) + len((await self.conversations.encoded(base))[0])
+        except TooManyTokens as e:
+            raise ApiError(400, str(e), "context_length_exceeded", "input") from None
 
     async def compact(self, user: User, request: Create) -> Json:
         """The conversation in the model's own short words: items that another one can begin with."""
