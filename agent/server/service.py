@@ -100,7 +100,11 @@ class Service:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
         under_way = Counter(record.owner for record in self.responses.in_flight()) + self._preparing
-        if under_way[user.name] >= user.max_waiting or under_way.total() >= MAX_WAITING:
+        share = MAX_WAITING // max(
+            len(under_way | Counter([user.name])), 1
+        )  # nobody is kept out by what others wait for
+        is_full = under_way.total() >= MAX_WAITING and under_way[user.name] >= share
+        if under_way[user.name] >= user.max_waiting or is_full:
             raise ApiError(429, "too many responses are waiting: try again later", "rate_limit_exceeded")
         self._preparing[user.name] += 1
         try:

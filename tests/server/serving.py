@@ -28,6 +28,7 @@ class Server:
     url: str
     token: str
     running: Running
+    loop: asyncio.AbstractEventLoop
 
     def client(self, token: str | None = None) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
@@ -109,7 +110,7 @@ def served(
     started.wait()
     try:
         if not failed:
-            yield Server(found[0].url, token or "", found[0])
+            yield Server(found[0].url, token or "", found[0], loop)
     finally:
         if not failed:
             loop.call_soon_threadsafe(stop.set)
