@@ -4,6 +4,7 @@ Owns what is under way and how it ends. Must not know HTTP or sockets, nor how a
 """
 
 import asyncio
+import errno
 import logging
 import secrets
 import time
@@ -44,7 +45,20 @@ KEPT_MESSAGES = 4  # of the user that stay word for word when a conversation is 
 
 def failure(error: Exception) -> ApiError:
     """What a client gets to know of a failure that is not its own: the disk, the model."""
+    if is_disk_full(error):
+        return ApiError(507, f"{error}: the server's disk is full, its owner must make room", "insufficient_storage")
     return ApiError(500, str(error), "server_error")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it was raised for want of room, by the system or by SQLite."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+            return True
+        error = error.__cause__
+    return False
 
 
 def _bytes_of(app: App, store: ResponseStore, name: str) -> int:

@@ -168,3 +168,18 @@ def test_a_session_whose_directory_is_gone_is_not_left_locked(tmp_path: Path) ->
             assert answer.status_code == 400 and "place" in answer.json()["error"]["message"]
         shutil.move(aside, place)
         assert server.post("/v1/sessions/s/turns", {"prompt": TELL}).status_code == 202
+
+
+def test_a_full_disk_is_said_and_not_tried_again(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        database = server.running.service.app.database
+        assert server.post("/v1/sessions", {"name": "s"}).status_code == 201
+        with database.transaction() as connection:  # SQLite's own limit: a full disk without being root
+            most = connection.execute("PRAGMA max_page_count = 1").fetchone()[0]
+        answers = [server.post("/v1/sessions", {"name": f"n{number}"}) for number in range(200)]
+        full = [answer for answer in answers if answer.status_code != 201]
+        assert full and most > 1
+        for answer in full:
+            assert answer.status_code == 507 and answer.json()["error"]["code"] == "insufficient_storage"
+            assert answer.headers["x-should-retry"] == "false"
+        assert server.get("/v1/sessions").status_code == 200
