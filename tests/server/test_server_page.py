@@ -238,7 +238,7 @@ def test_fork_and_rewind(page: Browser) -> None:
     page.until(f"location.hash !== '#session={first}' && {LIVE} && document.querySelectorAll('.turn').length === 2")
     assert prompts(page) == [TELL, WHERE]
     assert session_of(page) == page.text("#session-name") != first
-    page.click(".session", first)
+    page.click(f"[data-key='open {first}']")
     page.until("document.querySelectorAll('.turn').length === 3")
     page.click(".turn:nth-of-type(1) button", "Rewind")
     page.until(f"document.querySelectorAll('.turn').length === 1 && {LIVE}")
