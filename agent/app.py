@@ -5,7 +5,7 @@ Owns which session a workspace means. Must not know who is in front: terminal, c
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from agent.loop import Live, opening
 from agent.messages import Notice
 from agent.rolling import rolls_of
 from agent.session import Session
+from agent.threads import to_end
 from engine import Engine, EngineConfig, Sequence, Tokenizer
-from memory import BlobStore, Database, SessionInfo, SessionStore, SnapshotStore, StoreError
+from memory import BlobStore, Database, SessionInfo, SessionLog, SessionStore, SnapshotStore, StoreError
 from tools import ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
@@ -80,31 +81,36 @@ class App:
         Raises UsageError when the workspace is not a directory any more, StoreError when the session is open elsewhere, damaged,
         of another workspace or of another model.
         """
-        found = None if is_new else self._find(workspace, name, owner)
-        notices = [] if is_new or found or name else self._other_models(workspace, owner)
+        found, notices = await to_end(self._found, workspace, name, is_new, owner)
         if why := self.engine.kernels_not_kept:
             notices.append(f"kernels are compiled again at every start, for about a minute: {why}")
-        notices += [] if name else self.store.problems(owner)
-        directory = _opened(workspace)
-        try:
-            log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
-        except BaseException:
-            directory.close()
-            raise
-        try:
+        async with AsyncExitStack() as opened:  # undone where a later step fails: the session must not stay locked
+            directory = await to_end(_opened, workspace)
+            opened.callback(directory.close)
+            log = await to_end(self._log, found, workspace, name, owner)
+            opened.callback(log.close)
             seq = await self.engine.start(owner=owner)
-        except BaseException:
-            directory.close()
-            log.close()
-            raise
-        tools = toolset(directory, log.search)
-        rolls = rolls_of(log.events())
-        live = Live(
-            self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, self._shared_tokens
-        )
-        session = Session(live, self.keeper, notices)
+            opened.push_async_callback(self.engine.release, seq)
+            tools, shared = toolset(directory, log.search), self._shared_tokens
+            rolls = rolls_of(await to_end(log.events))
+            live = Live(self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, shared)
+            session = await to_end(Session, live, self.keeper, notices)
+            opened.pop_all()
         self._open = [*(other for other in self._open if not other.is_closed), session]
         return session
+
+    def _found(
+        self, workspace: Path, name: str | None, is_new: bool, owner: str
+    ) -> tuple[SessionInfo | None, list[str]]:
+        """The session that is meant, if it exists, and what its user is told."""
+        problems = [] if name else self.store.problems(owner)
+        if is_new:
+            return None, problems
+        found = self._find(workspace, name, owner)
+        return found, problems if found or name else [*self._other_models(workspace, owner), *problems]
+
+    def _log(self, found: SessionInfo | None, workspace: Path, name: str | None, owner: str) -> SessionLog:
+        return self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
 
     def _park(self, seq: Sequence) -> None:
         """Memory is short: the session of this sequence gives its own back."""

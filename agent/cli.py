@@ -130,6 +130,17 @@ def _parser() -> Parser:
     serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
     serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
+    serve.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name that the server goes by too; repeatable",
+    )
+    serve.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
+    )  # fmt: skip
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
     serve.add_argument(
         "--workspace", default=".", metavar="DIR", help="where new agent sessions work (default: this directory)"
@@ -262,7 +273,8 @@ def _serve(args: argparse.Namespace) -> int:
     from engine import EngineError
 
     try:
-        return serve(settings, args.host, args.port, Path(args.users) if args.users else None, workspace)
+        users = Path(args.users) if args.users else None
+        return serve(settings, args.host, args.port, users, workspace, args.name, args.allow_origin)
     except EngineError as e:
         raise Failure(str(e)) from None
 

@@ -128,7 +128,11 @@ def prompt_problem(prompt: str) -> str | None:
 
 def is_text(value: str) -> bool:
     """Whether it can be written as UTF-8: bytes of arguments that are not UTF-8 arrive as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(value: str) -> str:

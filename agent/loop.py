@@ -32,6 +32,7 @@ from agent.messages import (
 )
 from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed
 from agent.rolling import droppable, next_roll, rolled_out
+from agent.threads import to_end
 from engine import Engine, Roll, SamplingParams, Sequence
 from memory import SessionLog
 from tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
@@ -71,14 +72,15 @@ class Live:
     checkpoint: Callable[[], Awaitable[None]] = _nothing  # called between steps, when the sequence is idle
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Tokens that put these messages after the log, up to where the model goes on."""
-        tokenizer, mode = self.engine.tokenizer, self.settings.thinking_mode
+        """Tokens that put these messages after the log, up to where the model goes on. Raises TooManyTokens for a text that
+        no context holds."""
+        tokenizer, mode, most = self.engine.tokenizer, self.settings.thinking_mode, self.engine.max_context
         if not self.log.ids:
             opened = [opening(self.tools), *messages]
-            return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode))
+            return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode), most)
         # a message of the model that was cut short must end like any other
         end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
-        return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode))
+        return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode), most)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -167,7 +169,7 @@ async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
         if len(ids) > live.room:
             yield live.context_full()
             return
-        live.log.append([], ids)
+        await to_end(live.log.append, [], ids)
         usage.new += len(ids)
     yield Error(message=f"no answer after {live.settings.max_steps} rounds of tool calls; ask again to let it go on")
 
@@ -182,7 +184,8 @@ async def _make_room(live: Live) -> list[Event]:
         return []
     await engine.roll(seq, roll)
     live.rolls.append(roll)
-    live.log.append([entry(Rolled(position=roll.position, first_kept=roll.first_kept, head_tokens=roll.head_tokens))])
+    rolled = Rolled(position=roll.position, first_kept=roll.first_kept, head_tokens=roll.head_tokens)
+    await to_end(live.log.append, [entry(rolled)])
     last = rolled_out(live.log.turn_list(), roll.first_kept)
     text = f"the context was full: its oldest tokens left the window, {live.context_used:,} stay"
     return [Notice(message=f"{text}; turns up to {last} are found by recall")] if last else [Notice(message=text)]
@@ -233,7 +236,7 @@ async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, 
     finally:
         sampled = seq.token_ids[len(log.ids) :]
         usage.output_tokens += len(sampled)
-        log.append(step.entries(), sampled)
+        await to_end(log.append, step.entries(), sampled)
     for call in step.made:
         yield call
 
@@ -316,7 +319,7 @@ async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[
             approved = False
             if live.approvals.asks:
                 needed = ApprovalNeeded(**made.model_dump(exclude={"type"}))
-                live.log.append([entry(needed)])
+                await to_end(live.log.append, [entry(needed)])
                 yield needed
                 approved = await live.approvals.ask(needed)
             refusal = None if approved else live.approvals.refusal(call.name)
@@ -324,7 +327,7 @@ async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[
             result = await _run(live, usage, ToolCall(made.id, call.name, call.arguments_json), room)
         else:
             result = ToolResultGiven(id=made.id, ok=False, output=refusal)
-            live.log.append([entry(result)])
+            await to_end(live.log.append, [entry(result)])
         room -= len(live.engine.tokenizer.encode(result.output))
         yield result
 
@@ -340,7 +343,7 @@ async def _run(live: Live, usage: Usage, call: ToolCall, room: int) -> ToolResul
         await asyncio.wait({running})
         usage.tools_s += time.perf_counter() - started
         result = _result(live, running.result(), room)
-        live.log.append([entry(result)])
+        await to_end(live.log.append, [entry(result)])
     return result
 
 

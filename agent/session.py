@@ -16,7 +16,8 @@ from agent.keeper import UNREADABLE, Keeper
 from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
-from engine import EngineError, Snapshot, StateError
+from agent.threads import to_end
+from engine import EngineError, Snapshot, StateError, TooManyTokens
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
@@ -49,18 +50,19 @@ class Session:
             async with aclosing(self._turn(prompt)) as events:
                 async for event in events:
                     if log.open_turn is not None and isinstance(event, TurnDone | Error):
-                        log.end_turn("done" if isinstance(event, TurnDone) else "failed", [entry(event)])
+                        state = "done" if isinstance(event, TurnDone) else "failed"
+                        await to_end(log.end_turn, state, [entry(event)])
                     yield event
             await self._save_later()
         except (EngineError, EncodingError) as e:
             error = Error(message=str(e))
             if log.open_turn is not None:
-                log.end_turn("failed", [entry(error)])
+                await to_end(log.end_turn, "failed", [entry(error)])
             yield error
         except StoreError as e:  # the log takes nothing more: the turn is closed when it does again
             yield Error(message=str(e))
         except (asyncio.CancelledError, GeneratorExit):
-            self._close_open_turn()
+            await to_end(self._close_open_turn)
             raise
 
     async def checkpoint(self) -> None:
@@ -83,7 +85,8 @@ class Session:
 
     async def turns(self) -> list[tuple[int, str]]:
         """The number of every turn, and what was asked."""
-        return [(event.turn, event.payload["text"]) for event in self.live.log.events() if event.type == "user"]
+        events = await to_end(self.live.log.events)
+        return [(event.turn, event.payload["text"]) for event in events if event.type == "user"]
 
     async def answer(self, is_allowed: bool) -> bool:
         """Answer what another client's turn asks, whether one does: a session of this process has no other client."""
@@ -99,14 +102,14 @@ class Session:
 
         Raises StoreError when there is no such place. The state is found again with the next turn.
         """
-        self._close_open_turn()
+        await to_end(self._close_open_turn)
         log = self.live.log
         if branch is not None:
-            await asyncio.to_thread(log.switch, branch)  # reads the whole log of the other branch
+            await to_end(log.switch, branch)
         else:
-            log.rewind(turn, token)
+            await to_end(log.rewind, turn, token)
         if branch is not None or self.live.rolls:
-            self.live.rolls = rolls_of(await asyncio.to_thread(log.events))
+            self.live.rolls = rolls_of(await to_end(log.events))
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""
@@ -144,14 +147,19 @@ class Session:
             await asyncio.wait(set(self._saves))
 
     async def _turn(self, prompt: str) -> AsyncGenerator[Event, None]:
-        self._close_open_turn()
+        await to_end(self._close_open_turn)
         if problem := prompt_problem(prompt):
             yield Error(message=problem)
             return
         usage = Usage(context_limit=self.live.engine.max_context)
         await self._bring_in(usage)
         text = f"{self._note()}{prompt}"
-        ids = self.live.encode([*self._results_not_fed(), {"role": "user", "content": text}])
+        messages: list[Message] = [*await to_end(self._results_not_fed), {"role": "user", "content": text}]
+        try:
+            ids = await asyncio.to_thread(self.live.encode, messages)
+        except TooManyTokens as e:
+            yield self._too_long(e.num_tokens)
+            return
         if len(ids) > self.live.room:
             yield self._too_long(len(ids))
             return
@@ -161,7 +169,7 @@ class Session:
             usage.new -= usage.from_disk
         for notice in self.take_notices():
             yield Notice(message=notice)
-        self.live.log.start_turn([entry(UserMessage(text=prompt))], ids)
+        await to_end(self.live.log.start_turn, [entry(UserMessage(text=prompt))], ids)
         async with aclosing(run_turn(self.live, usage)) as events:
             async for event in events:
                 yield event

@@ -13,7 +13,7 @@ from engine.sampling import SamplingParams
 from engine.sequence import Sequence, Stored
 from engine.settings import EngineConfig
 from engine.state import PageKey, Snapshot
-from engine.tokenizer import TextStream, Tokenizer
+from engine.tokenizer import TextStream, Tokenizer, TooManyTokens
 from engine.vocab import train_tokenizer
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Stored",
     "TextStream",
     "Tokenizer",
+    "TooManyTokens",
     "inspect_model",
     "run_bench",
     "run_random_bench",

@@ -21,6 +21,9 @@ from agent.server.wire import ApiError
 MAX_WAITING = 256  # responses under way of one user
 OWNER = "owner"  # whoever has the data directory, and so its token
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+EXPOSED = "x-request-id, retry-after, x-should-retry"
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
+HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,252})")
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,12 @@ class User:
 
 @dataclass(frozen=True)
 class Access:
-    """The users, and the host names that this server goes by (an address is always fine: no page can be named one)."""
+    """The users, the host names that this server goes by (an address is always fine: no page can be named one), and the
+    origins whose pages and extensions may ask it."""
 
     users: tuple[User, ...]
     hosts: tuple[str, ...] = LOOPBACK
+    origins: tuple[str, ...] = ()
 
     def user(self, headers: Mapping[str, str]) -> User:
         """Who sends the request. Raises ApiError 401; it takes the same time whatever the token is."""
@@ -65,10 +70,33 @@ class Access:
         """Raises ApiError 421 for a foreign Host, 403 for a foreign Origin."""
         host = headers.get("Host", "")
         if not self._is_ours(host):
-            raise ApiError(421, f"this server is not {printable(host[:100])}", "wrong_host")
+            text = f"this server is not {printable(host[:100])}: if it is to be, start it with --name"
+            raise ApiError(421, text, "wrong_host")
         origin = headers.get("Origin")
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            raise ApiError(403, "requests from pages of other origins are refused", "foreign_origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self.origins):
+            text = "requests from pages of other origins are refused, but for those that --allow-origin names"
+            raise ApiError(403, text, "foreign_origin")
+
+    def is_preflight(self, method: str, headers: Mapping[str, str]) -> bool:
+        """Whether a browser asks, before it sends a token, if an allowed page may send it."""
+        return (
+            method == "OPTIONS" and headers.get("Origin") in self.origins and "Access-Control-Request-Method" in headers
+        )
+
+    def cors(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Headers that let a browser show the answer to a page of another origin; none for pages that are not allowed."""
+        origin = headers.get("Origin")
+        if origin not in self.origins or origin is None:
+            return {}
+        found = {"Access-Control-Allow-Origin": origin, "Vary": "Origin", "Access-Control-Expose-Headers": EXPOSED}
+        if "Access-Control-Request-Method" not in headers:
+            return found
+        asked = headers.get("Access-Control-Request-Headers", "")
+        allowed = asked if re.fullmatch(r"[A-Za-z0-9_, -]{1,2000}", asked) else "authorization, content-type"
+        found |= {"Access-Control-Allow-Methods": "GET, POST, DELETE", "Access-Control-Allow-Headers": allowed}
+        if "Access-Control-Request-Private-Network" in headers:
+            found["Access-Control-Allow-Private-Network"] = "true"
+        return {**found, "Access-Control-Max-Age": "600"}
 
     def _is_ours(self, host: str) -> bool:
         match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?", host)
@@ -80,6 +108,22 @@ class Access:
         except ValueError:
             return name in self.hosts
         return True
+
+
+def host_name(given: str) -> str:
+    """One that a server goes by. Raises UsageError for what is none."""
+    name = given.lower()
+    if not HOST_NAME.fullmatch(name):
+        raise UsageError(f"--name {printable(given)} is no host name: give it without scheme and port")
+    return name
+
+
+def origin_of(given: str) -> str:
+    """As browsers send it. Raises UsageError for what is none."""
+    origin = given.lower().removesuffix("/")
+    if not ORIGIN.fullmatch(origin):
+        raise UsageError(f"--allow-origin {printable(given)} is no origin: give one like https://app.example")
+    return origin
 
 
 def hash_of(token: str) -> bytes:

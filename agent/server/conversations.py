@@ -15,7 +15,8 @@ from agent.server.record import Record
 from agent.server.requests import Create
 from agent.server.responses import Responses
 from agent.server.truncation import LEFT_SHARE, shortened
-from agent.server.wire import Json, bad
+from agent.server.wire import ApiError, Json, bad
+from engine import TooManyTokens
 
 ITEM_ID = re.compile(r"(?:rs|msg|fc|in|mcp)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
 
@@ -62,11 +63,13 @@ class Conversations:
         before = await self.responses.previous(user, request.previous_response_id, local)
         if before is None:
             return await self._by_content(user, request, given)
-        said = talk_of(given, before.calls, is_first=not before.ids and not before.pending)
+        is_first = not before.ids and not before.pending
+        said = await asyncio.to_thread(talk_of, given, before.calls, is_first)
         opening = opening_of(request, [*before.system, *said.system])
         if opening.digest() != before.opening:
             return await self._by_content(user, request, [*await self._items_up_to(user, before, local), *given])
-        digest = fingerprints(before.digest, said.messages)[-1] if said.messages else before.digest
+        digests = await asyncio.to_thread(fingerprints, before.digest, said.messages)
+        digest = digests[-1] if digests else before.digest
         return Base(opening, [*before.system, *said.system], [*before.pending, *said.messages], digest, before)
 
     async def fitting(
@@ -74,12 +77,12 @@ class Conversations:
     ) -> tuple[Base, list[int], int]:
         """Where the conversation stands and the tokens of what is new; shortened when that is asked for, so that an
         answer has room too."""
-        ids, ahead = await self.encoded(base)
         limit = self.app.engine.max_context
         wanted = request.max_output_tokens or self.app.settings.max_output_tokens
         most = limit - 1 - min(wanted, limit // 4)
         left: list[Json] | None = None
-        while request.truncation == "auto" and (total := len(base.before.ids if base.before else ()) + len(ids)) > most:
+        ids, ahead, total = await self._measured(base)
+        while request.truncation == "auto" and total > most:
             if left is None:
                 previous = await self.responses.previous(user, request.previous_response_id, local)
                 left = [*(await self._items_up_to(user, previous, local) if previous else []), *given]
@@ -88,25 +91,37 @@ class Conversations:
                 break
             left = fewer
             base = await self._by_content(user, request, left)
-            ids, ahead = await self.encoded(base)
+            ids, ahead, total = await self._measured(base)
+        if total >= limit:
+            text = f"This model's maximum context length is {limit} tokens, and the input has {total}."
+            raise ApiError(400, text, "context_length_exceeded", "input")
         return base, ids, ahead
 
+    async def _measured(self, base: Base) -> tuple[list[int], int, int]:
+        """As `encoded`, and the tokens of all; where they are far too many, about how many, and no others."""
+        try:
+            ids, ahead = await self.encoded(base)
+        except TooManyTokens as e:
+            return [], 0, e.num_tokens + len(base.before.ids if base.before else ())
+        return ids, ahead, len(ids) + len(base.before.ids if base.before else ())
+
     async def encoded(self, base: Base) -> tuple[list[int], int]:
-        """The tokens of what is new, and how many of them can be read ahead."""
+        """The tokens of what is new, and how many of them can be read ahead. Raises TooManyTokens for those of a text
+        that no context holds."""
         before, engine = base.before, self.app.engine
         ids, order = (before.ids, before.calls) if before else ((), {})
         if not base.messages and ids:
             return [], 0
         return await asyncio.to_thread(
-            encode, engine.tokenizer, self.app.texts, base.opening, ids, order, base.messages
+            encode, engine.tokenizer, self.app.texts, base.opening, ids, order, base.messages, engine.max_context
         )
 
     async def _by_content(self, user: User, request: Create, given: list[Json]) -> Base:
         """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
-        said = talk_of(given)
+        said = await asyncio.to_thread(talk_of, given)
         opening = opening_of(request, said.system)
         start, session = opening.digest(), await self.responses.session(user)
-        digests = fingerprints(start, said.messages)
+        digests = await asyncio.to_thread(fingerprints, start, said.messages)
         base = Base(opening, said.system, said.messages, digests[-1] if digests else start)
         for at in range(len(digests) - 2, -1, -1):
             if said.messages[at]["role"] != "assistant":

@@ -7,13 +7,18 @@ come to be.
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import secrets
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from agent.encoding import EncodingError
-from agent.server.access import Access, User
+from agent.server.access import OWNER, Access, User
 from agent.server.agent_model import AGENT_MODEL
+from agent.server.connections import Connections
 from agent.server.page import FILE, PAGE, page
 from agent.server.record import Record
 from agent.server.requests import create_request
@@ -27,9 +32,16 @@ log = logging.getLogger("holdfast.server")
 KEEPALIVE_S = 10.0
 BODY_TIMEOUT_S = 60.0
 WRITE_TIMEOUT_S = 30.0  # a client that reads nothing for so long is gone
+MAX_USER_REQUESTS = 512  # of one user under way: streams and sockets count for as long as they last
+USER_SHARE = 4  # the part of all connections that one user's requests may take, as a divisor
+MAX_USER_SOCKETS = 64
 SERVICE = web.AppKey("service", Service)
 ACCESS = web.AppKey("access", Access)
+CONNECTIONS = web.AppKey("connections", Connections)
+UNDER_WAY: "web.AppKey[Counter[str]]" = web.AppKey("under_way", Counter)  # requests, by user
+USER_SOCKETS: "web.AppKey[Counter[str]]" = web.AppKey("user_sockets", Counter)
 USER = web.RequestKey("user", User)
+REQUEST_ID = web.RequestKey("request_id", str)
 OPEN = ("/healthz", PAGE, FILE)  # routes that need no token
 RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -41,23 +53,67 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     service = request.app[SERVICE]
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "unknown"
+    request[REQUEST_ID] = f"req_{secrets.token_hex(12)}"
     try:
-        request.app[ACCESS].check_sender(request.headers)
-        if route not in OPEN:
-            request[USER] = request.app[ACCESS].user(request.headers)
-        answer = await handler(request)
+        answer = await admitted(request, handler, route)
     except ApiError as e:
         answer = error_response(e)
     except (StoreError, EngineError, EncodingError) as e:
         log.warning("%s: %s", route, e)
         answer = error_response(failure(e))
+    except RequestPayloadError:
+        answer = error_response(bad("the body is not framed as HTTP/1.1 wants", code="invalid_http"))
     except web.HTTPException as e:
         code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(e.status)
         answer = error_response(ApiError(e.status, e.reason, code))
         if "Allow" in e.headers:
             answer.headers["Allow"] = e.headers["Allow"]
+    except ConnectionError:
+        raise
+    except Exception:  # a fault of ours in one request must not end the others
+        log.exception("%s failed (%s)", route, request[REQUEST_ID])
+        text = f"the server made a mistake: its log says which, at {request[REQUEST_ID]}"
+        answer = error_response(ApiError(500, text, "server_error"))
     service.metrics.requests[route, answer.status] += 1
     return answer
+
+
+async def admitted(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
+    """The handler's answer, if the request may be read at all: the cheapest refusals come first."""
+    access = request.app[ACCESS]
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):  # a small body would become a large one
+        raise ApiError(415, "send the body as it is, without Content-Encoding", "unsupported_media_type")
+    access.check_sender(request.headers)
+    if access.is_preflight(request.method, request.headers):
+        return web.Response(status=204)
+    if route in OPEN:
+        return await handler(request)
+    user = request[USER] = access.user(request.headers)
+    request.app[CONNECTIONS].know(request.protocol, user.name)
+    most = max(1, min(MAX_USER_REQUESTS, request.app[CONNECTIONS].limit // USER_SHARE))
+    async with counted(request.app[UNDER_WAY], user.name, most, "requests of yours are under way"):
+        return await handler(request)
+
+
+@asynccontextmanager
+async def counted(counts: "Counter[str]", user: str, most: int, what: str) -> AsyncIterator[None]:
+    """One more of this user until the block ends. Raises ApiError 429."""
+    if counts[user] >= most:
+        raise ApiError(429, f"{most} {what}: end some, or try again later", "rate_limit_exceeded")
+    counts[user] += 1
+    try:
+        yield
+    finally:
+        counts[user] -= 1
+        if not counts[user]:
+            del counts[user]
+
+
+async def sign(request: web.Request, answer: web.StreamResponse) -> None:
+    """What every answer carries, just before it is sent."""
+    answer.headers["x-request-id"] = request.get(REQUEST_ID, "")
+    answer.headers.update(request.app[ACCESS].cors(request.headers))
 
 
 def error_response(error: ApiError) -> web.Response:
@@ -236,6 +292,8 @@ async def health(request: web.Request) -> web.StreamResponse:
 
 async def metrics(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
+    if request[USER].name != OWNER:  # sizes of what all users store let one guess what another has said
+        raise ApiError(403, "metrics are for the owner of the server", "owner_only")
     usage = await asyncio.to_thread(service.app.keeper.snapshots.usage)
     used, pages = service.app.engine.pages_in_use
     gauges = {
@@ -248,13 +306,22 @@ async def metrics(request: web.Request) -> web.StreamResponse:
 async def connect(request: web.Request) -> web.StreamResponse:
     if request.headers.get("Upgrade", "").lower() != "websocket":
         raise ApiError(405, "use POST, or a WebSocket", "method_not_allowed")
-    return await serve_socket(request, request.app[SERVICE], request[USER])
+    async with counted(
+        request.app[USER_SOCKETS], request[USER].name, MAX_USER_SOCKETS, "WebSocket connections of yours are open"
+    ):
+        return await serve_socket(request, request.app[SERVICE], request[USER])
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    raise ApiError(404, "this server makes no embeddings: its model only generates text", "not_found")
 
 
 def application(service: Service, access: Access) -> web.Application:
     """All routes."""
     app = web.Application(middlewares=[guard], client_max_size=MAX_BODY_BYTES)
     app[SERVICE], app[ACCESS] = service, access
+    app[UNDER_WAY], app[USER_SOCKETS] = Counter(), Counter()
+    app.on_response_prepare.append(sign)
     base = "/v1/responses"
     app.add_routes(
         [
@@ -264,6 +331,7 @@ def application(service: Service, access: Access) -> web.Application:
             web.get("/metrics", metrics),
             web.get("/v1/models", models),
             web.get("/v1/models/{id}", models),
+            web.route("*", "/v1/embeddings", embeddings),
             web.post(base, create),
             web.get(base, connect, allow_head=False),
             web.post(f"{base}/input_tokens", input_tokens),

@@ -27,6 +27,7 @@ from engine import Tokenizer
 Message = dict[str, Any]
 EFFORTS = {"minimal": "high", "low": "high", "medium": "high", "high": "high", "xhigh": "max", "max": "max"}
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
+LONG_CHARS = 2**16  # of a text that is hashed alone
 AHEAD_MARGIN = 16  # tokens at the end of a text that may become others when more text follows
 
 
@@ -220,7 +221,10 @@ def fingerprints(digest: bytes, messages: Iterable[Message]) -> list[bytes]:
     found = []
     for m in messages:
         calls = [[c["id"], c["function"]["name"], c["function"]["arguments"]] for c in m.get("tool_calls", ())]
-        digest = _digest(digest, [m["role"], m.get("content") or "", m.get("tool_call_id", ""), calls])
+        content = m.get("content") or ""
+        if len(content) > LONG_CHARS:  # JSON of a long text holds the interpreter, its hash does not
+            content = hashlib.blake2b(content.encode()).hexdigest()
+        digest = _digest(digest, [m["role"], content, m.get("tool_call_id", ""), calls])
         found.append(digest)
     return found
 
@@ -231,10 +235,10 @@ def _digest(before: bytes, value: Any) -> bytes:
 
 def encode(
     tokenizer: Tokenizer, texts: ProtocolTexts, opening: Opening, before: Sequence[int], call_order: Iterable[str],
-    messages: list[Message],
+    messages: list[Message], most: int | None = None,
 ) -> tuple[list[int], int]:  # fmt: skip
     """Tokens of messages after those `before`, up to where the model goes on; and how many of them stay as they are
-    whatever else is said."""
+    whatever else is said. Raises TooManyTokens above `most`."""
     mode = opening.thinking_mode
     if before:
         if any(m["role"] == "assistant" for m in messages):
@@ -251,5 +255,5 @@ def encode(
         transition = [(ASSISTANT + (THINK if mode == "thinking" else END_THINK), True)]
     else:
         transition = [pieces.pop()] if messages and pieces[-1][1] else []
-    ids = end + tokenizer.encode_pieces(pieces)
+    ids = end + tokenizer.encode_pieces(pieces, most)
     return ids + tokenizer.encode_pieces(transition), max(0, len(ids) - AHEAD_MARGIN)

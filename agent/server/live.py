@@ -20,12 +20,14 @@ from agent.server.feed import Feed
 from agent.server.wire import ApiError, Json, bad
 from agent.session import Session
 from agent.stores import Stores
+from agent.threads import to_end
 from memory import ResponseStore, SessionInfo, SessionInUse, StoreError
 
 log = logging.getLogger("holdfast.server")
 IDLE_S = 900.0  # unwatched and unused for so long, a session is saved and closed: other processes may open it then
 CHECK_S = 30.0
 MAX_OPEN = 64  # the longest unused are closed for new ones
+MAX_IN_USE = 32  # of one user, running or watched
 COUNTED = ("new", "from_memory", "from_disk", "prefilled_again", "output_tokens")
 
 
@@ -51,6 +53,10 @@ class LiveSession:
     @property
     def is_running(self) -> bool:
         return self.turn is not None
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.is_running or self.feed.num_watchers > 0
 
     async def begin(self, prompt: str, policy: Policy) -> str:
         """Start a turn; gives the id after which its events come. Raises ApiError."""
@@ -98,7 +104,7 @@ class LiveSession:
         except StoreError as e:
             raise bad(str(e)) from None
         if branch is None:
-            stores.rewound(before, log)
+            await to_end(stores.rewound, before, log)
         self.used_at = time.monotonic()
         self.feed.begin_turn()
         self.feed.emit({"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)})
@@ -220,7 +226,7 @@ class LiveSessions:
     async def _opened(self, workspace: Path, owner: str, name: str | None, is_new: bool = False) -> LiveSession:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
-        await self._make_room()
+        await self._make_room(owner)
         approvals = Approvals(Policy.ASK, lambda call: live.ask(call))
         try:
             session = await self.app.session(workspace, approvals, name, is_new, owner)
@@ -232,21 +238,22 @@ class LiveSessions:
         self._open[live.info.name] = live
         return live
 
-    async def _make_room(self) -> None:
-        """Close the longest unused when there are too many."""
-        if len(self._open) < MAX_OPEN:
-            return
-        unused = [live for live in self._open.values() if not live.is_running and not live.feed.num_watchers]
-        if not unused:
-            raise ApiError(503, f"{MAX_OPEN} sessions are in use here: try again later", "too_many_sessions")
-        oldest = min(unused, key=lambda live: live.used_at)
-        del self._open[oldest.info.name]
-        await oldest.aclose()
+    async def _make_room(self, owner: str) -> None:
+        """Close the longest unused when there are too many. Those in use are limited for each user: one cannot keep others
+        from theirs. Raises ApiError."""
+        in_use = [live for live in self._open.values() if live.is_in_use]
+        if sum(live.info.owner == owner for live in in_use) >= MAX_IN_USE:
+            text = f"{MAX_IN_USE} of your sessions are running or watched: end some first"
+            raise ApiError(429, text, "too_many_sessions")
+        unused = [live for live in self._open.values() if not live.is_in_use]
+        if len(self._open) >= MAX_OPEN and unused:
+            oldest = min(unused, key=lambda live: live.used_at)
+            del self._open[oldest.info.name]
+            await oldest.aclose()
 
     async def _close_idle(self) -> None:
         while True:
             await asyncio.sleep(CHECK_S)
             for name, live in list(self._open.items()):
-                is_used = live.is_running or live.feed.num_watchers or time.monotonic() - live.used_at < IDLE_S
-                if not is_used:
+                if not live.is_in_use and time.monotonic() - live.used_at >= IDLE_S:
                     await self.close(name)

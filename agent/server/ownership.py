@@ -11,6 +11,7 @@ from agent.server.live import LiveSession, LiveSessions
 from agent.server.wire import ApiError, bad
 from memory import NAME_PATTERN, NAME_RULE, SessionInfo
 
+MAX_PATH_CHARS = 4096
 NAME = re.compile(NAME_PATTERN)
 
 
@@ -46,6 +47,8 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
         if user.workspaces == ():
             raise ApiError(403, "you have no workspace here: the server's users file lists them", "workspace_forbidden")
         return user.workspaces[0] if user.workspaces else default
+    if len(given) > MAX_PATH_CHARS:
+        raise bad(f"workspace has {len(given)} characters: no path is longer than {MAX_PATH_CHARS}", "workspace")
     forbidden = ApiError(403, f"{given[:200]} is none of your workspaces", "workspace_forbidden", "workspace")
     try:
         if not user.may_work_in(Path(os.path.realpath(given))):  # before a word on whether it is there
@@ -67,7 +70,8 @@ async def start_session(
         raise bad(f"name must be {NAME_RULE}", "name")
     store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity
     info = await asyncio.to_thread(store.find, full_name(user, name)) if name else None
-    workspace = workspace_of(user, given or (info.workspace if info and resume else None), default)
+    wanted = given or (info.workspace if info and resume else None)
+    workspace = await asyncio.to_thread(workspace_of, user, wanted, default)
     if resume and name is None:
         info = await asyncio.to_thread(store.latest, str(workspace), identity, owner)
     if info is None:

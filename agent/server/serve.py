@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,14 @@ from aiohttp import web
 from agent import streams
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
-from agent.presence import announced, only_server
-from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, own_token, users_of
+from agent.presence import ANYWHERE, announced, only_server
+from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token, users_of
 from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
-from agent.server.http import SERVICE, application
+from agent.server.connections import Connections, Site, connection_limit
+from agent.server.http import CONNECTIONS, SERVICE, application
 from agent.server.live import LiveSessions
+from agent.server.log import PERIOD_S, BoundedHandler
 from agent.server.service import Service
 from agent.server.sessions import SESSIONS, WORKSPACE, routes
 from agent.server.socket import SOCKETS, close_all
@@ -36,20 +38,24 @@ class Running:
 
     url: str
     service: Service
+    connections: Connections
 
 
-def access_of(settings: Settings, host: str, users: Path | None) -> tuple[Access, str | None]:
+def access_of(
+    settings: Settings, host: str, users: Path | None, names: Iterable[str] = (), origins: Iterable[str] = ()
+) -> tuple[Access, str | None]:
     """Who may use the server, and the token to show when there is only one user. Raises UsageError.
 
     Whoever owns the data directory always may: their terminal attaches with the token that lies there.
     """
-    hosts = tuple({*LOOPBACK, host.lower()})
+    hosts = (*map(host_name, names), *LOOPBACK, host.lower())
+    allowed = tuple(map(origin_of, origins))
     token = own_token(settings.home)
     owner = User(OWNER, hash_of(token))
     path = users or settings.home / "users.json"
     if users is None and not path.exists():
-        return Access((owner,), hosts), token
-    return Access((owner, *users_of(path)), hosts), None
+        return Access((owner,), hosts, allowed), token
+    return Access((owner, *users_of(path)), hosts, allowed), None
 
 
 def model_name(settings: Settings) -> str:
@@ -73,14 +79,14 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
             web_app.add_routes(routes())
             web_app[SOCKETS] = set()
             web_app.router.add_post("/v1/chat/completions", create_chat)
-            runner = web.AppRunner(
-                web_app, access_log=None, handler_cancellation=True, shutdown_timeout=STOP_S, keepalive_timeout=IDLE_S
-            )
+            options = {"access_log": None, "keepalive_timeout": IDLE_S, "auto_decompress": False}
+            web_app[CONNECTIONS] = connections = Connections(connection_limit(), options)
+            runner = web.AppRunner(web_app, handler_cancellation=True, shutdown_timeout=STOP_S)
             await runner.setup()
             try:
-                await web.SockSite(runner, listener).start()
+                await Site(runner, listener, connections).start()
                 shown = f"[{host}]" if ":" in host else host
-                yield Running(f"http://{shown}:{listener.getsockname()[1]}", service)
+                yield Running(f"http://{shown}:{listener.getsockname()[1]}", service, connections)
                 await _stop(web_app)
             finally:
                 await runner.cleanup()
@@ -113,12 +119,20 @@ def _set_aside_what_stays() -> None:
     gc.freeze()
 
 
-def serve(settings: Settings, host: str, port: int, users: Path | None, workspace: Path) -> int:
+def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    users: Path | None,
+    workspace: Path,
+    names: Sequence[str] = (),
+    origins: Sequence[str] = (),
+) -> int:
     """Until SIGINT or SIGTERM."""
-    logging.basicConfig(format="holdfast: %(message)s")
+    logging.basicConfig(handlers=[BoundedHandler()])
     with only_server(settings.home):
         is_first = not (settings.home / "token").exists()
-        access, token = access_of(settings, host, users)
+        access, token = access_of(settings, host, users, names, origins)
         try:
             asyncio.run(_until_told(settings, access, token, is_first, host, port, workspace))
         except BaseExceptionGroup as group:  # raised inside task groups
@@ -141,17 +155,51 @@ async def _until_told(
         loop.add_signal_handler(number, stopped.set)
     async with running(settings, access, host, port, workspace) as server:
         _set_aside_what_stays()
+        logged = loop.create_task(_say_what_the_log_left_out())
         with announced(settings.home, server.url, settings.model_dir):
-            name, path = neutral(model_name(settings)), neutral(str(settings.home / "token"))
-            print(f"{name} at {server.url}/v1", flush=True)
-            if token is None:
-                print(f"{len(access.users) - 1} users, and the owner: token in {path}", flush=True)
-                print(f"chat page {server.url}", flush=True)
-            elif is_first:  # shown once: what is on a screen, or in a log, is seen by others
-                print(f"token {token} (shown this once, kept in {path})", flush=True)
-                print(f"chat page {server.url}/#token={token}", flush=True)
-            else:
-                print(f"token in {path}", flush=True)
-                print(f"chat page {server.url}", flush=True)
+            _print_where(settings, reachable(server.url, access.hosts), access, token, is_first)
             await stopped.wait()
+        logged.cancel()
         print("stopping: saving sessions", flush=True)
+
+
+def _print_where(settings: Settings, url: str, access: Access, token: str | None, is_first: bool) -> None:
+    name, path = neutral(model_name(settings)), neutral(str(settings.home / "token"))
+    print(f"{name} at {url}/v1", flush=True)
+    if token is None:
+        print(f"{len(access.users) - 1} users, and the owner: token in {path}", flush=True)
+        print(f"chat page {url}", flush=True)
+    elif is_first:  # shown once: what is on a screen, or in a log, is seen by others
+        print(f"token {token} (shown this once, kept in {path})", flush=True)
+        print(f"chat page {url}/#token={token}", flush=True)
+    else:
+        print(f"token in {path}", flush=True)
+        print(f"chat page {url}", flush=True)
+
+
+def reachable(url: str, hosts: Sequence[str]) -> str:
+    """The same server under an address that a browser can open: where it listens on every address, by its first name or
+    this machine's address."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    if host not in ANYWHERE:
+        return url
+    name = hosts[0] if hosts and hosts[0] not in LOOPBACK else _own_address() if host == "0.0.0.0" else ANYWHERE[host]
+    return f"http://{name}:{port}"
+
+
+def _own_address() -> str:
+    """This machine's address in its network, that of the way out; loopback without one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address of documentation: connecting a datagram socket sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+async def _say_what_the_log_left_out() -> None:
+    while True:
+        await asyncio.sleep(PERIOD_S)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, BoundedHandler):
+                handler.say_left_out()

@@ -4,6 +4,7 @@ Owns what is under way and how it ends. Must not know HTTP or sockets, nor how a
 """
 
 import asyncio
+import errno
 import logging
 import secrets
 import time
@@ -32,7 +33,7 @@ from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
 from agent.server.wire import ApiError, Json, bad, unsupported
-from engine import EngineError
+from engine import EngineError, TooManyTokens
 from memory import ResponseStore, StoredResponse, StoreError
 
 log = logging.getLogger("holdfast.server")
@@ -44,7 +45,20 @@ KEPT_MESSAGES = 4  # of the user that stay word for word when a conversation is 
 
 def failure(error: Exception) -> ApiError:
     """What a client gets to know of a failure that is not its own: the disk, the model."""
+    if is_disk_full(error):
+        return ApiError(507, f"{error}: the server's disk is full, its owner must make room", "insufficient_storage")
     return ApiError(500, str(error), "server_error")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it was raised for want of room, by the system or by SQLite."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
+            return True
+        error = error.__cause__
+    return False
 
 
 def _bytes_of(app: App, store: ResponseStore, name: str) -> int:
@@ -100,7 +114,11 @@ class Service:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
         under_way = Counter(record.owner for record in self.responses.in_flight()) + self._preparing
-        if under_way[user.name] >= user.max_waiting or under_way.total() >= MAX_WAITING:
+        share = MAX_WAITING // max(
+            len(under_way | Counter([user.name])), 1
+        )  # nobody is kept out by what others wait for
+        is_full = under_way.total() >= MAX_WAITING and under_way[user.name] >= share
+        if under_way[user.name] >= user.max_waiting or is_full:
             raise ApiError(429, "too many responses are waiting: try again later", "rate_limit_exceeded")
         self._preparing[user.name] += 1
         try:
@@ -166,7 +184,10 @@ class Service:
         given = await self.conversations.resolved(user, request.input, {})
         base = await self.conversations.base(user, request, normal_items(given, "in_"), {})
         before = base.before.ids if base.before else array("i")
-        return len(before) + len((await self.conversations.encoded(base))[0])
+        try:
+            return len(before) + len((await self.conversations.encoded(base))[0])
+        except TooManyTokens as e:
+            raise ApiError(400, str(e), "context_length_exceeded", "input") from None
 
     async def compact(self, user: User, request: Create) -> Json:
         """The conversation in the model's own short words: items that another one can begin with."""

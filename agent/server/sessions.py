@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agent.approvals import Policy
 from agent.config import MAX_PROMPT_CHARS
 from agent.rolling import rolls_of
+from agent.server.access import OWNER
 from agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.ownership import find_session, open_session, shown_name, start_session
@@ -129,8 +130,10 @@ async def delete_session(request: web.Request) -> web.StreamResponse:
         freed = await asyncio.to_thread(sessions.stores.remove, info)
     except SessionInUse as e:
         raise ApiError(409, str(e), "session_in_use") from None
-    name = shown_name(info)
-    return json_response({"id": name, "object": "holdfast:session", "deleted": True, "freed_bytes": freed.num_bytes})
+    deleted: Json = {"id": shown_name(info), "object": "holdfast:session", "deleted": True}
+    if request[USER].name == OWNER:  # how much others share of it is not for every user
+        deleted["freed_bytes"] = freed.num_bytes
+    return json_response(deleted)
 
 
 async def events(request: web.Request) -> web.StreamResponse:

@@ -34,15 +34,20 @@ export class Composer {
     if (this.isRunning || this.isSending || !prompt.trim()) return;
     this.isSending = true;
     this.tell("");
+    this.write(""); // at once: what is typed from here on is the next prompt
     try {
       await this.actions.send(prompt, byId("policy").value);
-      if (this.prompt.value === prompt) this.prompt.value = "";
-      this.grow();
     } catch (error) {
+      this.write(this.prompt.value ? `${prompt}\n${this.prompt.value}` : prompt);
       this.tell(error.message);
     } finally {
       this.isSending = false;
     }
+  }
+
+  write(text) {
+    this.prompt.value = text;
+    this.grow();
   }
 
   async stop() {

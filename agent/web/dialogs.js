@@ -3,10 +3,12 @@
 import { byId, icon } from "./dom.js";
 
 // Ask before what cannot be undone. Resolves to whether it was confirmed; the focus goes back where it was.
-export function confirmed(title, text) {
+export function confirmed(title, text, no = "Keep it", yes = "Delete") {
   const dialog = byId("confirm");
   byId("confirm-title").textContent = title;
   byId("confirm-text").textContent = text;
+  byId("confirm-no").textContent = no;
+  byId("confirm-yes").textContent = yes;
   dialog.returnValue = "";
   dialog.showModal();
   byId("confirm-no").focus();

@@ -13,6 +13,7 @@ const ICONS = {
 };
 
 // element("button", { class: "quiet", onclick: f, "aria-label": "Delete" }, "x"): properties on..., attributes otherwise.
+// A list may be among the children: as arguments, a long one would overflow the stack.
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -20,8 +21,12 @@ export function element(tag, attributes = {}, ...children) {
     else if (value === true) made.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  appendAll(made, children.flat());
   return made;
+}
+
+export function appendAll(parent, children) {
+  for (const child of children) if (child !== null && child !== undefined) parent.append(child);
 }
 
 export function icon(name) {

@@ -3,11 +3,13 @@
 // Appended text can change the last block only, so a stream keeps all nodes but the last one: no flicker, and the work
 // per piece does not grow with the answer.
 
-import { element } from "./dom.js";
+import { appendAll, element } from "./dom.js";
 import { inline } from "./inline.js";
 import { neutral } from "./text.js";
 
 const MAX_DEPTH = 8;
+const MAX_PARTS = 2000; // blocks, items or rows drawn at once; the rest is shown as it is written
+const MAX_CELLS = 100; // of a row
 const MAX_MARK_CHARS = 1000; // a longer line is text: matching a mark may take the square of a line's length
 const FENCE = /^( {0,3})(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
@@ -40,7 +42,7 @@ export class MarkdownView {
     if (!found.length) return;
     this._last?.remove();
     const nodes = found.map((block) => block.node());
-    this.root.append(...nodes);
+    appendAll(this.root, nodes);
     this._last = nodes.at(-1);
     this._start += rawLength(this.text.slice(this._start), found.at(-1).line);
   }
@@ -69,11 +71,26 @@ function blocks(lines, depth = 0) {
       at += 1;
       continue;
     }
+    const from = at;
+    if (found.length === MAX_PARTS) {
+      found.push({ line: from, node: () => asWritten(lines.slice(from)) });
+      break;
+    }
     const [end, node] = blockAt(lines, at, depth);
     found.push({ line: at, node });
     at = end;
   }
   return found;
+}
+
+// A block of `num` parts that ends at a line; where they are too many, what comes after it is shown as it is written.
+function drawn(lines, end, num, node) {
+  if (num < MAX_PARTS) return [end, node];
+  return [lines.length, () => element("div", {}, node(), asWritten(lines.slice(end)))];
+}
+
+function asWritten(lines) {
+  return element("pre", { tabindex: "0" }, lines.join("\n"));
 }
 
 function blockAt(lines, at, depth) {
@@ -128,7 +145,7 @@ function quote(lines, at, depth) {
   let end = at;
   while (end < lines.length && QUOTE.test(lines[end])) end += 1;
   const inner = lines.slice(at, end).map((line) => line.replace(/^ {0,3}> ?/, ""));
-  return [end, () => element("blockquote", {}, ...nodes(inner, depth + 1))];
+  return [end, () => element("blockquote", {}, nodes(inner, depth + 1))];
 }
 
 function nodes(lines, depth) {
@@ -141,7 +158,7 @@ function list(lines, at, depth) {
   const isOrdered = /\d/.test(first[2]);
   const items = [];
   let end = at, width = 0;
-  while (end < lines.length) {
+  while (end < lines.length && items.length < MAX_PARTS) {
     const line = lines[end], item = ITEM.exec(line);
     const indent = line.length - line.trimStart().length;
     if (!line.trim()) {
@@ -162,10 +179,10 @@ function list(lines, at, depth) {
     end += 1;
   }
   const start = isOrdered ? Number.parseInt(first[2], 10) : 1;
-  return [end, () => element(
+  return drawn(lines, end, items.length, () => element(
     isOrdered ? "ol" : "ul", { start: start === 1 ? null : start },
-    ...items.map((inner) => element("li", {}, ...itemNodes(inner, depth + 1))),
-  )];
+    items.map((inner) => element("li", {}, itemNodes(inner, depth + 1))),
+  ));
 }
 
 function belongs(line, first, width, isOrdered) {
@@ -181,7 +198,7 @@ function itemNodes(lines, depth) {
 
 function isTable(lines, at) {
   const [head, below] = [lines[at], lines[at + 1] ?? ""];
-  return head.includes("|") && below.includes("-") && mark(DELIMITER, below) && cells(head).length === cells(below).length;
+  return head.includes("|") && head.length <= MAX_MARK_CHARS && below.includes("-") && mark(DELIMITER, below) && cells(head).length === cells(below).length;
 }
 
 function cells(line) {
@@ -190,16 +207,16 @@ function cells(line) {
 
 function table(lines, at) {
   let end = at + 2;
-  while (end < lines.length && lines[end].trim() && lines[end].includes("|")) end += 1;
-  const sides = cells(lines[at + 1]).map((mark) => (/^:-+:$/.test(mark) ? "center" : /:$/.test(mark) ? "right" : null));
+  while (end < lines.length && end - at < MAX_PARTS && lines[end].trim() && lines[end].includes("|")) end += 1;
+  const sides = cells(lines[at + 1]).slice(0, MAX_CELLS).map((mark) => (/^:-+:$/.test(mark) ? "center" : /:$/.test(mark) ? "right" : null));
   const row = (tag, line) => {
     const given = cells(line);
-    return element("tr", {}, ...sides.map((side, n) => element(tag, { class: side }, ...inline(given[n] ?? ""))));
+    return element("tr", {}, sides.map((side, n) => element(tag, { class: side }, inline(given[n] ?? ""))));
   };
-  return [end, () => element(
+  return drawn(lines, end, end - at, () => element(
     "div", { class: "table", tabindex: "0", role: "group", "aria-label": "Table" },
-    element("table", {}, element("thead", {}, row("th", lines[at])), element("tbody", {}, ...lines.slice(at + 2, end).map((line) => row("td", line)))),
-  )];
+    element("table", {}, element("thead", {}, row("th", lines[at])), element("tbody", {}, lines.slice(at + 2, end).map((line) => row("td", line)))),
+  ));
 }
 
 function startsBlock(line) {
@@ -210,5 +227,5 @@ function paragraph(lines, at, depth) {
   const goesOn = (line) => lines[line].trim() && !startsBlock(lines[line]) && !(depth < MAX_DEPTH && ITEM.test(lines[line]));
   let end = at + 1;
   while (end < lines.length && goesOn(end) && !isTable(lines, end)) end += 1;
-  return [end, () => element("p", {}, ...inline(lines.slice(at, end).map((line) => line.trimStart()).join("\n")))];
+  return [end, () => element("p", {}, inline(lines.slice(at, end).map((line) => line.trimStart()).join("\n")))];
 }

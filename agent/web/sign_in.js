@@ -1,21 +1,29 @@
 // The token: where it comes from, where it is kept, and the form that asks for it.
 
 import { Api, ApiError } from "./api.js";
+import { confirmed } from "./dialogs.js";
 import { byId } from "./dom.js";
 
 const KEY = "holdfast.token";
 
 // An Api whose token the server takes. Asks as often as it must; `problem` is shown with the form, which then comes first.
 export async function signIn(problem = "") {
-  const given = takeFromAddress();
-  if (given !== null) sessionStorage.setItem(KEY, given);
-  const kept = given ?? sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+  const given = takeFromAddress(), before = sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+  const isTaken = given !== null && (before === null || before === given || (await isWanted()));
+  if (isTaken) sessionStorage.setItem(KEY, given);
+  const kept = isTaken ? given : before;
   if (kept !== null && !problem) {
     const api = new Api(kept);
     problem = await problemOf(api);
     if (!problem) return api;
   }
   return ask(problem);
+}
+
+// Anybody can make a link with a token of theirs: what is typed after it would be theirs to read.
+function isWanted() {
+  const text = "This link signs in with another token than the one you use here. What you say then belongs to the user of that token.";
+  return confirmed("Sign in with another token?", text, "Stay as I am", "Sign in");
 }
 
 export function forget() {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.pocket.data import SPECIAL_TOKENS
-from engine import EngineError, Tokenizer, train_tokenizer
+from engine import EngineError, Tokenizer, TooManyTokens, train_tokenizer
 from engine.tokenizer import EOS_TEXT
 
 TEXTS = [
@@ -177,3 +177,52 @@ def test_a_vocabulary_without_end_of_sentence_says_so(tmp_path: Path) -> None:
     train_tokenizer(TEXTS, VOCAB_SIZE, ["<｜User｜>"], tmp_path / "tokenizer.json")
     with pytest.raises(EngineError, match=EOS_TEXT):
         _ = Tokenizer.from_dir(tmp_path).eos_id
+
+
+def test_a_long_text_has_the_tokens_of_the_whole(tokenizer: Tokenizer) -> None:
+    rng = random.Random(7)
+    words = [
+        "def",
+        "größer",
+        "x1",
+        "(a,",
+        "\n",
+        "\n\n",
+        "日本",
+        "  ",
+        "Prüfung",
+        "e\u0301",
+        "\r\n",
+        "7",
+        "🙂",
+        "a" * 300,
+    ]
+    text = "".join(rng.choice(words) + rng.choice(["", " "]) for _ in range(40_000))
+    pieces = list(tokenizer._pieces(text))
+    assert len(pieces) > 3 and pieces[0][0] == 0 and pieces[-1][1] == len(text)
+    assert [end for _, end in pieces[:-1]] == [start for start, _ in pieces[1:]]
+    assert tokenizer.encode(text) == tokenizer._whole(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["some words and more\n" * 100_000, "x" * 2_000_000, "日" * 2_000_000, " " * 2_000_000]
+)
+def test_a_text_that_is_too_long_is_refused_early(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    encoded: list[int] = []
+    whole = tokenizer._whole
+    monkeypatch.setattr(tokenizer, "_whole", lambda piece: encoded.append(len(piece)) or whole(piece))
+    with pytest.raises(TooManyTokens) as e:
+        tokenizer.encode(text, most=2000)
+    assert sum(encoded) < 100_000 and e.value.num_tokens > 2000
+    with pytest.raises(TooManyTokens):
+        tokenizer.encode_pieces([("<｜User｜>", True), (text, False)], most=2000)
+
+
+def test_a_text_that_just_fits_is_encoded(tokenizer: Tokenizer) -> None:
+    text = "some words and more\n" * 10_000
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, most=len(ids)) == ids
+    with pytest.raises(TooManyTokens):
+        tokenizer.encode(text, most=len(ids) - 1)

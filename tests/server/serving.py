@@ -1,8 +1,9 @@
 """A real server for tests: pocket, the real store, on a thread of its own, and clients of the unmodified openai package."""
 
 import asyncio
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ class Server:
     url: str
     token: str
     running: Running
+    loop: asyncio.AbstractEventLoop
 
     def client(self, token: str | None = None) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=token or self.token, max_retries=0, timeout=TIMEOUT_S)
@@ -42,6 +44,18 @@ class Server:
         return httpx2.Client(
             base_url=self.url, headers={"Authorization": f"Bearer {self.token}", **given}, timeout=TIMEOUT_S
         )
+
+    def connect(self) -> socket.socket:
+        """Bare bytes to the server."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
+
+    def head(self, method: str, path: str, **headers: str) -> bytes:
+        """The head of a request, with the token."""
+        given = {"Host": "localhost", "Authorization": f"Bearer {self.token}"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items()), "", ""]
+        return "\r\n".join(lines).encode("latin-1")
 
     def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         with self.http(**headers) as http:
@@ -67,10 +81,12 @@ def served(
     max_context: int | None = None,
     workspace: Path | None = None,
     port: int = 0,
+    names: Sequence[str] = (),
+    origins: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A server on `home` until the block ends, stopped gracefully. Its agent works in `workspace`, else in `home`."""
     settings = settings_of(home, max_context=max_context)
-    access, token = access_of(settings, "127.0.0.1", users)
+    access, token = access_of(settings, "127.0.0.1", users, names, origins)
     started, failed = threading.Event(), []
     loop, stop, found = asyncio.new_event_loop(), asyncio.Event(), []
 
@@ -94,7 +110,7 @@ def served(
     started.wait()
     try:
         if not failed:
-            yield Server(found[0].url, token or "", found[0])
+            yield Server(found[0].url, token or "", found[0], loop)
     finally:
         if not failed:
             loop.call_soon_threadsafe(stop.set)

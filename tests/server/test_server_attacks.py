@@ -164,6 +164,8 @@ def test_two_users_know_nothing_of_each_other(tmp_path: Path) -> None:
             bob.responses.create(model=MODEL, input="hi")
         assert ann.responses.create(model=MODEL, input=ASK, previous_response_id=own.id).output_text.strip() == KNOWN
         assert server.get("/v1/models", Authorization="Bearer owner").status_code == 401
+        metrics = server.get("/metrics", Authorization=f"Bearer {tokens['bob']}")  # sizes tell what others have stored
+        assert metrics.status_code == 403 and "disk_bytes" not in metrics.text
 
 
 @pytest.mark.parametrize(

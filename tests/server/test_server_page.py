@@ -118,6 +118,38 @@ def test_sign_in(window: Browser, page_server: Server) -> None:
     assert window.script("return sessionStorage.length + localStorage.length") == 0
 
 
+def test_a_link_with_another_token_asks_first(page: Browser, page_server: Server) -> None:
+    page.open(f"{page_server.url}/#token=token-of-somebody-else")
+    page.until("document.getElementById('confirm').open")
+    assert "another" in page.text("#confirm") and "somebody" not in page.script("return location.href")
+    page.click("#confirm-no")
+    page.until("!document.getElementById('app').hidden")
+    assert page.script("return sessionStorage.getItem('holdfast.token')") == page_server.token
+    page.open(f"{page_server.url}/#token=token-of-somebody-else")
+    page.click("#confirm-yes")
+    page.until("document.getElementById('sign-in-problem').textContent.includes('does not know')")
+    page.type(page_server.token, "Enter")
+    page.until("!document.getElementById('app').hidden")
+    page.problems()
+
+
+def test_what_is_typed_after_enter_is_the_next_prompt(page: Browser) -> None:
+    hold = "window.fetch = ((real) => async (path, how) => { if (String(path).endsWith('/turns')) await new Promise((go) => { window.go = go; }); %s; })(window.fetch)"
+    page.script(hold % "return real(path, how)")
+    page.click("#prompt")
+    page.type("first", "Enter", "second")
+    assert page.script("return document.getElementById('prompt').value") == "second"
+    page.script("window.go()")
+    page.until(f"{IDLE} && document.querySelectorAll('.user').length")
+    assert page.script("return document.getElementById('prompt').value") == "second"
+    page.script("document.getElementById('prompt').value = ''; " + hold % "throw new TypeError('gone')")
+    page.type("third", "Enter", "more")
+    page.script("window.go()")
+    page.until("document.getElementById('composer-problem').textContent")
+    assert page.script("return document.getElementById('prompt').value") == "third\nmore"
+    page.script("location.reload()")
+
+
 def test_the_token_leaves_the_address_and_the_page_finds_its_session_again(page: Browser, page_server: Server) -> None:
     assert page_server.token not in page.script("return location.href") and session_of(page)
     assert page.script("return history.length") <= 60
@@ -206,7 +238,7 @@ def test_fork_and_rewind(page: Browser) -> None:
     page.until(f"location.hash !== '#session={first}' && {LIVE} && document.querySelectorAll('.turn').length === 2")
     assert prompts(page) == [TELL, WHERE]
     assert session_of(page) == page.text("#session-name") != first
-    page.click(".session", first)
+    page.click(f"[data-key='open {first}']")
     page.until("document.querySelectorAll('.turn').length === 3")
     page.click(".turn:nth-of-type(1) button", "Rewind")
     page.until(f"document.querySelectorAll('.turn').length === 1 && {LIVE}")

@@ -115,6 +115,21 @@ def test_markdown_takes_no_longer_for_hostile_text(page: Browser) -> None:
         assert page.script(run, text) < 2000, text[:20]
 
 
+def test_markdown_of_any_size_is_drawn_whole(page: Browser) -> None:
+    num = 150_000
+    texts = [
+        "- item\n" * num, "1. item\n" * num, "para\n\n" * num, "> quote\n\n" * num, "| a | b |\n|--|--|\n" + "| c | d |\n" * num,
+        "|a" * num + "\n" + "|-" * num, "- a\n  - b\n    - c\n" * (num // 3), "x " * num, "x" * num, "# h\n" * num,
+    ]  # fmt: skip
+    run = (
+        IMPORT % ("markdown", "markdown")
+        + "const n = markdown(arguments[0]); return n.textContent.match(/\\w/g).length"
+    )
+    for text in texts:
+        wanted = sum(character.isalnum() for character in text) - (text.count("1. ") if text[0] == "1" else 0)
+        assert page.script(run, text) >= wanted, text[:20]
+
+
 def test_streamed_markdown_is_the_same_and_keeps_what_stands(page: Browser) -> None:
     text = (
         "# A\n\nsome *text*\nmore\n\n- a\n- b\n\n  c\n\n```py\nx\n\ny\n```\n| a |\n|---|\n| 1 |\n\n1. x\n\nend \u202e."
