@@ -20,7 +20,7 @@ from agent.server.live import LiveSession, LiveSessions
 from agent.server.output import Output, ended, response_object, usage_object
 from agent.server.ownership import open_session, shown_name, start_session
 from agent.server.record import Record
-from agent.server.requests import Create
+from agent.server.requests import OWN_EVENTS, Create
 from agent.server.wire import ApiError, Json, bad, unsupported
 
 AGENT_MODEL = "holdfast-agent"
@@ -56,7 +56,10 @@ class AgentModel:
         opening = opening_of(request, [])
         response = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
         response["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
-        record = Record(id, user.name, session_id, now, response, given, opening.digest(), b"")
+        record = Record(
+            id, user.name, session_id, now, response, given, opening.digest(), b"",
+            wants_own_events=OWN_EVENTS in request.include,
+        )  # fmt: skip
         return record, Turn(live, after)
 
     async def _session(self, user: User, request: Create, before: Record | None) -> LiveSession:
@@ -135,7 +138,7 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
                 output.add(ThinkingDelta(event["delta"]))
             elif kind in FORWARDED:
                 fields = {key: value for key, value in event.items() if key != "type"}
-                record.emit(f"holdfast:{kind.replace('_', '.')}", fields)
+                record.emit_own(kind.replace("_", "."), fields)
             elif kind == "tool_call":
                 calls[event["id"]] = output.begin_call(event["name"], event["arguments"])
             elif kind == "tool_result" and event["id"] in calls:
@@ -147,6 +150,7 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
 
 def _end(record: Record, last: Json, output: Output, usage: Usage) -> Json:
     counted = usage_object(usage, 0)
+    record.explain(usage.why)
     if last["type"] == "turn_done":
         return ended(record.response, "completed", output.items, counted, {})
     if last["type"] == "error":

@@ -155,7 +155,7 @@ async def _sample(
     while len(seq.token_ids) < end - FEED_TOKENS or (plan.params is None and len(seq.token_ids) < end):
         await engine.feed(seq, ids[len(seq.token_ids) : len(seq.token_ids) + FEED_TOKENS][: end - len(seq.token_ids)])
         progress = {"done": len(seq.token_ids), "total": len(ids)}
-        record.emit("holdfast:prefill.progress", progress)
+        record.emit_own("prefill.progress", progress)
     if plan.params is None:
         writing.is_cut = False
         return
@@ -171,6 +171,7 @@ async def _sample(
 def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:
     """The response as it has ended."""
     usage = usage_object(writing.usage, writing.reasoning_tokens)
+    record.explain(writing.usage.why)
     items = writing.output.items
     if error is not None:
         return ended(record.response, "failed", items, usage, {"error": error})

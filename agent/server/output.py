@@ -42,13 +42,13 @@ def tool_object(tool: Json) -> Json:
 
 def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
     """Our counters under the protocol's names. `cached_tokens` are those whose state was not computed again; the rest of
-    the details say where the input came from."""
+    the details say where the input came from. Details are numbers alone: clients check it."""
     return {
         "input_tokens": usage.input_tokens,
         "input_tokens_details": {
             "cached_tokens": usage.from_memory + usage.from_disk, "cache_write_tokens": usage.new,
             "new_tokens": usage.new, "from_memory_tokens": usage.from_memory, "from_disk_tokens": usage.from_disk,
-            "prefilled_again_tokens": usage.prefilled_again, "why": usage.why,
+            "prefilled_again_tokens": usage.prefilled_again,
         },
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},

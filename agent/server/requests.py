@@ -13,6 +13,7 @@ MAX_TOOLS = 512
 MAX_TEXT_CHARS = 12_000_000
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+OWN_EVENTS = "holdfast:events"  # in `include`: events and fields that the protocol does not have are sent too
 
 Short = Annotated[str, StringConstraints(max_length=512)]
 

@@ -25,7 +25,7 @@ from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.quotas import Quotas
 from agent.server.record import Record
-from agent.server.requests import Create
+from agent.server.requests import OWN_EVENTS, Create
 from agent.server.responses import Responses
 from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
@@ -220,6 +220,7 @@ class Service:
             id, user.name, await self.responses.session(user), now,
             response_object(id, request, base.opening, now, temperature), given, base.opening.digest(), base.digest,
             before, known[:], len(known), before.branch if before else 0, system=base.system,
+            wants_own_events=OWN_EVENTS in request.include,
         )  # fmt: skip
         if not request.generate:
             record.pending = base.messages

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from agent.server.agent_model import AGENT_MODEL, APPROVE, SESSION
+from agent.server.requests import OWN_EVENTS
 from tests.agent.real_session import make_workspace
 from tests.server.serving import ASK, KNOWN, TELL, WHERE, Server, origins, served
 from tests.server.test_server_sessions import RENAME, error
@@ -35,6 +36,11 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 def ask(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
     return client.responses.create(model=AGENT_MODEL, input=input, **fields)
+
+
+def ask_first(client: openai.OpenAI) -> Any:
+    """Events of a turn whose edits wait for an approval."""
+    return ask(client, RENAME, metadata={APPROVE: "ask"}, include=[OWN_EVENTS], stream=True)
 
 
 def place_of(response: Any) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def test_edits_are_refused_unless_they_are_allowed_or_approved(
     file.write_text(before)
     for answer in (True, False):
         session = None
-        for event in client.responses.create(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, stream=True):
+        for event in ask_first(client):
             if event.type == "response.created":
                 session = place_of(event.response)["session"]
             if event.type == "holdfast:approval.needed":
@@ -113,9 +119,8 @@ def test_edits_are_refused_unless_they_are_allowed_or_approved(
 
 
 def test_a_response_that_waits_for_approval_can_be_cancelled(client: openai.OpenAI, server: Server) -> None:
-    stream = client.responses.create(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, stream=True)
     events = []
-    for event in stream:
+    for event in ask_first(client):
         events.append(event)
         if event.type == "holdfast:approval.needed":
             threading.Thread(target=lambda: client.responses.cancel(events[0].response.id)).start()
@@ -178,7 +183,7 @@ def test_it_goes_on_after_a_restart_with_nothing_prefilled_again(tmp_path: Path)
 
 def test_over_a_socket_it_is_steered_while_a_call_waits_for_approval(server: Server) -> None:
     async def steer(socket: Socket) -> None:
-        await socket.send(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"})
+        await socket.send(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, include=[OWN_EVENTS])
         events = [await socket.next()]
         while events[-1]["type"] != "holdfast:approval.needed":
             events.append(await socket.next())
