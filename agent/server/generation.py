@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from agent.messages import Usage
 from agent.parsing import StreamParser, TextDelta
-from agent.server.output import Output, ended, usage_object
+from agent.server.output import Output, ended, stopped, usage_object
 from agent.server.record import Record
 from agent.server.sequences import FEED_TOKENS, Sequences
 from agent.server.wire import Json
@@ -176,7 +176,7 @@ def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Js
     if error is not None:
         return ended(record.response, "failed", items, usage, {"error": error})
     if record.is_cancelled:
-        return ended(record.response, "cancelled", items, usage, {})
+        return stopped(record.response, record.is_left, items, usage)
     if writing.is_cut:
         record.is_steered = bool(record.steering)
         reason = "steered" if record.is_steered else "max_output_tokens"

@@ -144,9 +144,14 @@ def _compaction(item: Json, where: str) -> Json:
     return {"type": "compaction", "encrypted_content": text}
 
 
+def _agents_call(item: Json, where: str) -> Json:
+    """Of a tool of the server: only the session of its response knows more of it."""
+    return {key: item.get(key) for key in ("type", "server_label", "name", "arguments", "output", "error")}
+
+
 CHECKS = {
     "message": _message, "function_call": _call, "function_call_output": _result, "reasoning": _reasoning,
-    "compaction": _compaction,
+    "compaction": _compaction, "mcp_call": _agents_call,
 }  # fmt: skip
 
 
@@ -169,6 +174,8 @@ def talk_of(
     talk, open_calls = Talk(), dict(calls or {})
     for number, item in enumerate(items):
         kind, where = item["type"], f"input[{number}]"
+        if kind == "mcp_call":
+            raise unsupported(f"{where}: items of type mcp_call are those of an agent", where)
         if kind == "function_call_output":
             if open_calls.pop(item["call_id"], None) is None:
                 text = f"No tool call found for function call output with call_id {item['call_id'][:80]}."

@@ -172,3 +172,10 @@ def ended(response: Json, status: str, output: list[Json], usage: Json | None, d
     """The response as it is at its end; `details` are error or incomplete_details."""
     done_at = int(time.time()) if status == "completed" else None
     return {**response, "status": status, "output": output, "usage": usage, "completed_at": done_at, **details}
+
+
+def stopped(response: Json, is_left: bool, output: list[Json], usage: Json) -> Json:
+    """The response as it is after it was cancelled, or after the client that asked for it had gone."""
+    if not is_left:
+        return ended(response, "cancelled", output, usage, {})
+    return ended(response, "incomplete", output, usage, {"incomplete_details": {"reason": None}})

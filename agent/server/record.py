@@ -46,6 +46,7 @@ class Record:
     events: list[Json] = field(default_factory=list)
     packed: bytes = b""  # the body of its row, events too, once these are here no more
     is_cancelled: bool = False
+    is_left: bool = False  # by the client that asked for it
     steering: list[Json] = field(default_factory=list)  # user messages that wait for the end of this one
     is_steered: bool = False
     on_steer: Callable[[], None] | None = None  # of one that looks for steering only when it is told

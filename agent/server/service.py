@@ -31,6 +31,7 @@ from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
+from agent.server.transcript import answer_of, digests
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import EngineError
 from memory import ResponseStore, StoredResponse, StoreError
@@ -109,7 +110,9 @@ class Service:
             work: Plan | Turn
             if request.model == AGENT_MODEL:
                 before = await self.responses.previous(user, request.previous_response_id, local or {})
-                record, work = await self.agent.begin(user, request, before, await self.responses.session(user))
+                session = await self.responses.session(user)
+                find = lambda digest: self.responses.with_content(user, session, digest)  # noqa: E731
+                record, work = await self.agent.begin(user, request, before, session, find)
             else:
                 record, work = await self._prepare(user, request, local or {})
             if request.background:
@@ -151,6 +154,12 @@ class Service:
         record.is_cancelled = True
         if record.task is not None:
             record.task.cancel()
+
+    def leave(self, record: Record) -> None:
+        """The client that asked for it is gone: it ends as incomplete, unless it runs in the background."""
+        if not record.response["background"]:
+            record.is_left = True
+            self.stop(record)
 
     async def forget_local(self, record: Record) -> None:
         """The connection that it belonged to has ended."""
@@ -250,8 +259,10 @@ class Service:
 
     async def _finish(self, record: Record, response: Json) -> None:
         """Store the response if it is to be stored, then publish that it has ended. `ids` and `calls` are set."""
-        is_agents = response["model"] == AGENT_MODEL  # whose conversation is found by its session alone
-        if not is_agents and (said := talk_of(response["output"], is_first=False, answers_calls=False).messages):
+        is_agents = response["model"] == AGENT_MODEL  # which has its log in a session
+        if is_agents:
+            record.digest = [record.digest, *digests(answer_of(response["output"]), record.digest)][-1]
+        elif said := talk_of(response["output"], is_first=False, answers_calls=False).messages:
             record.digest = fingerprints(record.digest, said)[-1]
         kind = response["status"] if response["status"] != "cancelled" else "incomplete"
         fields: Json = {"response": response}
@@ -270,7 +281,7 @@ class Service:
         record.emit(f"response.{kind}", fields)
         if stored is not None:
             record.pack(stored.body)
-        if record.ids and response["status"] != "failed":
+        if (record.ids or is_agents) and response["status"] != "failed":
             self.responses.ended(record)
 
     def _store(self, record: Record, response: Json, last_event: Json) -> StoredResponse:

@@ -87,6 +87,38 @@ def test_it_goes_on_without_prefill_and_forks_where_others_went_on(client: opena
     assert server.get(f"/v1/sessions/{place_of(told)['session']}").json()["turns"] == 2
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_it_answers_chat_completions_and_knows_their_history(
+    client: openai.OpenAI, server: Server, is_stream: bool
+) -> None:
+    def complete(messages: list[Any]) -> str:
+        given = client.chat.completions.create(model=AGENT_MODEL, messages=messages, stream=is_stream)
+        if not is_stream:
+            assert given.choices[0].finish_reason == "stop"
+            return str(given.choices[0].message.content)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in given)
+
+    def num_sessions() -> int:
+        return len(server.get("/v1/sessions").json()["data"])
+
+    before = num_sessions()
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": WHERE}]
+    messages += [{"role": "assistant", "content": complete(messages)}, {"role": "user", "content": TELL}]
+    assert "net/fetcher.py" in messages[2]["content"]
+    messages += [{"role": "assistant", "content": complete(messages)}, {"role": "user", "content": ASK}]
+    assert complete(messages).strip() == KNOWN and num_sessions() == before + 1
+    assert complete(messages).strip() == KNOWN and num_sessions() == before + 2  # a second branch is a fork
+    own = [*messages[:2], {"role": "assistant", "content": "I do not know."}, messages[-1]]
+    assert complete(own) and num_sessions() == before + 3  # what no session has said begins one
+
+
+def test_a_conversation_that_comes_whole_goes_on_in_its_session(client: openai.OpenAI) -> None:
+    first = ask(client, WHERE)
+    items = [{"role": "user", "content": WHERE}, *[item.to_dict() for item in first.output]]
+    second = ask(client, [*items, {"role": "user", "content": TELL}])
+    assert place_of(second) == {**place_of(first), "turn": 2}
+
+
 def test_a_session_of_the_terminal_can_be_named(client: openai.OpenAI, server: Server) -> None:
     server.post("/v1/sessions", {"name": "shared"})
     told = ask(client, TELL, metadata={SESSION: "shared"})
