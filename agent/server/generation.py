@@ -12,6 +12,7 @@ from agent.messages import Usage
 from agent.parsing import StreamParser, TextDelta
 from agent.server.output import Output, ended, stopped, usage_object
 from agent.server.record import Record
+from agent.server.requests import full_name, namespaces_of
 from agent.server.sequences import FEED_TOKENS, Sequences
 from agent.server.wire import Json
 from engine import Engine, EngineError, SamplingParams, Sequence
@@ -40,7 +41,7 @@ class Writing:
     """The message that the model writes, up to where it stops."""
 
     def __init__(self, record: Record, plan: Plan, engine: Engine):
-        self.output = Output(record.emit, record.id)
+        self.output = Output(record.emit, record.id, namespaces_of(record.response["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
@@ -127,7 +128,7 @@ async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, 
     if seq is not None and plan.params is not None and error is None:
         record.ids = await asyncio.to_thread(array, "i", seq.token_ids)
     record.calls = {
-        item["call_id"]: item["name"] for item in writing.output.items if item["type"] == "function_call"
+        item["call_id"]: full_name(item) for item in writing.output.items if item["type"] == "function_call"
     }  # fmt: skip
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     sequences.settling[record.id] = settled

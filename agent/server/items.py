@@ -20,7 +20,7 @@ from agent.encoding import (
     encode_continuation,
     encode_messages,
 )
-from agent.server.requests import NAME, Create, forced_call, function_tools
+from agent.server.requests import NAME, Create, forced_call, full_name, function_tools
 from agent.server.wire import ApiError, Json, bad, dumps, unsupported
 from engine import Tokenizer
 
@@ -118,9 +118,13 @@ def _call(item: Json, where: str) -> Json:
     call_id, name, arguments = item.get("call_id"), item.get("name"), item.get("arguments")
     if not isinstance(call_id, str) or not isinstance(arguments, str) or not isinstance(name, str):
         raise bad(f"{where} needs call_id, name and arguments that are text", where)
+    namespace = item.get("namespace")
+    if namespace is not None and (not isinstance(namespace, str) or not NAME.fullmatch(namespace)):
+        raise bad(f"{where}.namespace cannot be used", f"{where}.namespace")
     if not NAME.fullmatch(name) or not 0 < len(call_id) <= 256:
         raise bad(f"{where} has a name or a call_id that cannot be used", where)
-    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments, "status": "completed"}
+    named = {"name": name} if namespace is None else {"namespace": namespace, "name": name}
+    return {"type": "function_call", "call_id": call_id, **named, "arguments": arguments, "status": "completed"}
 
 
 def _result(item: Json, where: str) -> Json:
@@ -190,7 +194,7 @@ def talk_of(
         elif is_model:
             _add_assistant(talk, item)
             if kind == "function_call":
-                open_calls[item["call_id"]] = item["name"]
+                open_calls[item["call_id"]] = full_name(item)
         else:
             text = "\n\n".join(part["text"] for part in item["content"])
             if item["role"] != "user" and is_first and not talk.messages:
@@ -215,7 +219,7 @@ def _add_assistant(talk: Talk, item: Json) -> None:
         talk.messages.append(last)
     assert last is not None
     if item["type"] == "function_call":
-        function = {"name": item["name"], "arguments": item["arguments"]}
+        function = {"name": full_name(item), "arguments": item["arguments"]}
         last["tool_calls"].append({"id": item["call_id"], "type": "function", "function": function})
     else:
         key = "reasoning_content" if item["type"] == "reasoning" else "content"

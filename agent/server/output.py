@@ -4,13 +4,13 @@ Owns the scaffolding around every piece of text, and which fields a response has
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.messages import Usage
 from agent.parsing import Delta, TextDelta, ThinkingDelta, ToolCallParsed
 from agent.server.items import Opening
-from agent.server.requests import Create
+from agent.server.requests import Create, is_hosted
 from agent.server.wire import Json
 
 Emit = Callable[[str, Json], None]
@@ -29,7 +29,7 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
         "prompt_cache_key": request.prompt_cache_key, "reasoning": reasoning,
         "safety_identifier": request.safety_identifier, "service_tier": request.service_tier, "store": request.store,
         "temperature": temperature, "text": {"format": {"type": "text"}, **request.text},
-        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools],
+        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools if not is_hosted(tool)],
         "top_logprobs": request.top_logprobs, "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": request.truncation, "usage": None, "user": request.user, "metadata": request.metadata,
         "presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty,
@@ -37,7 +37,7 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
 
 
 def tool_object(tool: Json) -> Json:
-    return {"description": None, "parameters": None, "strict": None, **tool}
+    return {"description": None, "parameters": None, "strict": None, **tool} if tool["type"] == "function" else tool
 
 
 def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
@@ -57,10 +57,13 @@ def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
 
 
 class Output:
-    """The items of one response. Each change of them is an event, given to `emit` by type and fields."""
+    """The items of one response. Each change of them is an event, given to `emit` by type and fields.
 
-    def __init__(self, emit: Emit, id: str):
-        self._emit, self._id = emit, id.removeprefix("resp_")
+    `namespaces`: see `requests.namespaces_of`.
+    """
+
+    def __init__(self, emit: Emit, id: str, namespaces: Mapping[str, Json] = {}):
+        self._namespaces, self._emit, self._id = namespaces, emit, id.removeprefix("resp_")
         self.items: list[Json] = []
         self._kind = ""  # of the last item while it is open: "reasoning" or "message"
         self._texts: list[str] = []
@@ -143,12 +146,11 @@ class Output:
         self.close()
         number = len(self.items)
         call_id = f"call_{self._id}{number:x}"
-        self._start(
-            {"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, "name": call.name, "arguments": ""}
-        )
+        named = self._namespaces.get(call.name, {"name": call.name})
+        self._start({"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, **named, "arguments": ""})
         place = self._place()
         self._emit("response.function_call_arguments.delta", {**place, "delta": call.arguments_json})
-        done = {**place, "name": call.name, "arguments": call.arguments_json}
+        done = {**place, "name": named["name"], "arguments": call.arguments_json}
         self._emit("response.function_call_arguments.done", done)
         status = "completed" if call.malformed is None else "incomplete"
         self._finish({**self.items[-1], "arguments": call.arguments_json, "status": status})

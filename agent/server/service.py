@@ -25,7 +25,7 @@ from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.quotas import Quotas
 from agent.server.record import Record
-from agent.server.requests import OWN_EVENTS, Create
+from agent.server.requests import OWN_EVENTS, Create, is_hosted
 from agent.server.responses import Responses
 from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
@@ -122,6 +122,8 @@ class Service:
         finally:
             self._preparing[user.name] -= 1
         record.emit("response.created", {"response": record.response})
+        if hosted := [tool["type"] for tool in request.tools if is_hosted(tool)]:
+            record.emit_own("notice", {"message": f"this server does not have {', '.join(hosted)}: left out"})
         self.responses.remember(record)
         self.group.create_task(self._run(record, work))
         return record
