@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from agent.encoding import USER
 from agent.messages import Usage
 from agent.parsing import StreamParser, TextDelta
 from agent.server.output import Output, ended, stopped, usage_object
@@ -153,10 +154,16 @@ async def _sample(
     seq = await sequences.claim(record, ids, writing.usage)
     held.append(seq)
     end = len(ids) - (plan.params is not None)
-    while len(seq.token_ids) < end - FEED_TOKENS or (plan.params is None and len(seq.token_ids) < end):
-        await engine.feed(seq, ids[len(seq.token_ids) : len(seq.token_ids) + FEED_TOKENS][: end - len(seq.token_ids)])
-        progress = {"done": len(seq.token_ids), "total": len(ids)}
-        record.emit_own("prefill.progress", progress)
+    for place in (*_shared_places(record, engine, ids, end), end):
+        is_worth_keeping = place >= seq.num_tokens + engine.config.page_tokens
+        if not is_worth_keeping and plan.params is not None:
+            continue
+        while len(seq.token_ids) < place:
+            at = len(seq.token_ids)
+            await engine.feed(seq, ids[at : min(at + FEED_TOKENS, place)])
+            record.emit_own("prefill.progress", {"done": len(seq.token_ids), "total": len(ids)})
+        if is_worth_keeping:
+            await sequences.beginnings.keep(record.owner, seq, is_followed=True)
     if plan.params is None:
         writing.is_cut = False
         return
@@ -167,6 +174,14 @@ async def _sample(
                 break
         else:
             writing.is_cut = not seq.is_complete  # text that is held to a format ends by itself
+
+
+def _shared_places(record: Record, engine: Engine, ids: list[int], end: int) -> list[int]:
+    """Where other conversations with these instructions and tools become different: at the first words of a user."""
+    user_id = engine.tokenizer.token_id(USER)
+    if record.before is not None or user_id not in ids:
+        return []
+    return [place] if 0 < (place := ids.index(user_id)) < end else []
 
 
 def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:

@@ -59,10 +59,12 @@ class Opening:
 def opening_of(request: Create, system: Sequence[str]) -> Opening:
     """From instructions, tools, reasoning effort and the system messages that come before any other."""
     functions = function_tools(request.tools)
-    choice, _ = forced_call(request, functions)
+    forced_call(
+        request, functions
+    )  # refuses what is wrong; what may not be called is still read: the beginning is shared
     effort = request.reasoning.effort if request.reasoning else None
     text = "\n\n".join(part for part in [request.instructions or "", *system] if part)
-    tools = tuple(dumps(function) for function in functions) if choice != "none" else ()
+    tools = tuple(dumps(function) for function in functions)
     format_ = request.text.get("format") or {}
     schema = dumps(format_["schema"]) if format_.get("type") == "json_schema" else None
     is_plain = format_.get("type", "text") == "text"  # an answer in a format is held to it from its first token

@@ -145,6 +145,7 @@ class Service:
             row = await asyncio.to_thread(self.responses.store.get, id, user.name)
         self.responses.forget(record)
         await self.sequences.drop(id, save=False)
+        self.sequences.beginnings.forget(record.owner)
         if row is not None:
             tails = await asyncio.to_thread(self.responses.store.remove, row)
             await asyncio.to_thread(self.app.keeper.snapshots.remove_unused, tails)
