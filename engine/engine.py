@@ -113,7 +113,9 @@ class Engine:
         if stored is None:
             return Sequence(next(self._ids), self.chain(owner=owner))
         position = len(stored.ids)
-        chain = self.chain(stored.chain.rolls)  # not shared: what this one feeds is not what another one feeds
+        chain = self.chain(
+            stored.chain.rolls, stored.chain.owner
+        )  # not shared: what this one feeds is not what another one feeds
         chain.page_ids += stored.chain.page_ids[: position // self.config.page_tokens]
         return Sequence(
             next(self._ids), chain, token_ids=list(stored.ids), num_tokens=position, least_tokens=position,

@@ -26,6 +26,11 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\
 HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,252})")
 
 
+def stored_owner(name: str) -> str:
+    """The owner of what a user stores, as memory and the engine know it: empty for the owner of the data directory."""
+    return "" if name == OWNER else name
+
+
 @dataclass(frozen=True)
 class User:
     """Somebody with responses and sessions of their own. `token_hash` is SHA-256; `workspaces` are the directories in which
@@ -40,7 +45,7 @@ class User:
     @property
     def session_owner(self) -> str:
         """How their sessions are marked: those of the terminal belong to whoever has the data directory."""
-        return "" if self.name == OWNER else self.name
+        return stored_owner(self.name)
 
     def may_work_in(self, workspace: Path) -> bool:
         """Whether it is one of their directories, or inside one. Real paths."""

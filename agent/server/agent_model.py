@@ -7,6 +7,7 @@ session has left behind is a fork of the session. Must not know HTTP, nor how re
 import asyncio
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,18 @@ from agent.parsing import TextDelta, ThinkingDelta
 from agent.server.access import User
 from agent.server.items import normal_items, opening_of
 from agent.server.live import LiveSession, LiveSessions
-from agent.server.output import Output, ended, response_object, usage_object
+from agent.server.output import Output, ended, response_object, stopped, usage_object
 from agent.server.ownership import open_session, shown_name, start_session
 from agent.server.record import Record
-from agent.server.requests import Create
+from agent.server.requests import OWN_EVENTS, Create
+from agent.server.transcript import Line, digests, lines_of, num_known, prompt_of
 from agent.server.wire import ApiError, Json, bad, unsupported
 
 AGENT_MODEL = "holdfast-agent"
 SESSION, WORKSPACE, APPROVE = "holdfast:session", "holdfast:workspace", "holdfast:approve"  # keys of metadata
 FORWARDED = ("prefill_progress", "approval_needed", "approval_done", "notice")
+
+Find = Callable[[bytes], Awaitable[Record | None]]
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,49 @@ class AgentModel:
     sessions: LiveSessions
     workspace: Path
 
-    async def begin(self, user: User, request: Create, before: Record | None, session_id: int) -> tuple[Record, Turn]:
-        """Start the turn that a request asks for; `session_id` is where the user's responses are kept. Raises ApiError."""
+    async def begin(
+        self, user: User, request: Create, before: Record | None, session_id: int, find: Find
+    ) -> tuple[Record, Turn]:
+        """Start the turn that a request asks for; `session_id` is where the user's responses are kept, and `find` finds one
+        by what was said up to it. Raises ApiError."""
         policy = request.metadata.get(APPROVE, Policy.READ)
         if policy not in set(Policy):
             raise bad(f"metadata {APPROVE} must be one of {', '.join(Policy)}", "metadata")
         id, now = f"resp_{secrets.token_hex(16)}", time.time()
         given = normal_items(request.input, f"in_{id[5:]}_")
-        prompt = prompt_of(request, given)
-        live = await self._session(user, request, before)
-        after = await live.begin(prompt, Policy(policy))
+        _refuse_unusual(request)
+        lines = lines_of(given)
+        digest = digests(lines, *([before.digest] if before else []))[-1]
+        live, lines = await self._place(user, request, before, lines, find)
+        told = [("system", request.instructions)] if request.instructions else []
+        after = await live.begin(prompt_of([*told, *lines]), Policy(policy))
         opening = opening_of(request, [])
         response = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
         response["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
-        record = Record(id, user.name, session_id, now, response, given, opening.digest(), b"")
+        record = Record(
+            id, user.name, session_id, now, response, given, opening.digest(), digest,
+            wants_own_events=OWN_EVENTS in request.include,
+        )  # fmt: skip
         return record, Turn(live, after)
+
+    async def _place(
+        self, user: User, request: Create, before: Record | None, lines: list[Line], find: Find
+    ) -> tuple[LiveSession, list[Line]]:
+        """Where the turn goes on, and what is new there. A conversation that comes whole goes on in the session that has
+        held its beginning; where there is none, a new one is told all of it."""
+        known = num_known(lines)
+        if before is not None or SESSION in request.metadata:  # the session knows what was said
+            return await self._session(user, request, before), lines[known:]
+        found = digests(lines[:known])
+        for at in range(known, 0, -1):
+            if lines[at - 1][0] != "assistant" or (held := await find(found[at - 1])) is None or not held.is_over:
+                continue
+            try:
+                return await self._session(user, request, held), lines[at:]
+            except ApiError as e:
+                if e.code != "previous_response_not_found":
+                    raise
+        return await self._session(user, request, None), lines
 
     async def _session(self, user: User, request: Create, before: Record | None) -> LiveSession:
         """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
@@ -82,23 +114,14 @@ class AgentModel:
         return await self.sessions.open(fork)
 
 
-def prompt_of(request: Create, items: list[Json]) -> str:
-    """What the user says, as one text. Raises ApiError for what an agent with tools of its own cannot take."""
+def _refuse_unusual(request: Create) -> None:
+    """Raises ApiError for what an agent with its own tools and sessions cannot do."""
     if request.tools:
         raise unsupported(f"{AGENT_MODEL} has its own tools on the server: send none", "tools")
     if (request.text.get("format") or {}).get("type", "text") != "text":
         raise unsupported(f"{AGENT_MODEL} answers in plain text", "text.format")
     if not request.generate:
         raise unsupported(f"{AGENT_MODEL} cannot read ahead", "generate")
-    texts = [request.instructions] if request.instructions else []
-    for number, item in enumerate(items):
-        if item["type"] != "message" or item["role"] == "assistant":
-            text = (
-                f"input[{number}]: {AGENT_MODEL} keeps the conversation itself: send what is new, as the user's message"
-            )
-            raise unsupported(f"{text}, with previous_response_id or metadata {SESSION}", f"input[{number}]")
-        texts += [part["text"] for part in item["content"]]
-    return "\n\n".join(texts)
 
 
 async def run(record: Record, turn: Turn) -> tuple[Json, Usage]:
@@ -135,7 +158,7 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
                 output.add(ThinkingDelta(event["delta"]))
             elif kind in FORWARDED:
                 fields = {key: value for key, value in event.items() if key != "type"}
-                record.emit(f"holdfast:{kind.replace('_', '.')}", fields)
+                record.emit_own(kind.replace("_", "."), fields)
             elif kind == "tool_call":
                 calls[event["id"]] = output.begin_call(event["name"], event["arguments"])
             elif kind == "tool_result" and event["id"] in calls:
@@ -147,6 +170,7 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
 
 def _end(record: Record, last: Json, output: Output, usage: Usage) -> Json:
     counted = usage_object(usage, 0)
+    record.explain(usage.why)
     if last["type"] == "turn_done":
         return ended(record.response, "completed", output.items, counted, {})
     if last["type"] == "error":
@@ -156,4 +180,4 @@ def _end(record: Record, last: Json, output: Output, usage: Usage) -> Json:
         record.is_steered = True
         details = {"incomplete_details": {"reason": "steered"}}
         return ended(record.response, "incomplete", output.items, counted, details)
-    return ended(record.response, "cancelled", output.items, counted, {})
+    return stopped(record.response, record.is_left, output.items, counted)

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.server.http import SERVICE, USER, json_response, leave, read_json, send_frames, until_over
+from agent.server.http import SERVICE, USER, json_response, read_json, send_frames, until_over
 from agent.server.record import Record
 from agent.server.requests import Create, create_request
 from agent.server.wire import ApiError, Json, bad, dumps, unsupported
@@ -25,12 +25,12 @@ async def create_chat(request: web.Request) -> web.StreamResponse:
     record = await service.create(request[USER], as_create(body))
     if not body.get("stream"):
         await until_over(service, record)
-        if record.response["status"] == "failed":
-            raise ApiError(500, record.response["error"]["message"], "server_error")
+        if (error := failure_of(record)) is not None:
+            raise error
         return json_response(completion(record))
     options = body.get("stream_options")
     frames = chunks(record, isinstance(options, dict) and bool(options.get("include_usage")))
-    return await send_frames(request, frames, lambda: leave(request, record))
+    return await send_frames(request, frames, lambda: service.leave(record))
 
 
 def as_create(body: Json) -> Create:
@@ -112,11 +112,19 @@ def completion(record: Record) -> Json:
     for item in record.response["output"]:
         if item["type"] == "function_call":
             message.setdefault("tool_calls", []).append(_tool_call(item))
-        else:
+        elif item["type"] in ("message", "reasoning"):
             key = "reasoning_content" if item["type"] == "reasoning" else "content"
             message[key] = (message.get(key) or "") + "".join(part["text"] for part in item["content"])
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(record)}
     return {**_head(record, "chat.completion"), "choices": [choice], "usage": usage(record)}
+
+
+def failure_of(record: Record) -> ApiError | None:
+    """Why there is no answer, or only a part that its client did not ask for: then the client is to try again."""
+    status = record.response["status"]
+    if status == "cancelled":
+        return ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
+    return ApiError(500, record.response["error"]["message"], "server_error") if status == "failed" else None
 
 
 def finish_reason(record: Record) -> str:
@@ -169,8 +177,8 @@ async def chunks(record: Record, with_usage: bool) -> AsyncGenerator[str, None]:
                 {"tool_calls": [{"index": num_calls, "function": {"arguments": call["function"]["arguments"]}}]}
             )
             num_calls += 1
-    if record.response["status"] == "failed":
-        yield f"data: {dumps({'error': record.response['error']})}\n\n"
+    if (error := failure_of(record)) is not None:
+        yield f"data: {dumps({'error': error.body()})}\n\n"
         return
     yield chunk({}, finish_reason(record))
     if with_usage:

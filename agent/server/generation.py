@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from agent.encoding import USER
 from agent.messages import Usage
 from agent.parsing import StreamParser, TextDelta
-from agent.server.output import Output, ended, usage_object
+from agent.server.output import Output, ended, stopped, usage_object
 from agent.server.record import Record
+from agent.server.requests import full_name, namespaces_of
 from agent.server.sequences import FEED_TOKENS, Sequences
 from agent.server.wire import Json
 from engine import Engine, EngineError, SamplingParams, Sequence
@@ -40,7 +42,7 @@ class Writing:
     """The message that the model writes, up to where it stops."""
 
     def __init__(self, record: Record, plan: Plan, engine: Engine):
-        self.output = Output(record.emit, record.id)
+        self.output = Output(record.emit, record.id, namespaces_of(record.response["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
@@ -127,7 +129,7 @@ async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, 
     if seq is not None and plan.params is not None and error is None:
         record.ids = await asyncio.to_thread(array, "i", seq.token_ids)
     record.calls = {
-        item["call_id"]: item["name"] for item in writing.output.items if item["type"] == "function_call"
+        item["call_id"]: full_name(item) for item in writing.output.items if item["type"] == "function_call"
     }  # fmt: skip
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     sequences.settling[record.id] = settled
@@ -152,10 +154,16 @@ async def _sample(
     seq = await sequences.claim(record, ids, writing.usage)
     held.append(seq)
     end = len(ids) - (plan.params is not None)
-    while len(seq.token_ids) < end - FEED_TOKENS or (plan.params is None and len(seq.token_ids) < end):
-        await engine.feed(seq, ids[len(seq.token_ids) : len(seq.token_ids) + FEED_TOKENS][: end - len(seq.token_ids)])
-        progress = {"done": len(seq.token_ids), "total": len(ids)}
-        record.emit("holdfast:prefill.progress", progress)
+    for place in (*_shared_places(record, engine, ids, end), end):
+        is_worth_keeping = place >= seq.num_tokens + engine.config.page_tokens
+        if not is_worth_keeping and plan.params is not None:
+            continue
+        while len(seq.token_ids) < place:
+            at = len(seq.token_ids)
+            await engine.feed(seq, ids[at : min(at + FEED_TOKENS, place)])
+            record.emit_own("prefill.progress", {"done": len(seq.token_ids), "total": len(ids)})
+        if is_worth_keeping:
+            await sequences.beginnings.keep(record.owner, seq, is_followed=True)
     if plan.params is None:
         writing.is_cut = False
         return
@@ -168,14 +176,23 @@ async def _sample(
             writing.is_cut = not seq.is_complete  # text that is held to a format ends by itself
 
 
+def _shared_places(record: Record, engine: Engine, ids: list[int], end: int) -> list[int]:
+    """Where other conversations with these instructions and tools become different: at the first words of a user."""
+    user_id = engine.tokenizer.token_id(USER)
+    if record.before is not None or user_id not in ids:
+        return []
+    return [place] if 0 < (place := ids.index(user_id)) < end else []
+
+
 def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:
     """The response as it has ended."""
     usage = usage_object(writing.usage, writing.reasoning_tokens)
+    record.explain(writing.usage.why)
     items = writing.output.items
     if error is not None:
         return ended(record.response, "failed", items, usage, {"error": error})
     if record.is_cancelled:
-        return ended(record.response, "cancelled", items, usage, {})
+        return stopped(record.response, record.is_left, items, usage)
     if writing.is_cut:
         record.is_steered = bool(record.steering)
         reason = "steered" if record.is_steered else "max_output_tokens"

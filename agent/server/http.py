@@ -148,36 +148,31 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = create_request(await read_json(request))
     record = await service.create(user, body)
     if body.stream:
-        return await stream(request, record)
+        return await stream(request, record, on_gone=lambda: service.leave(record))
     if not body.background:
         await until_over(service, record)
     return json_response(record.response)
 
 
 async def until_over(service: Service, record: Record) -> None:
-    """Wait for the end; a client that leaves ends a response that is not stored."""
+    """Wait for the end; a client that leaves ends it."""
     try:
         await record.over()
     except asyncio.CancelledError:
-        if not record.is_stored:
-            service.stop(record)
+        service.leave(record)
         raise
 
 
-async def stream(request: web.Request, record: Record, after: int = -1) -> web.StreamResponse:
+async def stream(
+    request: web.Request, record: Record, after: int = -1, on_gone: Callable[[], None] = lambda: None
+) -> web.StreamResponse:
     """The events of a response as SSE, from the one after `after`."""
 
     async def frames() -> AsyncGenerator[str, None]:
         async for event in record.follow(after):
             yield f"event: {event['type']}\ndata: {dumps(event)}\n\n"
 
-    return await send_frames(request, frames(), lambda: leave(request, record))
-
-
-def leave(request: web.Request, record: Record) -> None:
-    """Its client is gone: a response that is not stored ends too."""
-    if not record.is_stored:
-        request.app[SERVICE].stop(record)
+    return await send_frames(request, frames(), on_gone)
 
 
 async def send_frames(

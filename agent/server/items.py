@@ -20,7 +20,7 @@ from agent.encoding import (
     encode_continuation,
     encode_messages,
 )
-from agent.server.requests import NAME, Create, forced_call, function_tools
+from agent.server.requests import NAME, Create, forced_call, full_name, function_tools
 from agent.server.wire import ApiError, Json, bad, dumps, unsupported
 from engine import Tokenizer
 
@@ -60,10 +60,12 @@ class Opening:
 def opening_of(request: Create, system: Sequence[str]) -> Opening:
     """From instructions, tools, reasoning effort and the system messages that come before any other."""
     functions = function_tools(request.tools)
-    choice, _ = forced_call(request, functions)
+    forced_call(
+        request, functions
+    )  # refuses what is wrong; what may not be called is still read: the beginning is shared
     effort = request.reasoning.effort if request.reasoning else None
     text = "\n\n".join(part for part in [request.instructions or "", *system] if part)
-    tools = tuple(dumps(function) for function in functions) if choice != "none" else ()
+    tools = tuple(dumps(function) for function in functions)
     format_ = request.text.get("format") or {}
     schema = dumps(format_["schema"]) if format_.get("type") == "json_schema" else None
     is_plain = format_.get("type", "text") == "text"  # an answer in a format is held to it from its first token
@@ -119,9 +121,13 @@ def _call(item: Json, where: str) -> Json:
     call_id, name, arguments = item.get("call_id"), item.get("name"), item.get("arguments")
     if not isinstance(call_id, str) or not isinstance(arguments, str) or not isinstance(name, str):
         raise bad(f"{where} needs call_id, name and arguments that are text", where)
+    namespace = item.get("namespace")
+    if namespace is not None and (not isinstance(namespace, str) or not NAME.fullmatch(namespace)):
+        raise bad(f"{where}.namespace cannot be used", f"{where}.namespace")
     if not NAME.fullmatch(name) or not 0 < len(call_id) <= 256:
         raise bad(f"{where} has a name or a call_id that cannot be used", where)
-    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments, "status": "completed"}
+    named = {"name": name} if namespace is None else {"namespace": namespace, "name": name}
+    return {"type": "function_call", "call_id": call_id, **named, "arguments": arguments, "status": "completed"}
 
 
 def _result(item: Json, where: str) -> Json:
@@ -145,9 +151,14 @@ def _compaction(item: Json, where: str) -> Json:
     return {"type": "compaction", "encrypted_content": text}
 
 
+def _agents_call(item: Json, where: str) -> Json:
+    """Of a tool of the server: only the session of its response knows more of it."""
+    return {key: item.get(key) for key in ("type", "server_label", "name", "arguments", "output", "error")}
+
+
 CHECKS = {
     "message": _message, "function_call": _call, "function_call_output": _result, "reasoning": _reasoning,
-    "compaction": _compaction,
+    "compaction": _compaction, "mcp_call": _agents_call,
 }  # fmt: skip
 
 
@@ -170,6 +181,8 @@ def talk_of(
     talk, open_calls = Talk(), dict(calls or {})
     for number, item in enumerate(items):
         kind, where = item["type"], f"input[{number}]"
+        if kind == "mcp_call":
+            raise unsupported(f"{where}: items of type mcp_call are those of an agent", where)
         if kind == "function_call_output":
             if open_calls.pop(item["call_id"], None) is None:
                 text = f"No tool call found for function call output with call_id {item['call_id'][:80]}."
@@ -184,7 +197,7 @@ def talk_of(
         elif is_model:
             _add_assistant(talk, item)
             if kind == "function_call":
-                open_calls[item["call_id"]] = item["name"]
+                open_calls[item["call_id"]] = full_name(item)
         else:
             text = "\n\n".join(part["text"] for part in item["content"])
             if item["role"] != "user" and is_first and not talk.messages:
@@ -209,7 +222,7 @@ def _add_assistant(talk: Talk, item: Json) -> None:
         talk.messages.append(last)
     assert last is not None
     if item["type"] == "function_call":
-        function = {"name": item["name"], "arguments": item["arguments"]}
+        function = {"name": full_name(item), "arguments": item["arguments"]}
         last["tool_calls"].append({"id": item["call_id"], "type": "function", "function": function})
     else:
         key = "reasoning_content" if item["type"] == "reasoning" else "content"

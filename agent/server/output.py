@@ -4,13 +4,13 @@ Owns the scaffolding around every piece of text, and which fields a response has
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.messages import Usage
 from agent.parsing import Delta, TextDelta, ThinkingDelta, ToolCallParsed
 from agent.server.items import Opening
-from agent.server.requests import Create
+from agent.server.requests import Create, is_hosted
 from agent.server.wire import Json
 
 Emit = Callable[[str, Json], None]
@@ -29,7 +29,7 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
         "prompt_cache_key": request.prompt_cache_key, "reasoning": reasoning,
         "safety_identifier": request.safety_identifier, "service_tier": request.service_tier, "store": request.store,
         "temperature": temperature, "text": {"format": {"type": "text"}, **request.text},
-        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools],
+        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools if not is_hosted(tool)],
         "top_logprobs": request.top_logprobs, "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": request.truncation, "usage": None, "user": request.user, "metadata": request.metadata,
         "presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty,
@@ -37,18 +37,18 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
 
 
 def tool_object(tool: Json) -> Json:
-    return {"description": None, "parameters": None, "strict": None, **tool}
+    return {"description": None, "parameters": None, "strict": None, **tool} if tool["type"] == "function" else tool
 
 
 def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
     """Our counters under the protocol's names. `cached_tokens` are those whose state was not computed again; the rest of
-    the details say where the input came from."""
+    the details say where the input came from. Details are numbers alone: clients check it."""
     return {
         "input_tokens": usage.input_tokens,
         "input_tokens_details": {
             "cached_tokens": usage.from_memory + usage.from_disk, "cache_write_tokens": usage.new,
             "new_tokens": usage.new, "from_memory_tokens": usage.from_memory, "from_disk_tokens": usage.from_disk,
-            "prefilled_again_tokens": usage.prefilled_again, "why": usage.why,
+            "prefilled_again_tokens": usage.prefilled_again,
         },
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
@@ -57,10 +57,13 @@ def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
 
 
 class Output:
-    """The items of one response. Each change of them is an event, given to `emit` by type and fields."""
+    """The items of one response. Each change of them is an event, given to `emit` by type and fields.
 
-    def __init__(self, emit: Emit, id: str):
-        self._emit, self._id = emit, id.removeprefix("resp_")
+    `namespaces`: see `requests.namespaces_of`.
+    """
+
+    def __init__(self, emit: Emit, id: str, namespaces: Mapping[str, Json] = {}):
+        self._namespaces, self._emit, self._id = namespaces, emit, id.removeprefix("resp_")
         self.items: list[Json] = []
         self._kind = ""  # of the last item while it is open: "reasoning" or "message"
         self._texts: list[str] = []
@@ -143,12 +146,11 @@ class Output:
         self.close()
         number = len(self.items)
         call_id = f"call_{self._id}{number:x}"
-        self._start(
-            {"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, "name": call.name, "arguments": ""}
-        )
+        named = self._namespaces.get(call.name, {"name": call.name})
+        self._start({"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, **named, "arguments": ""})
         place = self._place()
         self._emit("response.function_call_arguments.delta", {**place, "delta": call.arguments_json})
-        done = {**place, "name": call.name, "arguments": call.arguments_json}
+        done = {**place, "name": named["name"], "arguments": call.arguments_json}
         self._emit("response.function_call_arguments.done", done)
         status = "completed" if call.malformed is None else "incomplete"
         self._finish({**self.items[-1], "arguments": call.arguments_json, "status": status})
@@ -172,3 +174,10 @@ def ended(response: Json, status: str, output: list[Json], usage: Json | None, d
     """The response as it is at its end; `details` are error or incomplete_details."""
     done_at = int(time.time()) if status == "completed" else None
     return {**response, "status": status, "output": output, "usage": usage, "completed_at": done_at, **details}
+
+
+def stopped(response: Json, is_left: bool, output: list[Json], usage: Json) -> Json:
+    """The response as it is after it was cancelled, or after the client that asked for it had gone."""
+    if not is_left:
+        return ended(response, "cancelled", output, usage, {})
+    return ended(response, "incomplete", output, usage, {"incomplete_details": {"reason": None}})

@@ -46,10 +46,14 @@ class Record:
     events: list[Json] = field(default_factory=list)
     packed: bytes = b""  # the body of its row, events too, once these are here no more
     is_cancelled: bool = False
+    is_left: bool = False  # by the client that asked for it
     steering: list[Json] = field(default_factory=list)  # user messages that wait for the end of this one
     is_steered: bool = False
     on_steer: Callable[[], None] | None = None  # of one that looks for steering only when it is told
     task: "asyncio.Task[Any] | None" = None  # ends when it is cancelled
+    wants_own_events: bool = (
+        False  # those that the protocol does not have: some clients end at an event they do not know
+    )
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -72,6 +76,16 @@ class Record:
         self.events.append({"type": type, **fields, "sequence_number": len(self.events)})
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def emit_own(self, type: str, fields: Json) -> None:
+        """Publish an event that the protocol does not have, if the client asked for such."""
+        if self.wants_own_events:
+            self.emit(f"holdfast:{type}", fields)
+
+    def explain(self, why: str | None) -> None:
+        """Say why input was computed again, if the client asked for what the protocol does not have."""
+        if self.wants_own_events and why is not None:
+            self.response = {**self.response, "holdfast": {**self.response.get("holdfast", {}), "why": why}}
 
     async def follow(self, after: int = -1) -> AsyncIterator[Json]:
         """Its events with a sequence_number above `after`, those to come too, up to the last."""

@@ -13,6 +13,9 @@ MAX_TOOLS = 512
 MAX_TEXT_CHARS = 12_000_000
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+OWN_EVENTS = "holdfast:events"  # in `include`: events and fields that the protocol does not have are sent too
+
+HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
 
 Short = Annotated[str, StringConstraints(max_length=512)]
 
@@ -110,21 +113,55 @@ def constraint_of(request: Create) -> Constraint | None:
 
 
 def function_tools(tools: list[Json]) -> list[Json]:
-    """The functions among the tools, as the model reads them: name, description, parameters. Raises ApiError."""
+    """The functions among the tools, as the model reads them: name, description, parameters; those of a namespace under
+    `NAMESPACE.NAME`. Hosted tools are left out. Raises ApiError."""
     functions: list[Json] = []
     for number, tool in enumerate(tools):
         where = f"tools[{number}]"
-        if tool.get("type") != "function":
-            raise unsupported(f"{where}: only function tools are supported", where)
-        name, about, schema = tool.get("name"), tool.get("description"), tool.get("parameters")
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise bad(f"{where}.name must be 1-128 letters, digits, '_', '.' or '-'", f"{where}.name")
-        if not isinstance(about, str | None) or not isinstance(schema, dict | None):
-            raise bad(f"{where} needs a description that is text and parameters that are an object", where)
-        if any(other["name"] == name for other in functions):
-            raise bad(f"{where}.name {name} is given twice", f"{where}.name")
-        functions.append({"name": name, "description": about or "", "parameters": schema or {}})
+        if tool.get("type") == "namespace":
+            inner, prefix = tool.get("tools"), tool.get("name")
+            if not isinstance(inner, list) or not isinstance(prefix, str) or not NAME.fullmatch(prefix):
+                raise bad(f"{where} needs a name, and tools that are a list", where)
+            functions += [_function(each, f"{where}.tools[{at}]", f"{prefix}.") for at, each in enumerate(inner)]
+        elif not is_hosted(tool):
+            functions.append(_function(tool, where))
+        names = [function["name"] for function in functions]
+        if len(names) > MAX_TOOLS:
+            raise bad(f"there are more than {MAX_TOOLS} tools", "tools")
+        if len(set(names)) < len(names):
+            raise bad(f"{where}.name {names[-1]} is given twice", f"{where}.name")
     return functions
+
+
+def _function(tool: Any, where: str, prefix: str = "") -> Json:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        raise unsupported(f"{where}: only function tools are supported", where)
+    name, about, schema = tool.get("name"), tool.get("description"), tool.get("parameters")
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not NAME.fullmatch(prefix + name):
+        raise bad(f"{where}.name must be 1-128 letters, digits, '_', '.' or '-'", f"{where}.name")
+    if not isinstance(about, str | None) or not isinstance(schema, dict | None):
+        raise bad(f"{where} needs a description that is text and parameters that are an object", where)
+    return {"name": prefix + name, "description": about or "", "parameters": schema or {}}
+
+
+def is_hosted(tool: Json) -> bool:
+    """Whether it is a tool that another provider runs on its own servers: the model goes on without it."""
+    return isinstance(kind := tool.get("type"), str) and kind.startswith(HOSTED)
+
+
+def full_name(item: Json) -> str:
+    """Of the function that an item calls, as the model knows it."""
+    return f"{item['namespace']}.{item['name']}" if item.get("namespace") else str(item["name"])
+
+
+def namespaces_of(tools: list[Json]) -> dict[str, Json]:
+    """What a call of a function in a namespace has for its name, by the name that the model uses."""
+    return {
+        f"{tool['name']}.{inner['name']}": {"namespace": tool["name"], "name": inner["name"]}
+        for tool in tools
+        if tool["type"] == "namespace"
+        for inner in tool["tools"]
+    }
 
 
 def forced_call(request: Create, functions: list[Json]) -> tuple[Literal["none", "auto", "required"], str | None]:
@@ -138,7 +175,7 @@ def forced_call(request: Create, functions: list[Json]) -> tuple[Literal["none",
         return choice, None  # type: ignore[return-value]
     if choice.get("type") != "function":
         raise unsupported("tool_choice can only name a function", "tool_choice")
-    name = choice.get("name")
+    name = full_name({"name": None, **choice})
     if not any(function["name"] == name for function in functions):
         raise bad("tool_choice names a function that is not among the tools", "tool_choice")
     return "required", name

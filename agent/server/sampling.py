@@ -24,7 +24,7 @@ async def sampling_of(
             await engine.check(constraint)
         except EngineError as e:
             raise bad(f"text.format: {e}", "text.format") from None
-    may_call = bool(request.tools) and request.tool_choice != "none"
+    may_call = bool(function_tools(request.tools)) and request.tool_choice != "none"
     tokenizer = engine.tokenizer
     user_id, end_think_id = tokenizer.token_id(USER), tokenizer.token_id(END_THINK)
     stop_ids = frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})

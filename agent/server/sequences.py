@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from agent.keeper import UNREADABLE, Keeper
 from agent.messages import Usage
-from agent.server.access import OWNER
+from agent.server.access import stored_owner
+from agent.server.beginnings import Beginnings
 from agent.server.record import Record
 from engine import Engine, EngineError, Sequence, Snapshot
 from memory import StoreError
@@ -36,6 +37,7 @@ class Sequences:
 
     def __init__(self, engine: Engine, keeper: Keeper):
         self._engine, self._keeper = engine, keeper
+        self.beginnings = Beginnings(engine)
         self._idle: OrderedDict[str, Idle] = OrderedDict()
         self._saves: dict[str, asyncio.Task[Snapshot]] = {}
         self.settling: dict[str, asyncio.Future[None]] = {}  # responses that are over, but not given back yet
@@ -53,6 +55,8 @@ class Sequences:
             is_loaded = seq.stored is not None
             seq = await self._loaded(seq)
         if seq is None:
+            seq = await self._from_memory(record, ids)
+        if seq is None:
             if record.before is not None and record.before.id in self._saves:
                 await asyncio.wait({self._saves[record.before.id]})
             seq, is_loaded = await self._from_disk(record, ids), True
@@ -64,6 +68,10 @@ class Sequences:
         """The response is over, and this is its sequence; save it if the response is stored."""
         idle = Idle(record, seq, not record.is_stored)
         self._idle[record.id] = idle
+        try:
+            await self.beginnings.keep(record.owner, seq, is_followed=False)
+        except EngineError as e:  # the engine has stopped
+            log.warning("%s", e)
         if record.is_stored and len(self._saves) < MAX_SAVES:
             await self._save(idle)
         while len(self._idle) > MAX_IDLE:
@@ -134,11 +142,23 @@ class Sequences:
         await self._engine.release(seq)
         return None
 
+    async def _from_memory(self, record: Record, ids: list[int]) -> Sequence | None:
+        """On the longest state in memory that this user's conversations begin with, if the disk cannot have a longer one
+        of the conversation that goes on."""
+        while (stored := await self.beginnings.find(record.owner, ids[:-1])) is not None:
+            if len(stored.ids) < record.known - 1:
+                return None
+            seq = await self._loaded(await self._engine.start(stored))
+            if seq is not None:
+                return seq
+            self.beginnings.drop(record.owner, stored)
+        return None
+
     async def _from_disk(self, record: Record, ids: list[int]) -> Sequence:
         """On the longest stored state of this user's conversations that begins like it; else an empty one."""
         while True:
             branch = record.before.branch if record.before else 0
-            owner = "" if record.owner == OWNER else record.owner
+            owner = stored_owner(record.owner)
             stored = await self._keeper.find(ids[:-1], (), branch, record.session_id, owner)
             for note in self._keeper.take_notes():
                 log.warning("%s", note)

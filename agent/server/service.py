@@ -26,12 +26,13 @@ from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.quotas import Quotas
 from agent.server.record import Record
-from agent.server.requests import Create
+from agent.server.requests import OWN_EVENTS, Create, is_hosted
 from agent.server.responses import Responses
 from agent.server.sampling import forced_prefix, sampling_of
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
+from agent.server.transcript import answer_of, digests
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import EngineError, TooManyTokens
 from memory import ResponseStore, StoredResponse, StoreError
@@ -127,7 +128,9 @@ class Service:
             work: Plan | Turn
             if request.model == AGENT_MODEL:
                 before = await self.responses.previous(user, request.previous_response_id, local or {})
-                record, work = await self.agent.begin(user, request, before, await self.responses.session(user))
+                session = await self.responses.session(user)
+                find = lambda digest: self.responses.with_content(user, session, digest)  # noqa: E731
+                record, work = await self.agent.begin(user, request, before, session, find)
             else:
                 record, work = await self._prepare(user, request, local or {})
             if request.background:
@@ -137,6 +140,8 @@ class Service:
         finally:
             self._preparing[user.name] -= 1
         record.emit("response.created", {"response": record.response})
+        if hosted := [tool["type"] for tool in request.tools if is_hosted(tool)]:
+            record.emit_own("notice", {"message": f"this server does not have {', '.join(hosted)}: left out"})
         self.responses.remember(record)
         self.group.create_task(self._run(record, work))
         return record
@@ -158,6 +163,7 @@ class Service:
             row = await asyncio.to_thread(self.responses.store.get, id, user.name)
         self.responses.forget(record)
         await self.sequences.drop(id, save=False)
+        self.sequences.beginnings.forget(record.owner)
         if row is not None:
             tails = await asyncio.to_thread(self.responses.store.remove, row)
             await asyncio.to_thread(self.app.keeper.snapshots.remove_unused, tails)
@@ -169,6 +175,12 @@ class Service:
         record.is_cancelled = True
         if record.task is not None:
             record.task.cancel()
+
+    def leave(self, record: Record) -> None:
+        """The client that asked for it is gone: it ends as incomplete, unless it runs in the background."""
+        if not record.response["background"]:
+            record.is_left = True
+            self.stop(record)
 
     async def forget_local(self, record: Record) -> None:
         """The connection that it belonged to has ended."""
@@ -241,6 +253,7 @@ class Service:
             id, user.name, await self.responses.session(user), now,
             response_object(id, request, base.opening, now, temperature), given, base.opening.digest(), base.digest,
             before, known[:], len(known), before.branch if before else 0, system=base.system,
+            wants_own_events=OWN_EVENTS in request.include,
         )  # fmt: skip
         if not request.generate:
             record.pending = base.messages
@@ -270,8 +283,10 @@ class Service:
 
     async def _finish(self, record: Record, response: Json) -> None:
         """Store the response if it is to be stored, then publish that it has ended. `ids` and `calls` are set."""
-        is_agents = response["model"] == AGENT_MODEL  # whose conversation is found by its session alone
-        if not is_agents and (said := talk_of(response["output"], is_first=False, answers_calls=False).messages):
+        is_agents = response["model"] == AGENT_MODEL  # which has its log in a session
+        if is_agents:
+            record.digest = [record.digest, *digests(answer_of(response["output"]), record.digest)][-1]
+        elif said := talk_of(response["output"], is_first=False, answers_calls=False).messages:
             record.digest = fingerprints(record.digest, said)[-1]
         kind = response["status"] if response["status"] != "cancelled" else "incomplete"
         fields: Json = {"response": response}
@@ -290,7 +305,7 @@ class Service:
         record.emit(f"response.{kind}", fields)
         if stored is not None:
             record.pack(stored.body)
-        if record.ids and response["status"] != "failed":
+        if (record.ids or is_agents) and response["status"] != "failed":
             self.responses.ended(record)
 
     def _store(self, record: Record, response: Json, last_event: Json) -> StoredResponse:

@@ -19,6 +19,11 @@ from tools import Workspace, toolset
 
 MODEL = "pocket"
 TIMEOUT_S = 240  # the first request may wait for kernels to be compiled, by two processes at once
+ENDLESS = {
+    "type": "array",
+    "items": {"type": "integer"},
+    "minItems": 4000,
+}  # a schema that an answer takes long to meet
 TELL, ASK, KNOWN = "remember that the staging port is 4711", "what is the staging port?", "The staging port is 4711."
 WHERE = "where is load_page defined?"
 

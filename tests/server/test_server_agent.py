@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from agent.server.agent_model import AGENT_MODEL, APPROVE, SESSION
+from agent.server.requests import OWN_EVENTS
 from tests.agent.real_session import make_workspace
 from tests.server.serving import ASK, KNOWN, TELL, WHERE, Server, origins, served
 from tests.server.test_server_sessions import RENAME, error
@@ -35,6 +36,11 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 def ask(client: openai.OpenAI, input: Any, **fields: Any) -> Any:
     return client.responses.create(model=AGENT_MODEL, input=input, **fields)
+
+
+def ask_first(client: openai.OpenAI) -> Any:
+    """Events of a turn whose edits wait for an approval."""
+    return ask(client, RENAME, metadata={APPROVE: "ask"}, include=[OWN_EVENTS], stream=True)
 
 
 def place_of(response: Any) -> dict[str, Any]:
@@ -81,6 +87,38 @@ def test_it_goes_on_without_prefill_and_forks_where_others_went_on(client: opena
     assert server.get(f"/v1/sessions/{place_of(told)['session']}").json()["turns"] == 2
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_it_answers_chat_completions_and_knows_their_history(
+    client: openai.OpenAI, server: Server, is_stream: bool
+) -> None:
+    def complete(messages: list[Any]) -> str:
+        given = client.chat.completions.create(model=AGENT_MODEL, messages=messages, stream=is_stream)
+        if not is_stream:
+            assert given.choices[0].finish_reason == "stop"
+            return str(given.choices[0].message.content)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in given)
+
+    def num_sessions() -> int:
+        return len(server.get("/v1/sessions").json()["data"])
+
+    before = num_sessions()
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": WHERE}]
+    messages += [{"role": "assistant", "content": complete(messages)}, {"role": "user", "content": TELL}]
+    assert "net/fetcher.py" in messages[2]["content"]
+    messages += [{"role": "assistant", "content": complete(messages)}, {"role": "user", "content": ASK}]
+    assert complete(messages).strip() == KNOWN and num_sessions() == before + 1
+    assert complete(messages).strip() == KNOWN and num_sessions() == before + 2  # a second branch is a fork
+    own = [*messages[:2], {"role": "assistant", "content": "I do not know."}, messages[-1]]
+    assert complete(own) and num_sessions() == before + 3  # what no session has said begins one
+
+
+def test_a_conversation_that_comes_whole_goes_on_in_its_session(client: openai.OpenAI) -> None:
+    first = ask(client, WHERE)
+    items = [{"role": "user", "content": WHERE}, *[item.to_dict() for item in first.output]]
+    second = ask(client, [*items, {"role": "user", "content": TELL}])
+    assert place_of(second) == {**place_of(first), "turn": 2}
+
+
 def test_a_session_of_the_terminal_can_be_named(client: openai.OpenAI, server: Server) -> None:
     server.post("/v1/sessions", {"name": "shared"})
     told = ask(client, TELL, metadata={SESSION: "shared"})
@@ -102,7 +140,7 @@ def test_edits_are_refused_unless_they_are_allowed_or_approved(
     file.write_text(before)
     for answer in (True, False):
         session = None
-        for event in client.responses.create(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, stream=True):
+        for event in ask_first(client):
             if event.type == "response.created":
                 session = place_of(event.response)["session"]
             if event.type == "holdfast:approval.needed":
@@ -113,9 +151,8 @@ def test_edits_are_refused_unless_they_are_allowed_or_approved(
 
 
 def test_a_response_that_waits_for_approval_can_be_cancelled(client: openai.OpenAI, server: Server) -> None:
-    stream = client.responses.create(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, stream=True)
     events = []
-    for event in stream:
+    for event in ask_first(client):
         events.append(event)
         if event.type == "holdfast:approval.needed":
             threading.Thread(target=lambda: client.responses.cancel(events[0].response.id)).start()
@@ -178,7 +215,7 @@ def test_it_goes_on_after_a_restart_with_nothing_prefilled_again(tmp_path: Path)
 
 def test_over_a_socket_it_is_steered_while_a_call_waits_for_approval(server: Server) -> None:
     async def steer(socket: Socket) -> None:
-        await socket.send(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"})
+        await socket.send(model=AGENT_MODEL, input=RENAME, metadata={APPROVE: "ask"}, include=[OWN_EVENTS])
         events = [await socket.next()]
         while events[-1]["type"] != "holdfast:approval.needed":
             events.append(await socket.next())

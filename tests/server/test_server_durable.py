@@ -173,7 +173,7 @@ def test_damaged_state_is_read_again_from_the_token_log(tmp_path: Path) -> None:
         if path.is_file():
             path.write_bytes(path.read_bytes()[:-50] + b"x" * 50)
     with served(tmp_path) as server, server.client() as client:
-        second = create(client, ASK, previous_response_id=first.id)
+        second = create(client, ASK, previous_response_id=first.id, include=["holdfast:events"])
         assert second.output_text.strip() == KNOWN
         assert origins(second)["prefilled_again_tokens"] == first.usage.total_tokens
-        assert origins(second)["why"] == "no stored state"
+        assert second.model_extra["holdfast"] == {"why": "no stored state"}

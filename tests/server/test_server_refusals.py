@@ -25,7 +25,7 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"input": "x", "metadata": {str(n): "v" for n in range(17)}}, "metadata"),
     ({"input": "x", "metadata": {"k" * 65: "v"}}, "metadata"),
     ({"input": "x", "metadata": {"k": "v" * 513}}, "metadata.k"),
-    ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0]"),
+    ({"input": "x", "tools": [{"type": "alien"}]}, "tools[0]"),
     ({"input": "x", "tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"input": "x", "tools": [{"type": "function", "name": "a"}] * 2}, "tools[1].name"),
     ({"input": "x", "tools": [{"type": "function", "name": f"f{n}"} for n in range(513)]}, "tools"),

@@ -48,7 +48,7 @@ def test_every_form_of_input_is_answered(client: openai.OpenAI, input: Any) -> N
     response = create(client, input)
     assert response.status in ("completed", "incomplete") and response.output
     assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
-    assert response.usage.input_tokens == sum(v for k, v in origins(response).items() if k != "why")
+    assert response.usage.input_tokens == sum(origins(response).values())
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,33 @@ def test_a_tool_call_in_a_conversation_that_comes_whole(client: openai.OpenAI, w
     items = [{"role": "user", "content": WHERE}, *[o.model_dump() for o in first.output], result]
     second = create(client, items, tools=tools, instructions=SYSTEM_TEXT, store=False)
     assert "net/fetcher.py:5" in second.output_text
+    assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
+
+
+WEATHER = {
+    "type": "function",
+    "name": "get",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+SPACES = [
+    {"type": "namespace", "name": "weather", "description": "Weather", "tools": [WEATHER]},
+    {"type": "web_search"},
+]
+
+
+def test_tools_come_in_namespaces_and_hosted_ones_are_left_out(client: openai.OpenAI) -> None:
+    choice: Any = {"type": "function", "namespace": "weather", "name": "get"}
+    stream = create(client, "Paris?", tools=SPACES, tool_choice=choice, include=["holdfast:events"], stream=True)
+    events = list(stream)
+    first = events[-1].response
+    (call,) = [item.to_dict() for item in first.output if item.type == "function_call"][:1]
+    assert (call["namespace"], call["name"]) == ("weather", "get")
+    assert [tool.type for tool in first.tools] == ["namespace"]
+    assert "web_search" in next(event.message for event in events if event.type == "holdfast:notice")
+    calls = [item for item in first.output if item.type == "function_call"]
+    results = [{"type": "function_call_output", "call_id": item.call_id, "output": "rain"} for item in calls]
+    said = [{"role": "user", "content": "Paris?"}, *[item.to_dict() for item in first.output], *results]
+    second = create(client, said, tools=SPACES)
     assert second.usage.input_tokens_details.cached_tokens == first.usage.total_tokens
 
 
