@@ -161,6 +161,8 @@ async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None
                 show(event)
     except asyncio.CancelledError:
         show(Notice(message="interrupted; the session keeps what was done"))
+        for notice in session.take_notices():
+            show(Notice(message=notice))
         raise
     return isinstance(event, TurnDone)
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
+from itertools import takewhile
 
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
@@ -21,6 +22,8 @@ from engine import EngineError, Snapshot, StateError, TooManyTokens
 from memory import StoreError
 
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
+UNREAD = "the last prompt was interrupted before the model answered: it is left out, and not read again"
+BEFORE_AN_ANSWER = {"user", "rolled", "notice"}  # events of a turn to which the model has said nothing
 MAX_SAVES = 4  # of one session that wait for the disk: each holds its pages in memory
 
 
@@ -36,7 +39,8 @@ class Session:
         self._saves: set[asyncio.Task[Snapshot]] = set()  # being written
         self._saved_at = live.seq.num_tokens
         live.checkpoint = self.checkpoint
-        if self._close_open_turn():
+        was_open = self._close_open_turn()
+        if not self._take_back_unread() and was_open:
             self._notices.append("the last turn was interrupted; this one goes on after it")
 
     async def turn(self, prompt: str) -> AsyncGenerator[Event, None]:
@@ -62,7 +66,7 @@ class Session:
         except StoreError as e:  # the log takes nothing more: the turn is closed when it does again
             yield Error(message=str(e))
         except (asyncio.CancelledError, GeneratorExit):
-            await to_end(self._close_open_turn)
+            await to_end(self._end_cut_turn)
             raise
 
     async def checkpoint(self) -> None:
@@ -147,7 +151,7 @@ class Session:
             await asyncio.wait(set(self._saves))
 
     async def _turn(self, prompt: str) -> AsyncGenerator[Event, None]:
-        await to_end(self._close_open_turn)
+        await to_end(self._end_cut_turn)
         if problem := prompt_problem(prompt):
             yield Error(message=problem)
             return
@@ -174,6 +178,11 @@ class Session:
             async for event in events:
                 yield event
 
+    def _end_cut_turn(self) -> None:
+        """What a turn that was cut off leaves in the log: its end, and no prompt that the model never answered."""
+        self._close_open_turn()
+        self._take_back_unread()
+
     def _close_open_turn(self) -> bool:
         """Mark a turn that was cut off as interrupted, and its calls without a result; whether there was one."""
         log = self.live.log
@@ -184,6 +193,23 @@ class Session:
         lost = [event.payload["id"] for event in last if event.type == "tool_call" and event.payload["id"] not in given]
         results = [ToolResultGiven(id=call_id, ok=False, output=UNKNOWN_OUTCOME) for call_id in lost]
         log.end_turn("interrupted", [*map(entry, results), entry(Notice(message="interrupted"))])
+        return True
+
+    def _take_back_unread(self) -> bool:
+        """Take the prompt of an interrupted turn out of the token log when the model said nothing to it: the next turn
+        must not read it. The turn stays, without tokens; whether there was one."""
+        log = self.live.log
+        turn = log.turn_list()[-1] if log.num_turns else None
+        if turn is None or turn.state != "interrupted" or turn.start_position == turn.end_position:
+            return False
+        events = [event for event in log.events(turn.start_position) if event.turn == turn.number]
+        if events[0].position < turn.end_position or {event.type for event in events} - BEFORE_AN_ANSWER:
+            return False
+        kept = list(takewhile(lambda event: event.type != "rolled", events))
+        log.empty_turn(kept[-1].seq)
+        self.live.rolls = rolls_of(log.events())
+        self._saved_at = max(self._saved_at, self.live.seq.num_tokens)  # what was read of it is of no use
+        self._notices.append(UNREAD)
         return True
 
     def _results_not_fed(self) -> list[Message]:
@@ -247,6 +273,7 @@ class Session:
         """A new sequence on the longest stored state of the log."""
         live = self.live
         await live.engine.release(live.seq)
+        await self.written()  # the state that is wanted may be about to be found
         session = live.log.session
         stored = await self.keeper.find(live.log.ids, live.rolls, session.branch, owner=session.owner)
         self._notices += self.keeper.take_notes()

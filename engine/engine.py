@@ -252,7 +252,8 @@ class Engine:
         )
         try:
             await self._submit(request, ids)
-            if (error := await ended) is not None:
+            # shielded: or a cancelled wait would count as an ended request, which then went on
+            if (error := await asyncio.shield(ended)) is not None:
                 raise error
         finally:
             if self._worker.failure is None and not ended.done():

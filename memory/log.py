@@ -130,7 +130,9 @@ class SessionLog:
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
         assert self.open_turn is None, self.open_turn
-        point = self._history.point(turn, position)
+        self._begin_branch(self._history.point(turn, position))
+
+    def _begin_branch(self, point: Point) -> None:
         with self._writing() as connection:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
@@ -138,6 +140,13 @@ class SessionLog:
             history = self._history.left_at(point, self._history.read_branch(branch_id))
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
+
+    def empty_turn(self, last_seq: int) -> None:
+        """Go on as if the last turn, which was interrupted, had ended with this event and without tokens.
+        That is on a new branch; the old one keeps them."""
+        turn = self._history.turns[-1]
+        assert turn.state == "interrupted", turn
+        self._begin_branch(Point(turn.number, last_seq, turn.start_position, is_cut=True))
 
     def switch(self, branch_id: int) -> None:
         """Go on where another branch of this session ended. No turn may be open on the current one."""

@@ -80,6 +80,8 @@ def test_a_run_that_is_ended_in_the_middle_of_a_turn_is_gone_on_with(
     events, reread = (ask_anew(directory, workspace, ASK) for directory in (home, tmp_path / "reread"))
     assert done(events).usage.from_disk > 0 and done(reread).usage.from_disk == 0
     assert answer(events) == answer(reread) and token_log(home) == token_log(tmp_path / "reread")
+    if prompt == LONG and was_interrupted:
+        assert done(events).usage.input_tokens < 1000  # nothing of the interrupted prompt
     assert bool([line for line in notices(events) if "interrupted" in line]) == (was_interrupted and signal_ == SIGKILL)
     with closing(Database(home)) as database:
         states = [turn.state for turn in SessionStore(database).turn_list(session)]

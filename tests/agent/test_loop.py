@@ -21,7 +21,7 @@ from agent.loop import SYSTEM_TEXT
 from agent.messages import ApprovalNeeded, Error, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
 from agent.pocket.data import OPENING, Renderer
 from agent.pocket.oracle import Call, Episode
-from agent.session import Session
+from agent.session import UNREAD, Session
 from tests.agent.scripted_engine import FAIL, HANG, Reply, ScriptedEngine, calls, make_model, raw, says
 from tools import Cancellation
 
@@ -291,12 +291,30 @@ async def test_closing_the_events_early_ends_the_turn_like_a_cancel(world: World
         assert shape(await turn(session)) == ["text", "turn_done"]
 
 
-async def test_a_turn_cut_while_the_prompt_is_read_goes_on(world: World) -> None:
-    async with world.session([HANG], says("Yes?")) as session:
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_an_interrupted_prompt_without_an_answer_is_not_read_later(world: World, is_killed: bool) -> None:
+    async with world.session(says("Yes?"), [HANG], says("Here."), says("Bye.")) as session:
+        await turn(session)
+        held = session.live.log.ids.tolist()
+        if is_killed:  # between the two writes that end such a turn
+            session._take_back_unread = lambda: False  # type: ignore[method-assign]
         await cancelled_turn(session, lambda event: isinstance(event, PrefillProgress))
-        events = await turn(session, "again")
-        assert isinstance(events[-1], TurnDone)
-        assert f"<｜User｜>hello<｜Assistant｜></think>{EOS}<｜User｜>again" in log_text(session)
+        if not is_killed:
+            assert session.live.log.ids.tolist() == held
+            events = await turn(session, "again")
+            assert f"Yes?{EOS}<｜User｜>again<｜Assistant｜></think>Here.{EOS}" in log_text(session)
+            assert session.live.log.ids.tolist() == session.live.seq.token_ids
+    async with world.session(says("Here.")) as session:
+        if is_killed:
+            assert session.live.log.ids.tolist() == held
+            events = await turn(session, "again")
+            assert [e.message for e in events if isinstance(e, Notice)] == [UNREAD]
+        assert isinstance(events[-1], TurnDone) and events[-1].turn == 3
+        assert session.live.log.turns() == [(1, "done"), (2, "interrupted"), (3, "done")]
+        assert [prompt for _, prompt in await session.turns()] == ["hello", "hello", "again"]
+        for number, length in ((2, len(held)), (1, len(held)), (0, 0)):
+            await session.rewind(number)
+            assert len(session.live.log.ids) == length and session.num_turns == number
 
 
 async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(world: World) -> None:

@@ -188,6 +188,19 @@ async def test_cancelling_in_the_middle_of_a_prefill_leaves_what_was_fed(directo
 
 
 @run_async
+async def test_a_cancelled_feed_is_over_at_once(directory: Path) -> None:
+    async with opened(directory, num_pages=16, prefill_chunk=16) as engine:
+        seq, ids, begun = await engine.start(), random_ids(900), asyncio.Event()
+        task = asyncio.create_task(engine.feed(seq, ids, lambda done, total: begun.set()))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seq.num_tokens < 900, "the prefill was over already"
+        assert await take(engine, seq, [7], 10) == await fresh(engine, [*ids, 7], 10)
+
+
+@run_async
 async def test_a_stop_token_ends_the_request_and_is_the_last(directory: Path) -> None:
     async with opened(directory) as engine:
         ids = random_ids(40)

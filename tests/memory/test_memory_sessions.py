@@ -60,6 +60,29 @@ def test_what_was_appended_is_read_back_by_another_process(store: SessionStore, 
     assert again.start_turn([], []) == 2 and again.turns() == [(1, "done"), (2, "open")]
 
 
+def test_an_interrupted_turn_goes_on_without_its_tokens_and_its_branch_keeps_them(
+    store: SessionStore, tmp_path: Path
+) -> None:
+    log = store.open(store.create("/w", "m"))
+    log.start_turn([("user", {"text": "one"})], [1, 2])
+    log.end_turn("done")
+    log.start_turn([("user", {"text": "two"})], [3, 4, 5])
+    log.append([("rolled", {})])
+    log.end_turn("interrupted", [("notice", {})])
+    log.empty_turn(log.events()[1].seq)
+    for again in (log, reopened(tmp_path, log)):
+        assert again.ids.tolist() == [1, 2] and again.turns() == [(1, "done"), (2, "interrupted")]
+        assert [e.type for e in again.events()] == ["user", "user"]
+    again.start_turn([("user", {"text": "three"})], [6])
+    again.append([], [7])
+    again.end_turn("done")
+    again = reopened(tmp_path, again)
+    assert again.ids.tolist() == [1, 2, 6, 7] and again.num_turns == 3
+    old = min(b.id for b in store.branches(again.session))
+    again.switch(old)
+    assert again.ids.tolist() == [1, 2, 3, 4, 5]
+
+
 def test_a_turn_left_open_is_found_open(store: SessionStore, tmp_path: Path) -> None:
     log = store.open(store.create("/w", "m"))
     log.start_turn([], [1])
