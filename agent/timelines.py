@@ -178,12 +178,13 @@ def _verify(stores: Stores, args: argparse.Namespace) -> Result:
     report, damaged, repaired = stores.verify(args.repair)
     forgotten = report.damaged if args.repair else []
     left = [*([] if args.repair else report.damaged), *damaged]
+    found = [*report.damaged, *repaired, *damaged]
     value = {
         "pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes,
-        "damaged": [*report.damaged, *repaired, *damaged], "forgotten": forgotten, "repaired": repaired, "left": left,
+        "damaged": found, "forgotten": forgotten, "repaired": repaired, "left": left,
     }  # fmt: skip
     checked = f"{report.num_pages:,} pages and {report.num_tails:,} tails, {_size(report.num_bytes)}"
-    if not value["damaged"]:
+    if not found:
         return value, [f"{checked}: all is well"]
     counts = [
         f"{len(forgotten)} forgotten, computed again when needed" if forgotten else "",
@@ -192,7 +193,7 @@ def _verify(stores: Stores, args: argparse.Namespace) -> Result:
         "" if args.repair else "--repair forgets stored state and makes indexes anew",
     ]
     end = "; ".join(filter(None, counts))
-    return value, [*value["damaged"], f"{checked}: {len(value['damaged'])} damaged; {end}"]
+    return value, [*found, f"{checked}: {len(found)} damaged; {end}"]
 
 
 def _collect(stores: Stores, args: argparse.Namespace) -> Result:

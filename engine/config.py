@@ -204,8 +204,9 @@ def _rope(fields: dict[str, Any], source: str) -> tuple[dict[str, Any], dict[str
     if scaling is not None and parameters not in (None, scaling):
         raise CheckpointError(f"{source}: rope_scaling and rope_parameters do not agree: take the official config.json")
     rope = parameters if scaling is None else scaling
-    is_nested = isinstance(rope, dict) and "compress" in rope
-    yarn, main = (rope["compress"], rope.get("main", {})) if is_nested else (rope, {})
+    yarn, main = rope, {}
+    if isinstance(rope, dict) and "compress" in rope:
+        yarn, main = rope["compress"], rope.get("main", {})
     if not isinstance(yarn, dict) or not isinstance(main, dict):
         raise CheckpointError(
             f"{source}: rope_scaling is {short(rope)}: only yarn can be run, take the official config.json"
