@@ -48,14 +48,14 @@ class Workspace:
         Raises ToolError when it is not an existing directory.
         """
         self.root = Path(root)
-        self._root_fd = _open_root(self.root)
-        self._closing = weakref.finalize(self, os.close, self._root_fd)
+        self.root_fd = _open_root(self.root)
+        self._closing = weakref.finalize(self, os.close, self.root_fd)
         self._shown: dict[str, bytes] = {}
 
     def close(self) -> None:
         """Give the root's descriptor back; nothing can be opened any more."""
         self._closing()
-        self._root_fd = -1
+        self.root_fd = -1
 
     def resolve(self, path: str) -> str:
         """The real place of `path`, relative to the root (`.` for the root itself); it need not exist.
@@ -68,7 +68,7 @@ class Workspace:
             raise ToolError(f"path {path[:40]}… is too long ({len(path)} characters)")
         if not path.isprintable():
             raise ToolError(f"path {path!a} has characters that no file name here may have")
-        with closing(RealPlace(self._root_fd)) as place:
+        with closing(RealPlace(self.root_fd)) as place:
             try:
                 place.follow(path)
             except RecursionError:
@@ -156,7 +156,7 @@ class Workspace:
             os.close(fd)
 
     def _descend(self, parts: Iterable[str]) -> int:
-        return descend(self._root_fd, parts, lambda fd: None)
+        return descend(self.root_fd, parts, lambda fd: None)
 
     @contextmanager
     def _open_file(self, path: str, parent_fd: int) -> Iterator[int]:
