@@ -12,6 +12,7 @@ from typing import Any
 from agent.approvals import Approvals, Ask, Policy
 from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
+from agent.faults import logged
 from agent.keeper import Keeper
 from agent.loop import Live, opening
 from agent.rolling import rolls_of
@@ -51,6 +52,7 @@ class App:
                 f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
             ) from None
         with (
+            logged(settings.home),
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
         ):

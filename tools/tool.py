@@ -4,15 +4,19 @@ Owns Tool, ToolCall, ToolResult, Risk, ToolError and `run_tool`. Knows no partic
 """
 
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN_VALUE_CHARS = 60
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+log = logging.getLogger("holdfast.tools")
 
 
 class ToolError(Exception):
@@ -28,9 +32,16 @@ class Risk(Enum):
 
 
 class Arguments(BaseModel):
-    """Base of every tool's parameters: an argument that no tool declares is an error, never ignored."""
+    """Base of every tool's parameters: an argument that no tool declares is an error, and so is text that UTF-8 cannot hold."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _holds_characters(cls, value: Any) -> Any:
+        if isinstance(value, str) and LONE_SURROGATE.search(value):
+            raise ValueError("it has half a character (a lone surrogate), which no file and no name can have")
+        return value
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,8 @@ class Tool:
 
 
 def run_tool(tools: Mapping[str, Tool], call: ToolCall) -> ToolResult:
-    """Check and run one call. A mistake of the model or a failing file system gives `ok=False`, never an exception."""
+    """Check and run one call. Any failure gives `ok=False`, never an exception: a mistake of the model, a failing file system, and
+    a fault of ours, whose traceback is logged."""
     try:
         tool = tools.get(call.name)
         if tool is None:
@@ -81,7 +93,10 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall) -> ToolResult:
     except ToolError as e:
         return ToolResult(call.id, f"error: {e}", ok=False)
     except OSError as e:
-        return ToolResult(call.id, f"error: {call.name} failed: {e.strerror or e}", ok=False)
+        return ToolResult(call.id, f"error: {call.name} failed: {e.strerror or _shown(str(e))}", ok=False)
+    except Exception as e:
+        log.exception("the tool %s failed", call.name)
+        return ToolResult(call.id, f"error: {call.name} failed by a fault of its own ({type(e).__name__})", ok=False)
 
 
 def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
@@ -106,7 +121,7 @@ def _first_mistake(tool_name: str, mistakes: list[ErrorDetails]) -> str:
         return f"{tool_name} needs argument {argument}"
     if mistake["type"] == "extra_forbidden":
         return f"{tool_name} has no argument {argument}"
-    return f"{tool_name}: {argument}={_shown(repr(mistake['input']))} is wrong: {mistake['msg']}"
+    return f"{tool_name}: {argument}={_shown(repr(mistake['input']))} is wrong: {mistake['msg'].removeprefix('Value error, ')}"
 
 
 def _shown(value: str) -> str:

@@ -222,6 +222,17 @@ async def test_results_the_model_did_not_read_are_read_with_the_next_turn(world:
         assert "</tool_result>\n\nand now?<｜Assistant｜>" in fed_text(session)
 
 
+async def test_a_fault_in_a_tool_is_a_result_and_its_traceback_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.files.split_lines", lambda text: {}["no such key"])
+    async with world.session(calls("read", path="a.py"), says("It failed.")) as session:
+        assert shape(await turn(session))[-1] == "turn_done"
+        assert "error: read failed by a fault of its own (KeyError)" in fed_text(session)
+    assert "no such key" in (world.root / "home" / "faults.log").read_text()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 async def test_a_turn_without_end_is_stopped(world: World) -> None:
     async with world.session(*[calls("read", path="a.py")] * 9, max_steps=3) as session:
         events = await turn(session)
