@@ -1,18 +1,18 @@
 """The tools `read` and `edit`: numbered lines out, exact replacement in.
 
-Owns their output formats and the matching rule of `edit`. Must not know how a file is opened or made durable (workspace).
+Owns their output formats. Must not know how a file is opened or made durable (workspace), nor where a text stands in it (matching).
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pydantic import Field
 
+from .matching import Matches, nearest_line
 from .tool import Arguments, ToolError
 from .walk import source_entries
-from .workspace import TextFile, Workspace, split_lines
+from .workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
 MAX_LINES_PER_READ = 200
 MAX_LINE_CHARS = 500
@@ -69,19 +69,21 @@ def edit(workspace: Workspace, args: EditArguments) -> str:
         raise ToolError("new has a NUL character; a text file cannot hold it")
     file = open_text(workspace, args.path)
     workspace.check_fresh(file)
-    pattern = _pattern(args.old)
-    starts = _match_starts(pattern, file.text)
-    if not starts:
+    matches = Matches(args.old, file.text)
+    num_matches = matches.count()
+    if not num_matches:
         raise ToolError(f"old text not found in {file.path}{_nearest_line(args.old, file.text)}")
-    if len(starts) > 1 and not args.all:
-        where = _listed_lines(file.text, starts)
-        raise ToolError(
-            f"old text matches {len(starts)} times in {file.path} ({where}); pass all=true or give more context"
-        )
-    new = _with_line_ends_of(file.text, args.new)
-    text, num_replaced = pattern.subn(lambda match: new, file.text)
+    if num_matches > 1 and not args.all:
+        times = f"{num_matches} times" if num_matches < matches.most else f"at least {num_matches} times"
+        where = _listed_lines(matches.lines(MAX_LISTED_LINES + 1))
+        raise ToolError(f"old text matches {times} in {file.path} ({where}); pass all=true or give more context")
+    num_replaced, new = matches.num_apart(), _with_line_ends_of(file.text, args.new)
+    num_chars = len(file.text) + num_replaced * (len(new) - len(args.old))
+    if num_chars > max(MAX_TEXT_BYTES, len(file.text)):
+        raise ToolError(f"{file.path} would grow to {num_chars} characters; the limit is {MAX_TEXT_BYTES}")
+    text = matches.replaced(new)
     workspace.replace(file, text)
-    changed = _neighbourhood(text, starts[0], len(new))
+    changed = _neighbourhood(text, matches.first, len(new))
     return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
 
 
@@ -115,43 +117,20 @@ def _cut(line: str) -> str:
     return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + " …(cut)"
 
 
-def _pattern(old: str) -> re.Pattern[str]:
-    if re.fullmatch(r"\w+", old):
-        return re.compile(rf"(?<!\w){re.escape(old)}(?!\w)")
-    return re.compile(r"(?:\r\n|(?<!\r)\n)".join(re.escape(line) for line in old.replace("\r\n", "\n").split("\n")))
-
-
-def _match_starts(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Starts of all matches, overlapping ones too: text that overlaps itself is as ambiguous as text found twice."""
-    starts = []
-    match = pattern.search(text)
-    while match:
-        starts.append(match.start())
-        match = pattern.search(text, match.start() + 1)
-    return starts
-
-
 def _with_line_ends_of(text: str, new: str) -> str:
     mostly_crlf = text.count("\r\n") * 2 > text.count("\n")
     return new.replace("\r\n", "\n").replace("\n", "\r\n" if mostly_crlf else "\n")
 
 
-def _listed_lines(text: str, starts: Sequence[int]) -> str:
-    numbers = sorted({text.count("\n", 0, start) + 1 for start in starts})
+def _listed_lines(numbers: Sequence[int]) -> str:
     listed = ", ".join(str(n) for n in numbers[:MAX_LISTED_LINES])
     more = ", …" if len(numbers) > MAX_LISTED_LINES else ""
     return f"{'line' if len(numbers) == 1 else 'lines'} {listed}{more}"
 
 
 def _nearest_line(old: str, text: str) -> str:
-    """Where the longest line of `old` that exists in the file, spaces around it aside, can be seen."""
-    lines = split_lines(text)
-    wanted = sorted({line.strip() for line in old.split("\n")} - {""}, key=lambda line: (-len(line), line))
-    for part in wanted:
-        for n, line in enumerate(lines, start=1):
-            if part in line:
-                return f"; line {n} is: {_cut(line)}"
-    return ""
+    found = nearest_line(old, text)
+    return f"; line {found[0]} is: {_cut(found[1])}" if found else ""
 
 
 def _neighbourhood(text: str, start: int, num_new_chars: int) -> list[str]:
