@@ -78,7 +78,7 @@ class App:
         notices = [] if is_new or found or name else self._other_models(workspace, owner)
         if self.engine.compiles_kernels:
             notices.append("compiling kernels for this machine, once: about half a minute")
-        directory = _opened(workspace)
+        directory = _opened(workspace, self.settings)
         try:
             log = self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
         except BaseException:
@@ -143,10 +143,10 @@ async def sessions_here(
         yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
 
 
-def _opened(workspace: Path) -> Workspace:
+def _opened(workspace: Path, settings: Settings) -> Workspace:
     """The directory itself: a link put under its name since it was chosen is not followed."""
     try:
-        return Workspace(workspace)
+        return Workspace(workspace, own=(settings.home, *settings.own_files), backups=settings.home / "backups")
     except ToolError as e:
         raise UsageError(str(e)) from None
 

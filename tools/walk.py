@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pathspec
 
+from .names import to_text
 from .tool import ToolError
 from .workspace import Workspace
 
@@ -45,17 +46,17 @@ def source_entries(workspace: Workspace) -> list[SourceEntry]:
                 workspace.open_dir(folder) as fd,
                 os.scandir(fd) as scan,
             ):  # entries ask the open directory for their status
-                children = [child for child in scan if child.name.isprintable()]
+                children = list(scan)
                 if any(child.name == ".gitignore" for child in children):
                     rules = (*_read_rules(workspace, folder), *rules)
                 for child in children:
-                    path = folder + child.name
+                    path = folder + to_text(child.name)
                     if child.is_dir(follow_symlinks=False):
                         if child.name not in SKIPPED_DIRS and not _is_ignored(path + "/", rules):
                             waiting.append((path + "/", rules))
                     elif child.is_file(follow_symlinks=False) and not _is_ignored(path, rules):
                         entries += _entry(path, child)
-        except OSError:  # unreadable, or gone since it was listed: nothing to find there
+        except (ToolError, OSError):  # our own, unreadable, or gone since it was listed: nothing to find there
             continue
     return sorted(entries, key=lambda entry: entry.path)
 

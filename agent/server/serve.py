@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aiohttp import web
@@ -115,6 +115,7 @@ def _set_aside_what_stays() -> None:
 def serve(settings: Settings, host: str, port: int, users: Path | None, workspace: Path) -> int:
     """Until SIGINT or SIGTERM."""
     logging.basicConfig(format="holdfast: %(message)s")
+    settings = replace(settings, own_files=(users,) if users else ())
     with only_server(settings.home):
         is_first = not (settings.home / "token").exists()
         access, token = access_of(settings, host, users)

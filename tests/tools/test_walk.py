@@ -33,12 +33,12 @@ def test_a_gitignore_that_is_not_text_is_no_rule(root: Path) -> None:
     assert listed(root, "a.py") == [".gitignore", "a.py"]
 
 
-def test_links_large_files_and_unprintable_names_are_skipped(root: Path) -> None:
+def test_links_and_large_files_are_skipped_and_any_name_is_listed(root: Path) -> None:
     (root / "link").symlink_to("../secret")
     (root / "key").symlink_to("../secret/key")
     (root / "fits.txt").write_bytes(b"x" * MAX_SOURCE_BYTES)
     (root / "large.txt").write_bytes(b"x" * (MAX_SOURCE_BYTES + 1))
-    assert listed(root, "bad\nname.py") == ["fits.txt"]
+    assert listed(root, "bad\nname.py") == [r"bad\nname.py", "fits.txt"]
 
 
 def test_deeply_nested_directories_are_listed(root: Path) -> None:

@@ -1,12 +1,13 @@
 """Promises of confinement: no path, link, device or race reaches a file outside the workspace."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tools import ToolError, Workspace
+from tools import ToolCall, ToolError, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
 
@@ -33,10 +34,56 @@ def test_malformed_paths_are_refused(call: Call) -> None:
     assert_refused_everywhere(call, "", "error: path is empty; give a path relative to the workspace")
     long = "error: path " + "a" * 40 + "… is too long (5000 characters)"
     assert_refused_everywhere(call, "a" * 5000, long)
-    for path in ("a\0b", "a\nb", "a\x1b[31m"):
-        assert_refused_everywhere(call, path, f"error: path {path!a} has characters that no file name here may have")
-    for path in ("a" * 300, "key.", "key ", "a//b"):
-        assert_refused_everywhere(call, path, f"error: no file {path.replace('//', '/')}")
+    assert_refused_everywhere(call, "a\0b", r"error: path 'a\x00b' has characters that no file name here may have")
+    for path, shown in (
+        ("a" * 300,) * 2,
+        ("key.",) * 2,
+        ("key ",) * 2,
+        ("a//b", "a/b"),
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+    ):
+        assert_refused_everywhere(call, path, f"error: no file {shown}")
+
+
+NAMES = {
+    "1\u202fPM.txt": r"1\u202fPM.txt",
+    "a\u00a0b.txt": r"a\xa0b.txt".replace("xa0", "u00a0"),
+    "\u3000.txt": r"\u3000.txt",
+    "\U0001f468\u200d\U0001f469.txt": "\U0001f468\\u200d\U0001f469.txt",
+    "a\u202etxt.exe": r"a\u202etxt.exe",
+    "two\nlines": r"two\nlines",
+    "\x1b[31mred": r"\x1b[31mred",
+    r"back\slash": r"back\\slash",
+    r"like\n": r"like\\n",
+    "latin\udce9": r"latin\xe9",
+    "plain é 配置.txt": "plain é 配置.txt",
+}
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES.items(), ids=map(ascii, NAMES))
+def test_any_name_is_found_and_has_one_spelling_on_one_line(root: Path, call: Call, name: str, shown: str) -> None:
+    (root / name).write_text("TOP\n")
+    assert call("search", text="TOP") == f"1 match in 1 file\n{shown}:1: TOP"
+    asked = [shown] if "\udce9" in name else [shown, name]
+    for path in asked:
+        assert call("read", path=path) == "1|TOP"
+        assert call("search", text="TOP", path=path) == f"1 match in 1 file\n{shown}:1: TOP"
+    assert call("edit", path=shown, old="TOP", new="x") == f"edited {shown}: 1 replacement\n1|x"
+    assert (root / name).read_text() == "x\n" and os.listdir(root) == [name]
+
+
+def test_a_name_in_another_spelling_is_found_when_there_is_just_one(root: Path, call: Call) -> None:
+    nfd, nfc = "re\u0301sume\u0301", "r\u00e9sum\u00e9"
+    (root / nfd).mkdir()
+    (root / nfd / "1\u202fPM.txt").write_text("one\n")
+    assert call("read", path=f"{nfc}/1 PM.txt") == "1|one"
+    assert call("edit", path=f"{nfc}/1 PM.txt", old="one", new="two").startswith(rf"edited {nfd}/1\u202fPM.txt: 1")
+    (root / nfd / "1\u00a0PM.txt").write_text("another\n")
+    assert call("read", path=f"{nfd}/1 PM.txt").startswith(f"error: no file {nfd}/1 PM.txt")
+    (root / nfc).mkdir()
+    assert call("read", path=f"{nfc}/x").startswith(f"error: no file {nfc}/x")
+    assert Workspace(root).resolve(f"{nfd}/x") == f"{nfd}/x"
 
 
 def test_spellings_of_an_inside_path_name_the_same_file(root: Path, call: Call) -> None:
@@ -193,6 +240,77 @@ def test_system_files_are_refused_even_when_the_workspace_holds_them() -> None:
     for path in ("proc/self/environ", "/proc/self/mem", "dev/zero", "sys/kernel"):
         with pytest.raises(ToolError, match="is a system file, not a file of the workspace"):
             workspace.resolve(path)
+
+
+def test_our_own_files_are_neither_read_nor_edited(root: Path) -> None:
+    home = root / "data" / "holdfast"
+    home.mkdir(parents=True)
+    for path in (home / "token", root / "users.json", root / "mine.py"):
+        path.write_text("TOP = 1\n")
+    (root / "alias").symlink_to(home)
+    os.link(root / "users.json", root / "other.json")
+    tools = toolset(Workspace(root, own=(home, root / "users.json")), lambda query, limit: ())
+    (root / "data").rename(root / "moved")
+    for path in ("moved/holdfast/token", "alias/token", "users.json", "other.json", str(root / "users.json")):
+        for name, more in (
+            ("read", {}),
+            ("outline", {}),
+            ("search", {"text": "TOP"}),
+            ("edit", {"old": "1", "new": "2"}),
+        ):
+            result = run_tool(tools, ToolCall("1", name, json.dumps({"path": path, **more})))
+            assert not result.ok and "TOP" not in result.output, (name, path)
+    found = run_tool(tools, ToolCall("1", "search", '{"text": "TOP"}')).output
+    assert "mine.py:1: TOP" in found and "token" not in found and "json" not in found
+    for inside in (root / "moved" / "holdfast", home.parent.parent / "moved" / "holdfast" / "sub"):
+        inside.mkdir(exist_ok=True)
+        with pytest.raises(ToolError, match="holdfast's own files"):
+            Workspace(inside, own=(root / "moved" / "holdfast",))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            ".git/config",
+            "sub/.git/hooks/pre-commit",
+            ".GIT/config",
+            ".git /config",
+            ".git./config",
+            ".gi\u200ct/config",
+        ),
+        *("GIT~1/config", "tree/.git", "meta/config", "meta/hooks/post-merge", "meta/worktrees/w/config.worktree"),
+        *(".ssh/authorized_keys", "sub/.ssh/config"),
+    ],
+)
+def test_files_that_git_or_a_login_obeys_are_not_edited(root: Path, call: Call, path: str) -> None:
+    for folder in ("meta/objects", "meta/refs"):
+        (root / folder).mkdir(parents=True)
+    (root / "meta" / "HEAD").write_text("ref: refs/heads/main\n")
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text("x\n")
+    assert call("edit", path=path, old="x", new="y").startswith("error: ")
+    assert (root / path).read_text() == "x\n"
+    (root / "objects").write_text("x\n")
+    assert call("edit", path="objects", old="x", new="y").startswith("edited objects")
+
+
+@pytest.mark.parametrize("path", [".bashrc", ".config/autostart/x.desktop", ".profile", "Library/LaunchAgents/x.plist"])
+def test_hidden_files_of_a_home_are_not_edited_through_a_workspace_that_holds_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    home = root / "ann"
+    monkeypatch.setenv("HOME", str(home))
+    (home / path).parent.mkdir(parents=True)
+    (home / "proj").mkdir()
+    for name in (path, "proj/.bashrc"):
+        (home / name).write_text("x\n")
+    for workspace in (Workspace(root), Workspace(home)):
+        below = str(home.relative_to(workspace.root))
+        with pytest.raises(ToolError, match="hidden file of a home directory"):
+            workspace.replace(workspace.read_text(workspace.resolve(f"{below}/{path}")), "y")
+        workspace.replace(workspace.read_text(workspace.resolve(f"{below}/proj/.bashrc")), "y")
+    assert (home / path).read_text() == "x\n"
 
 
 def test_files_of_git_are_not_edited(root: Path, call: Call) -> None:
