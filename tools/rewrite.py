@@ -8,8 +8,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from .directories import listing
@@ -91,11 +90,12 @@ def _write_in_place(parent_fd: int, name: str, fd: int, old: bytes, new: bytes, 
         if not os.path.sameopenfile(fd, out_fd):
             raise ToolError(f"{name} was replaced while it was edited; read it again")
         mode, attributes = stat.S_IMODE(os.fstat(fd).st_mode), _attributes(fd)
-        with _backup(name, old, backups) as backup:
-            try:
-                _overwrite(out_fd, new)
-            except OSError as e:
-                raise _undone(name, out_fd, old, backup, e) from None
+        backup = _backup(name, old, backups)
+        try:
+            _overwrite(out_fd, new)
+        except OSError as e:
+            raise _undone(name, out_fd, old, backup, e) from None
+        backup.unlink()
         if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # a write clears setuid
             os.fchmod(out_fd, mode)
         for attribute in set(attributes) - set(_attributes(fd)):  # and capabilities
@@ -118,26 +118,21 @@ def _undone(name: str, fd: int, old: bytes, backup: Path, error: OSError) -> Too
     try:
         _overwrite(fd, old)
     except OSError:
-        kept = backup.rename(backup.with_suffix(".kept"))
-        return ToolError(f"{name} is damaged, writing it failed ({error.strerror}); its old contents are in {kept}")
+        return ToolError(f"{name} is damaged, writing it failed ({error.strerror}); its old contents are in {backup}")
+    backup.unlink()
     return ToolError(f"{name} could not be written ({error.strerror}); it has its old contents")
 
 
-@contextmanager
-def _backup(name: str, data: bytes, backups: Path | None) -> Iterator[Path]:
-    """A file with the old contents until the block ends. It stays after a crash."""
+def _backup(name: str, data: bytes, backups: Path | None) -> Path:
+    """A new file with the old contents."""
     if backups is None:
         raise ToolError(
             f"{name} can only be written in place, and there is no directory for a backup; change it by hand"
         )
     backups.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = backups / f"{secrets.token_hex(8)}.old"
-    fd = os.open(path, _NEW, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, _NEW, 0o600), "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    return path

@@ -1,8 +1,13 @@
 """Promises of confinement: no path, link, device or race reaches a file outside the workspace."""
 
+import errno
 import json
 import os
+import shutil
+import struct
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from tools import ToolCall, ToolError, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def assert_refused_everywhere(call: Call, path: str, expected: str) -> None:
@@ -326,3 +332,151 @@ def test_a_huge_file_is_refused_before_it_is_read(root: Path, call: Call) -> Non
     with open(root / "big", "wb") as f:
         f.truncate(10**12)
     assert call("read", path="big") == "error: big is too large (1000000000000 bytes; the limit is 16777216)"
+
+
+def attributes(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def test_an_edit_keeps_extended_attributes_and_acls(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("one\n")
+    try:
+        os.setxattr(root / "a.txt", "user.note", b"\0kept")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    # version 2, then entries of tag, permissions and id: owner rw, user 4711 rw, group r, mask rw, others none
+    entries = [(0x01, 6, -1), (0x02, 6, 4711), (0x04, 4, -1), (0x10, 6, -1), (0x20, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    with suppress(OSError):  # a file system without ACLs
+        os.setxattr(root / "a.txt", "system.posix_acl_access", acl)
+    before = attributes(root / "a.txt"), (root / "a.txt").stat().st_mode
+    call("edit", path="a.txt", old="one", new="two")
+    assert (attributes(root / "a.txt"), (root / "a.txt").stat().st_mode) == before
+    assert (root / "a.txt").read_text() == "two\n"
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o640, 0o4755, 0o2755, 0o6711 | 0o200])
+def test_an_edit_keeps_owner_group_and_setuid(root: Path, call: Call, mode: int) -> None:
+    (root / "a.txt").write_text("one\n")
+    os.chown(root / "a.txt", 4711, 4712)
+    (root / "a.txt").chmod(mode)
+    call("edit", path="a.txt", old="one", new="two")
+    status = (root / "a.txt").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (4711, 4712, mode)
+
+
+def test_an_edit_that_cannot_keep_an_attribute_is_made_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a.txt").write_text("a longer text than the new one\n")
+    inode = (root / "a.txt").stat().st_ino
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    replace_text(root, "two\n")
+    assert (root / "a.txt").read_text() == "two\n" and (root / "a.txt").stat().st_ino == inode
+    assert os.listdir(root) == ["a.txt"] and os.listdir(root.parent / "backups") == []
+
+
+def replace_text(root: Path, text: str) -> None:
+    workspace = Workspace(root, backups=root.parent / "backups")
+    workspace.replace(workspace.read_text("a.txt"), text)
+
+
+@needs_root
+def test_a_bind_mounted_file_is_written_in_place(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("below\n")
+    (root.parent / "over.txt").write_text("one\n")
+    mount = ["mount", "--bind", str(root.parent / "over.txt"), str(root / "a.txt")]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        replace_text(root, "two\n")
+        assert (root.parent / "over.txt").read_text() == "two\n" and os.listdir(root) == ["a.txt"]
+        assert call("edit", path="a.txt", old="two", new="x").startswith("error: a.txt can only be written in place")
+    finally:
+        subprocess.run(["umount", str(root / "a.txt")], check=True)
+    assert (root / "a.txt").read_text() == "below\n"
+
+
+def test_a_failed_write_in_place_gives_the_old_contents_back_or_says_where_they_are(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "a.txt").write_text("mine\n")
+    write = os.pwrite
+
+    def busy(*args: object, **more: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    def full(fd: int, data: bytes, position: int) -> int:
+        if len(data) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:-1], position)
+
+    monkeypatch.setattr(os, "rename", busy)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", full)
+        with pytest.raises(ToolError, match=r"a\.txt is damaged, writing it failed .* its old contents are in "):
+            replace_text(root, "new contents\n")
+    kept = list((root.parent / "backups").iterdir())
+    assert [path.read_text() for path in kept] == ["mine\n"]
+    (root / "a.txt").write_text("mine\n")
+    calls = iter([OSError(errno.ENOSPC, "No space left on device")])
+
+    def full_once(fd: int, data: bytes, position: int) -> int:
+        for error in calls:
+            raise error
+        return write(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", full_once)
+    with pytest.raises(ToolError, match=r"could not be written \(No space left on device\); it has its old contents"):
+        replace_text(root, "new contents\n")
+    assert (root / "a.txt").read_text() == "mine\n"
+
+
+@needs_root
+def test_where_no_file_can_be_made_the_file_is_written_in_place_or_the_refusal_says_why(root: Path) -> None:
+    (root / "a.txt").write_text("one\n")
+    os.chown(root / "a.txt", 4711, 4711)
+    root.chmod(0o755)
+    assert as_user(4711, root, lambda: replace_text(root, "two\n")) == ""  # the directory is root's
+    assert (root / "a.txt").read_text() == "two\n" and (root / "a.txt").stat().st_uid == 4711
+    (root / "a.txt").chmod(0o644)
+    assert "a.txt cannot be written (Permission denied); it stays as it was" in as_user(
+        4712, root, lambda: replace_text(root, "three\n")
+    )
+    os.chown(root, 4712, 4712)
+    os.chown(root / "a.txt", 0, 0)
+    (root / "a.txt").chmod(0o666)
+    assert as_user(4712, root, lambda: replace_text(root, "three\n")) == ""  # a new file would be another owner's
+    assert (root / "a.txt").read_text() == "three\n" and (root / "a.txt").stat().st_uid == 0
+
+
+def as_user(uid: int, root: Path, action: Callable[[], None]) -> str:
+    """What `action` says when it fails, in a child process of that user."""
+    for directory in (root.parent, *root.parents):
+        if not directory.stat().st_mode & 0o001:
+            if directory.parent == Path("/"):
+                pytest.skip(f"{directory} is closed to other users")
+            directory.chmod(directory.stat().st_mode | 0o011)
+    (root.parent / "backups").mkdir(exist_ok=True)
+    (root.parent / "backups").chmod(0o777)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            action()
+        except BaseException as e:
+            said = repr(e)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said_by_child:
+        text = said_by_child.read()
+    os.waitpid(child, 0)
+    return text
