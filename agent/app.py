@@ -14,7 +14,7 @@ from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
 from agent.faults import logged
 from agent.keeper import Keeper
-from agent.loop import Live, opening
+from agent.loop import Live, opening, shown_in
 from agent.rolling import rolls_of
 from agent.session import Session
 from engine import Engine, EngineConfig, Sequence, Tokenizer
@@ -91,7 +91,9 @@ class App:
             log.close()
             raise
         tools = toolset(directory, log.search)
-        rolls = rolls_of(log.events())
+        events = log.events()
+        directory.set_shown(shown_in(events))
+        rolls = rolls_of(events)
         live = Live(
             self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, self._shared_tokens
         )

@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
-from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
+from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, shown_in, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
 from engine import EngineError, Snapshot, StateError
@@ -105,7 +105,9 @@ class Session:
             log.switch(branch)
         else:
             log.rewind(turn, token)
-        self.live.rolls = rolls_of(log.events())
+        events = log.events()
+        self.live.rolls = rolls_of(events)
+        self.live.workspace.set_shown(shown_in(events))
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""

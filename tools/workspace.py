@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class TextFile:
     path: str
     text: str
     has_bom: bool
-    digest: bytes
+    digest: int
 
 
 class Workspace:
@@ -53,7 +53,8 @@ class Workspace:
         self._guard, self._backups = Guard(own), backups
         self.root_fd = _open_root(self.root, self._guard)
         self._closing = weakref.finalize(self, os.close, self.root_fd)
-        self._shown: dict[str, bytes] = {}
+        self._shown: dict[str, int] = {}
+        self._newly_shown: dict[str, int] = {}
 
     def close(self) -> None:
         """Give the root's descriptor back; nothing can be opened any more."""
@@ -124,7 +125,17 @@ class Workspace:
 
     def note_shown(self, file: TextFile) -> None:
         """Remember that the model was shown this state of the file."""
-        self._shown[file.path] = file.digest
+        if self._shown.get(file.path) != file.digest:
+            self._shown[file.path] = self._newly_shown[file.path] = file.digest
+
+    def take_shown(self) -> dict[str, int]:
+        """What was noted since the last time, by path: a digest of each file as the model saw it."""
+        newly, self._newly_shown = self._newly_shown, {}
+        return newly
+
+    def set_shown(self, shown: Mapping[str, int]) -> None:
+        """Begin from what the model was shown before: the sum of what `take_shown` gave."""
+        self._shown, self._newly_shown = dict(shown), {}
 
     def check_fresh(self, file: TextFile) -> None:
         """Raise ToolError when the model was last shown another state of the file; a file never shown is fine."""
@@ -253,8 +264,9 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+def _digest(data: bytes) -> int:
+    """A number: what is text in an event is found by `recall`."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
 
 
 def _parts(path: str) -> list[str]:

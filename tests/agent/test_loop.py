@@ -111,7 +111,8 @@ def shape(events: list[Event]) -> list[str]:
 
 
 def logged(session: Session) -> list[str]:
-    return [event.type for event in session.live.log.events()]
+    """Types of what was said and done."""
+    return [event.type for event in session.live.log.events() if event.type != "shown"]
 
 
 def last_error(events: list[Event]) -> str:
@@ -406,6 +407,32 @@ async def test_a_new_process_feeds_the_stored_tokens_again_and_says_so(world: Wo
         assert isinstance(done, TurnDone) and done.turn == 2
         assert (done.usage.prefilled_again, done.usage.why) == (len(held), "no stored state")
         assert done.usage.from_memory == done.usage.from_disk == 0
+
+
+async def test_what_the_model_was_shown_is_known_in_the_next_process_and_on_each_branch(world: World) -> None:
+    path, edit = world.workspace / "a.py", calls("edit", path="a.py", old="fox", new="cat")
+    stale = "error: a.py changed on disk since it was read; read it again"
+    async with world.session(calls("read", path="a.py"), says("It has fox."), edit, says("Done.")) as session:
+        await turn(session)
+        before = path.read_text()
+        await turn(session)
+        assert "cat" in path.read_text()
+        await session.rewind(turn=1)
+        name = session.name
+    async with world.session(
+        calls("edit", path="a.py", old="cat", new="dog"), says("No."), edit, says("Yes.")
+    ) as session:
+        assert session.name == name
+        await turn(session)  # this branch never saw the edit
+        assert stale in fed_text(session) and "cat" in path.read_text()
+        path.write_text(before)
+        await turn(session)
+        assert path.read_text() == before.replace("fox", "cat") and stale not in fed_text(session)
+    path.write_text("changed by hand: cat\n")
+    async with world.session(calls("edit", path="a.py", old="cat", new="dog"), says("No.")) as session:
+        await turn(session)
+        assert stale in fed_text(session) and path.read_text() == "changed by hand: cat\n"
+        assert session.live.log.search("files shown") == []
 
 
 async def test_usage_adds_up_to_the_context(world: World) -> None:
