@@ -10,22 +10,24 @@ from pathlib import PurePosixPath
 from pydantic import Field
 
 from .matching import Matches, nearest_line
-from .tool import Arguments, ToolError
+from .tool import Arguments, ToolError, unlisted
 from .walk import source_entries
 from .workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
 MAX_LINES_PER_READ = 200
 MAX_LINE_CHARS = 500
+MAX_COLUMN_CHARS = 4000  # of one line, when asked for it
 MAX_NEIGHBOURHOOD_LINES = 6
 MAX_LISTED_LINES = 20
 
 
 class ReadArguments(Arguments):
-    """Lines are counted from 1; `end` is included."""
+    """Lines are counted from 1; `end` is included. A `column` above 1 asks for what follows in line `start` alone."""
 
     path: str
     start: int = Field(default=1, ge=1)
     end: int | None = Field(default=None, ge=1)
+    column: int = unlisted(1)
 
 
 class EditArguments(Arguments):
@@ -48,9 +50,14 @@ def read(workspace: Workspace, args: ReadArguments) -> str:
     workspace.note_shown(file)
     if not lines:
         return "(empty file)"
+    if args.column > 1:
+        return _rest_of_line(lines[args.start - 1], args.start, args.column)
     wanted_end = min(args.end or len(lines), len(lines))
     shown_end = min(wanted_end, args.start + MAX_LINES_PER_READ - 1)
     shown = _numbered(lines, args.start, shown_end)
+    cut = next((n for n in range(args.start, shown_end + 1) if len(lines[n - 1]) > MAX_LINE_CHARS), None)
+    if cut is not None:
+        shown.append(_how_to_go_on(cut, len(lines[cut - 1]), MAX_LINE_CHARS + 1))
     if shown_end < wanted_end:
         shown.append(f"({len(lines)} lines; continue with start={shown_end + 1})")
     return "\n".join(shown)
@@ -111,6 +118,19 @@ def _suggestion(workspace: Workspace, path: str) -> str:
 
 def _numbered(lines: Sequence[str], start: int, end: int) -> list[str]:
     return [f"{n}|{_cut(lines[n - 1])}" for n in range(start, end + 1)]
+
+
+def _rest_of_line(line: str, number: int, column: int) -> str:
+    if column > len(line):
+        raise ToolError(f"line {number} has {count(len(line), 'character')}; column={column} is past its end")
+    shown = line[column - 1 : column - 1 + MAX_COLUMN_CHARS]
+    rest = column + len(shown)
+    more = [_how_to_go_on(number, len(line), rest)] if rest <= len(line) else []
+    return "\n".join([f"{number}|{shown}", *more])
+
+
+def _how_to_go_on(number: int, num_chars: int, column: int) -> str:
+    return f"(line {number} has {num_chars} characters; continue it with start={number}, column={column})"
 
 
 def _cut(line: str) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN_VALUE_CHARS = 60
+UNLISTED = "unlisted"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 log = logging.getLogger("holdfast.tools")
 
@@ -42,6 +43,11 @@ class Arguments(BaseModel):
         if isinstance(value, str) and LONE_SURROGATE.search(value):
             raise ValueError("it has half a character (a lone surrogate), which no file and no name can have")
         return value
+
+
+def unlisted(default: int) -> Any:
+    """A whole number of at least 1 that the schema does not list: an output names it where there is more (`continue with column=501`)."""
+    return Field(default=default, ge=1, json_schema_extra={UNLISTED: True})
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """Name, description and JSON schema of the arguments, with nothing the model does not need."""
         full = self.parameters.model_json_schema()
-        properties = {name: _trimmed(prop) for name, prop in full.get("properties", {}).items()}
+        listed = {name: prop for name, prop in full.get("properties", {}).items() if not prop.get(UNLISTED)}
+        properties = {name: _trimmed(prop) for name, prop in listed.items()}
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
         if full.get("required"):
             parameters["required"] = full["required"]
@@ -100,7 +107,7 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall) -> ToolResult:
 
 
 def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
-    takes = f"{tool.name} takes {', '.join(tool.parameters.model_fields)}"
+    takes = f"{tool.name} takes {', '.join(tool.schema()['parameters']['properties'])}"
     try:
         values = json.loads(arguments_json)
     except (ValueError, RecursionError) as e:

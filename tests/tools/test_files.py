@@ -34,7 +34,25 @@ def test_read_of_a_wide_range_continues_inside_it(root: Path, call: Call) -> Non
 
 def test_read_cuts_long_lines(root: Path, call: Call) -> None:
     (root / "a.txt").write_text("a" * 500 + "\n" + "b" * 501)
-    assert call("read", path="a.txt") == "1|" + "a" * 500 + "\n2|" + "b" * 500 + " …(cut)"
+    assert call("read", path="a.txt") == (
+        "1|"
+        + "a" * 500
+        + "\n2|"
+        + "b" * 500
+        + " …(cut)\n(line 2 has 501 characters; continue it with start=2, column=501)"
+    )
+
+
+def test_all_of_a_long_line_can_be_read(root: Path, call: Call) -> None:
+    line = "".join(chr(ord("a") + n % 26) for n in range(9_100))
+    (root / "a.txt").write_text(f"first\n{line}\nlast")
+    assert call("read", path="a.txt", start=2, column=501) == (
+        f"2|{line[500:4500]}\n(line 2 has 9100 characters; continue it with start=2, column=4501)"
+    )
+    assert call("read", path="a.txt", start=2, column=8501) == f"2|{line[8500:]}"
+    assert call("read", path="a.txt", start=2, column=9101) == (
+        "error: line 2 has 9100 characters; column=9101 is past its end"
+    )
 
 
 def test_read_of_an_empty_file(root: Path, call: Call) -> None:
