@@ -8,6 +8,7 @@ import re
 import unicodedata
 
 _ESCAPE = re.compile(r"\\(?:\\|[nrt]|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte of a name
 _SHORT = {"\\\\": "\\", r"\n": "\n", r"\r": "\r", r"\t": "\t"}
 
 
@@ -19,10 +20,10 @@ def to_text(name: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """The name that has this text. Text that is not of this form is taken as it is."""
-    if "\\" not in text or _ESCAPE.sub("", text).find("\\") >= 0:
-        return text
-    return _ESCAPE.sub(_unescaped, text)
+    """The name that has this text. Text that no name has is taken as it is."""
+    name = _ESCAPE.sub(_unescaped, text)
+    is_name = "\0" not in name and not _NO_BYTE.search(name)
+    return name if is_name and to_text(name) == text else text
 
 
 def looks(name: str) -> str:

@@ -123,6 +123,8 @@ def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
 
 def _first_mistake(tool_name: str, mistakes: list[ErrorDetails]) -> str:
     mistake = mistakes[0]
+    if not mistake["loc"]:
+        return f"{tool_name}: the name of an argument has half a character (a lone surrogate)"
     argument = _shown(str(mistake["loc"][0]))
     if mistake["type"] == "missing":
         return f"{tool_name} needs argument {argument}"

@@ -4,6 +4,7 @@ Owns the decision what is skipped. Must not open any file but `.gitignore`, and 
 """
 
 import os
+import re
 from dataclasses import dataclass
 
 import pathspec
@@ -76,7 +77,17 @@ def _read_rules(workspace: Workspace, folder: str) -> tuple[IgnoreRules, ...]:
         text = workspace.read_text(folder + ".gitignore").text
     except (ToolError, OSError):  # a `.gitignore` that is no readable text file has no rules
         return ()
-    return (IgnoreRules(folder, pathspec.GitIgnoreSpec.from_lines(text.splitlines())),)
+    lines = [line for line in text.splitlines() if _is_rule(line)]
+    return (IgnoreRules(folder, pathspec.GitIgnoreSpec.from_lines(lines)),)
+
+
+def _is_rule(line: str) -> bool:
+    """Git ignores a line that is no pattern."""
+    try:
+        pathspec.GitIgnoreSpec.from_lines([line])
+    except (ValueError, re.error):
+        return False
+    return True
 
 
 def _is_ignored(path: str, rules: tuple[IgnoreRules, ...]) -> bool:
