@@ -89,8 +89,10 @@ def edit(workspace: Workspace, args: EditArguments) -> str:
     if num_chars > max(MAX_TEXT_BYTES, len(file.text)):
         raise ToolError(f"{file.path} would grow to {num_chars} characters; the limit is {MAX_TEXT_BYTES}")
     text = matches.replaced(new)
-    workspace.replace(file, text)
+    was_linked = workspace.replace(file, text)
     changed = _neighbourhood(text, matches.first, len(new))
+    if was_linked:
+        changed.append(f"({file.path} had another name, a hard link, which keeps the old contents)")
     return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
 
 

@@ -79,6 +79,10 @@ def _attributes(fd: int) -> dict[str, bytes]:
 
 def _write_in_place(parent_fd: int, name: str, fd: int, old: bytes, new: bytes, backups: Path | None) -> None:
     """The file stays the same one; a cut write can be undone from the backup."""
+    if os.fstat(fd).st_nlink > 1:  # the other name may be outside the workspace
+        raise ToolError(
+            f"{name} has another name, a hard link, that writing it in place would change too; change it by hand"
+        )
     try:
         out_fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent_fd)
     except OSError as e:

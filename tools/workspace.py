@@ -142,11 +142,11 @@ class Workspace:
         if self._shown.get(file.path, file.digest) != file.digest:
             raise ToolError(f"{file.path} changed on disk since it was read; read it again")
 
-    def replace(self, old: TextFile, text: str) -> TextFile:
+    def replace(self, old: TextFile, text: str) -> bool:
         """Write `text` (own line ends, no byte order mark) in place of `old`, durably, and note it as shown.
 
-        The new file takes the name by rename, so another hard link keeps the old contents; see `rewrite`. Raises ToolError when
-        the file is read-only, is none that tools edit (`guard`), or no longer has the contents of `old`.
+        The new file takes the name by rename (see `rewrite`), so another hard link keeps the old contents; returns whether there is
+        one. Raises ToolError when the file is read-only, is none that tools edit (`guard`), or no longer has the contents of `old`.
         """
         data = ((BOM if old.has_bom else "") + text).encode()
         name = _parts(old.path)[-1]
@@ -159,9 +159,8 @@ class Workspace:
                 if not status.st_mode & 0o222:
                     raise ToolError(f"{old.path} is read-only; its mode is {stat.S_IMODE(status.st_mode):o}")
                 rewrite(directories[-1], name, fd, before, data, self._backups)
-        new = TextFile(old.path, text, old.has_bom, _digest(data))
-        self.note_shown(new)
-        return new
+        self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
+        return status.st_nlink > 1
 
     @contextmanager
     def _open_parent(self, path: str) -> Iterator[int]:

@@ -230,7 +230,11 @@ def test_a_failed_write_leaves_the_file_and_no_litter(root: Path, monkeypatch: p
 
 def test_a_hard_link_to_a_file_outside_is_not_written_through(root: Path, call: Call) -> None:
     os.link(root.parent / "secret" / "key", root / "key")
-    assert call("edit", path="key", old="TOP", new="NO") == "edited key: 1 replacement\n1|NO SECRET"
+    assert call("edit", path="key", old="TOP", new="NO") == (
+        "edited key: 1 replacement\n1|NO SECRET\n(key had another name, a hard link, which keeps the old contents)"
+    )
+    assert call("edit", path="key", old="NO", new="SOME") == "edited key: 1 replacement\n1|SOME SECRET"
+    call("edit", path="key", old="SOME", new="NO")
     assert (root / "key").read_text() == "NO SECRET\n"
     assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
 
@@ -382,6 +386,20 @@ def test_an_edit_that_cannot_keep_an_attribute_is_made_in_place(root: Path, monk
 def replace_text(root: Path, text: str) -> None:
     workspace = Workspace(root, backups=root.parent / "backups")
     workspace.replace(workspace.read_text("a.txt"), text)
+
+
+def test_a_hard_link_to_a_file_outside_is_not_written_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.link(root.parent / "secret" / "key", root / "a.txt")
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(
+        ToolError, match=r"a\.txt has another name, a hard link, that writing it in place would change too"
+    ):
+        replace_text(root, "two\n")
+    assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
 
 
 @needs_root
