@@ -35,7 +35,7 @@ from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCal
 from agent.rolling import droppable, next_roll, rolled_out
 from engine import Engine, Roll, SamplingParams, Sequence
 from memory import LoggedEvent, SessionLog
-from tools import Tool, ToolCall, ToolResult, Workspace, run_tool
+from tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
 MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
@@ -340,12 +340,13 @@ async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[
 
 
 async def _run(live: Live, usage: Usage, call: ToolCall, room: int) -> ToolResultGiven:
-    """Run a call on a thread of its own. Cancelled, it still waits: what has begun must have a known outcome."""
-    started = time.perf_counter()
-    running = asyncio.ensure_future(asyncio.to_thread(run_tool, live.tools, call))
+    """Run a call on a thread. Cancelled, it tells the tool, and still waits: what has begun must have a known outcome."""
+    started, cancellation = time.perf_counter(), Cancellation()
+    running = asyncio.ensure_future(asyncio.to_thread(run_tool, live.tools, call, cancellation))
     try:
         await asyncio.shield(running)
     finally:
+        cancellation.set()
         await asyncio.wait({running})
         usage.tools_s += time.perf_counter() - started
         result = _result(live, running.result(), room)

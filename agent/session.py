@@ -102,10 +102,10 @@ class Session:
         self._close_open_turn()
         log = self.live.log
         if branch is not None:
-            log.switch(branch)
+            await asyncio.to_thread(log.switch, branch)  # reads the whole log of the other branch
         else:
             log.rewind(turn, token)
-        events = log.events()
+        events = await asyncio.to_thread(log.events)
         self.live.rolls = rolls_of(events)
         self.live.workspace.set_shown(shown_in(events))
 
@@ -209,7 +209,7 @@ class Session:
             except StoreError as e:  # no damage: it may be read another time
                 self._notices.append(f"{e}; what it held is read again from the token log")
                 await live.engine.release(live.seq)
-                live.seq = await live.engine.start()
+                live.seq = await live.engine.start(owner=live.log.session.owner)
         computed = live.seq.num_tokens
         await self._roll_again()
         if is_loaded:
@@ -218,9 +218,10 @@ class Session:
         self._count(usage, is_loaded, computed)
 
     async def _share_beginning(self, ids: list[int], usage: Usage) -> None:
-        """A new session goes on from the state of another that began alike: the same system prompt, the same files."""
+        """A new session goes on from the state of another of its owner that began alike, or from the public opening."""
         live, started = self.live, time.perf_counter()
-        stored = await self.keeper.find(ids[:-1], (), live.log.session.branch)
+        session = live.log.session
+        stored = await self.keeper.find(ids[:-1], (), session.branch, owner=session.owner)
         if stored is None or len(stored.ids) < live.engine.config.page_tokens:
             return
         shared = await live.engine.start(stored)
@@ -239,9 +240,10 @@ class Session:
         """A new sequence on the longest stored state of the log."""
         live = self.live
         await live.engine.release(live.seq)
-        stored = await self.keeper.find(live.log.ids, live.rolls, live.log.session.branch)
+        session = live.log.session
+        stored = await self.keeper.find(live.log.ids, live.rolls, session.branch, owner=session.owner)
         self._notices += self.keeper.take_notes()
-        live.seq = await live.engine.start(stored)
+        live.seq = await live.engine.start(stored, session.owner)
 
     async def _roll_again(self) -> None:
         """Bring a sequence that is behind the log through the rolls that the log went through."""

@@ -3,15 +3,19 @@
 Imports none of our other packages.
 """
 
+from .backup import Copied, back_up, restore
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
+from .leases import SessionInUse
 from .log import SessionInfo, SessionLog
+from .reserve import making_room
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionInUse, SessionStore
+from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
+from .verify import check_indexes, check_records, repair_indexes
 
 __all__ = [
     "NAME_PATTERN",
@@ -20,6 +24,7 @@ __all__ = [
     "TAILS",
     "BlobStore",
     "BranchInfo",
+    "Copied",
     "DamagedBlob",
     "Database",
     "Found",
@@ -41,5 +46,11 @@ __all__ = [
     "TailRow",
     "TurnInfo",
     "Usage",
+    "back_up",
+    "check_indexes",
+    "check_records",
+    "making_room",
     "owner_of",
+    "repair_indexes",
+    "restore",
 ]

@@ -124,7 +124,7 @@ def _turns_with_ends(connection: sqlite3.Connection, session_id: int) -> Iterato
         yield session_id, number, state, started_at, ended_at, start, end, end_seq
 
 
-def _search(connection: sqlite3.Connection) -> None:
+def create_search(connection: sqlite3.Connection) -> None:
     """A full text index over the events, where this SQLite has FTS5. It keeps words, not texts: a text is always shown
     from its checked row. `branch` holds one word for the event's branch, so that a query need not look at others."""
     try:
@@ -180,4 +180,11 @@ def _responses(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX branches_by_parent ON branches (parent_id)")
 
 
-MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables, _responses)
+def _identity(connection: sqlite3.Connection) -> None:
+    """Which database this is: what lies beside it, such as how far its logs had come, says so too. A copy that is put
+    back gets another id, so that nothing that was said about the one before counts for it."""
+    connection.execute("CREATE TABLE identity (id TEXT NOT NULL) STRICT")
+    connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(8))))")
+
+
+MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity)

@@ -36,7 +36,6 @@ HOMES = {
     "sqlite_utils": ("memory",),
     "tree_sitter": ("tools",),
     "watchfiles": ("tools",),
-    "pathspec": ("tools",),
     "pydantic": ("agent", "tools"),
     "aiohttp": ("agent",),
     "rich": ("agent",),

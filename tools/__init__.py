@@ -9,14 +9,15 @@ from .files import EditArguments, ReadArguments, edit, read
 from .index import FindSymbolArguments, OutlineArguments, SymbolIndex, find_symbol, outline
 from .recall import RecallArguments, Search, recall
 from .search import SearchArguments, search
-from .tool import Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
+from .tool import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
 from .workspace import Workspace
 
-__all__ = ["Risk", "Tool", "ToolCall", "ToolError", "ToolResult", "Workspace", "run_tool", "toolset"]
+__all__ = ["Cancellation", "Risk", "Tool", "ToolCall", "ToolError", "ToolResult", "Workspace", "run_tool", "toolset"]
 
 
 def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:
     """The tools on one workspace and one session, by name, in the order they are shown to the model."""
+    index = SymbolIndex(workspace)
     tools = [
         Tool(
             "read",
@@ -30,14 +31,14 @@ def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:
             "List the classes, functions and constants of a source file.",
             OutlineArguments,
             Risk.READ,
-            partial(outline, workspace),
+            partial(outline, index),
         ),
         Tool(
             "find_symbol",
             "Find where a class, function or constant is defined.",
             FindSymbolArguments,
             Risk.READ,
-            partial(find_symbol, SymbolIndex(workspace)),
+            partial(find_symbol, index),
         ),
         Tool(
             "search",

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from pydantic import Field
 
 from .matching import Matches, nearest_line
-from .tool import Arguments, ToolError, unlisted
+from .tool import Arguments, Cancellation, ToolError, unlisted
 from .walk import source_entries
 from .workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
@@ -39,9 +39,9 @@ class EditArguments(Arguments):
     all: bool = False
 
 
-def read(workspace: Workspace, args: ReadArguments) -> str:
+def read(workspace: Workspace, args: ReadArguments, cancellation: Cancellation) -> str:
     """Lines `start` to `end` as `{n}|{text}`, at most 200; says how to go on when more remain."""
-    file = open_text(workspace, args.path)
+    file = open_text(workspace, args.path, cancellation)
     lines = split_lines(file.text)
     if args.end is not None and args.end < args.start:
         raise ToolError(f"end={args.end} is before start={args.start}")
@@ -63,7 +63,7 @@ def read(workspace: Workspace, args: ReadArguments) -> str:
     return "\n".join(shown)
 
 
-def edit(workspace: Workspace, args: EditArguments) -> str:
+def edit(workspace: Workspace, args: EditArguments, cancellation: Cancellation) -> str:
     """Replace `old` by `new` and show the new neighbourhood of the first change.
 
     A line end in `old` matches LF and CRLF; one in `new` becomes the file's own. Raises ToolError unless `old` matches once (or `all`).
@@ -74,7 +74,7 @@ def edit(workspace: Workspace, args: EditArguments) -> str:
         raise ToolError("old and new are the same; nothing to replace")
     if "\0" in args.new:
         raise ToolError("new has a NUL character; a text file cannot hold it")
-    file = open_text(workspace, args.path)
+    file = open_text(workspace, args.path, cancellation)
     workspace.check_fresh(file)
     matches = Matches(args.old, file.text)
     num_matches = matches.count()
@@ -96,13 +96,13 @@ def edit(workspace: Workspace, args: EditArguments) -> str:
     return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
 
 
-def open_text(workspace: Workspace, path: str) -> TextFile:
+def open_text(workspace: Workspace, path: str, cancellation: Cancellation) -> TextFile:
     """Read a text file named by the model; a wrong name raises ToolError with the likeliest right one."""
     resolved = workspace.resolve(path)
     try:
         return workspace.read_text(resolved)
     except FileNotFoundError:
-        raise ToolError(f"no file {resolved}{_suggestion(workspace, resolved)}") from None
+        raise ToolError(f"no file {resolved}{_suggestion(workspace, resolved, cancellation)}") from None
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
@@ -110,11 +110,12 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _suggestion(workspace: Workspace, path: str) -> str:
-    paths = [entry.path for entry in source_entries(workspace)]
+def _suggestion(workspace: Workspace, path: str, cancellation: Cancellation) -> str:
+    paths = [entry.path for entry in source_entries(workspace, cancellation)]
     name = PurePosixPath(path).name
     same_name = [other for other in paths if PurePosixPath(other).name == name]
-    close = difflib.get_close_matches(path, same_name, n=1, cutoff=0.0) or difflib.get_close_matches(path, paths, n=1)
+    close = difflib.get_close_matches(path, same_name, n=1, cutoff=0.0)
+    close = close or difflib.get_close_matches(path, cancellation.checked(paths), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

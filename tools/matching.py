@@ -1,4 +1,4 @@
-"""Where a text stands in a file: the matching rule of `edit`. Owns what a whole identifier is, and that a line end is LF or CRLF.
+"""Where a text stands in a file: the matching rule of `edit` and `search`. Owns what a whole identifier is, and that a line end is LF or CRLF.
 
 All of it is linear in the file's length, whatever is looked for: the file and the text come from strangers.
 """

@@ -21,6 +21,8 @@ def to_text(name: str) -> str:
 
 def from_text(text: str) -> str:
     """The name that has this text. Text that no name has is taken as it is."""
+    if "\\" not in text:
+        return text
     name = _ESCAPE.sub(_unescaped, text)
     is_name = "\0" not in name and not _NO_BYTE.search(name)
     return name if is_name and to_text(name) == text else text

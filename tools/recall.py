@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from memory import Found
 
-from .tool import Arguments, ToolError, unlisted
+from .tool import Arguments, Cancellation, ToolError, unlisted
 
 MAX_FOUND = 8
 MAX_REACHED = 400
@@ -21,7 +21,7 @@ class RecallArguments(Arguments):
     start: int = unlisted(1)
 
 
-def recall(search: Search, args: RecallArguments) -> str:
+def recall(search: Search, args: RecallArguments, _: Cancellation) -> str:
     """Up to eight passages of the session's log, each with its turn and kind; says how to go on when there are more."""
     if not args.query.strip():
         raise ToolError("query is empty; give words to look for")

@@ -6,10 +6,11 @@ Owns Tool, ToolCall, ToolResult, Risk, ToolError and `run_tool`. Knows no partic
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -18,10 +19,32 @@ MAX_SHOWN_VALUE_CHARS = 60
 UNLISTED = "unlisted"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 log = logging.getLogger("holdfast.tools")
+T = TypeVar("T")
 
 
 class ToolError(Exception):
     """A refusal that the model should read: one line naming the thing, the value and the way out."""
+
+
+class Cancellation:
+    """The caller's wish for a call to end without a result; set from another thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise ToolError once it is set. What may run for long calls this every tenth of a second."""
+        if self._event.is_set():
+            raise ToolError("cancelled")
+
+    def checked(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items, with a check before each."""
+        for item in items:
+            self.check()
+            yield item
 
 
 class Risk(Enum):
@@ -70,13 +93,13 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool: `run` takes an instance of `parameters`, returns text, and raises ToolError to refuse."""
+    """One tool: `run` takes an instance of `parameters` and a Cancellation, returns text, and raises ToolError to refuse."""
 
     name: str
     description: str
     parameters: type[Arguments]
     risk: Risk
-    run: Callable[[Any], str]
+    run: Callable[[Any, Cancellation], str]
 
     def schema(self) -> dict[str, Any]:
         """Name, description and JSON schema of the arguments, with nothing the model does not need."""
@@ -89,14 +112,15 @@ class Tool:
         return {"name": self.name, "description": self.description, "parameters": parameters}
 
 
-def run_tool(tools: Mapping[str, Tool], call: ToolCall) -> ToolResult:
-    """Check and run one call. Any failure gives `ok=False`, never an exception: a mistake of the model, a failing file system, and
-    a fault of ours, whose traceback is logged."""
+def run_tool(tools: Mapping[str, Tool], call: ToolCall, cancellation: Cancellation | None = None) -> ToolResult:
+    """Check and run one call, until it is cancelled. Any failure gives `ok=False`, never an exception: a mistake of the model, a
+    failing file system, and a fault of ours, whose traceback is logged."""
     try:
         tool = tools.get(call.name)
         if tool is None:
             raise ToolError(f"no tool {_shown(call.name)}; the tools are {', '.join(tools)}")
-        return ToolResult(call.id, tool.run(_parse_arguments(tool, call.arguments_json)), ok=True)
+        arguments = _parse_arguments(tool, call.arguments_json)
+        return ToolResult(call.id, tool.run(arguments, cancellation or Cancellation()), ok=True)
     except ToolError as e:
         return ToolResult(call.id, f"error: {e}", ok=False)
     except OSError as e:

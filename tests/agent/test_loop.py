@@ -4,6 +4,7 @@ The engine is scripted (see scripted_engine): a real model cannot be told to mis
 """
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -22,6 +23,7 @@ from agent.pocket.data import OPENING, Renderer
 from agent.pocket.oracle import Call, Episode
 from agent.session import Session
 from tests.agent.scripted_engine import FAIL, HANG, Reply, ScriptedEngine, calls, make_model, raw, says
+from tools import Cancellation
 
 pytestmark = pytest.mark.anyio
 
@@ -313,11 +315,11 @@ async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(worl
     async with world.session(calls("edit", path="a.py", old="fox", new="cat"), says("Done before.")) as session:
         tool = session.live.tools["edit"]
 
-        def slow(arguments: Any, run: Callable[[Any], str] = tool.run) -> str:
+        def slow(arguments: Any, cancellation: Cancellation, run: Callable[..., str] = tool.run) -> str:
             import time
 
             time.sleep(0.2)
-            return run(arguments)
+            return run(arguments, cancellation)
 
         object.__setattr__(tool, "run", slow)
         await cancelled_turn(session, lambda event: event.type == "tool_call")
@@ -325,6 +327,18 @@ async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(worl
         assert logged(session) == ["user", "tool_call", "tool_result", "notice"]
         await turn(session, "did it work?")
         assert "<tool_result>edited a.py: 1 replacement" in fed_text(session)
+
+
+async def test_a_tool_that_would_run_for_ever_ends_when_the_turn_is_cut(world: World) -> None:
+    def endless(arguments: Any, cancellation: Cancellation) -> str:
+        return str(sum(cancellation.checked(itertools.count())))
+
+    async with world.session(calls("search", text="fox"), says("Done.")) as session:
+        object.__setattr__(session.live.tools["search"], "run", endless)
+        await cancelled_turn(session, lambda event: event.type == "tool_call")
+        assert logged(session) == ["user", "tool_call", "tool_result", "notice"]
+        await turn(session, "did it work?")
+        assert "<tool_result>error: cancelled" in fed_text(session)
 
 
 async def test_a_call_of_which_the_outcome_is_lost_is_never_run_again(world: World) -> None:

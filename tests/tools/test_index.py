@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import Workspace, index
+from tools import Cancellation, Workspace
 from tools.index import FindSymbolArguments, SymbolIndex, find_symbol
-from tools.languages import Grammar, Symbol, symbols_of
+from tools.parsing import Parser
+from tools.walk import SourceTree
 
 Call = Callable[..., str]
 
@@ -95,22 +96,50 @@ def test_the_index_follows_the_disk(root: Path, call: Call) -> None:
     assert call("find_symbol", name="g") == "a.py:1 def g"
 
 
-def test_only_changed_files_are_parsed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_and_parsed_again_only_when_it_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root, a="def f(): ...\n", b="def f(): ...\n", c="def other(): ...\n")
-    parsed: list[str] = []
-
-    def recorded(text: str, grammar: Grammar) -> tuple[Symbol, ...]:
-        parsed.append(text)
-        return symbols_of(text, grammar)
-
-    monkeypatch.setattr(index, "symbols_of", recorded)
-    symbols = SymbolIndex(Workspace(root))
+    workspace = Workspace(root)
+    symbols, used = SymbolIndex(workspace), []
+    read, parse = SourceTree.read, Parser.symbols
+    monkeypatch.setattr(SourceTree, "read", lambda tree, path: (used.append(path), read(tree, path))[1])
+    monkeypatch.setattr(Parser, "symbols", lambda *args: (used.append(args[2]), parse(*args))[1])
     query = FindSymbolArguments(name="f")
-    assert find_symbol(symbols, query) == find_symbol(symbols, query) and len(parsed) == 2
+    found = find_symbol(symbols, query, Cancellation())
+    assert used == ["a.py", "def f(): ...\n", "b.py", "def f(): ...\n", "c.py"]
+    assert find_symbol(symbols, query, Cancellation()) == found and len(used) == 5
     write(root, a="class f: ...\n")
-    assert find_symbol(symbols, query) == "a.py:1 class f\nb.py:1 def f" and parsed[2:] == ["class f: ...\n"]
+    assert find_symbol(symbols, query, Cancellation()) == "a.py:1 class f\nb.py:1 def f"
+    assert used[5:] == ["a.py", "class f: ...\n"]
 
 
-def test_a_file_that_is_not_text_defines_nothing(root: Path, call: Call) -> None:
+def test_a_file_that_is_not_text_defines_nothing_and_is_named(root: Path, call: Call) -> None:
     (root / "a.py").write_bytes(b"def f(): ...\n\xff")
-    assert call("find_symbol", name="f") == "no symbol named f"
+    (root / "b.py").write_bytes(b"def g(): ...\n\xff")
+    assert call("find_symbol", name="f") == "no symbol named f\n(1 file skipped: 1 not UTF-8: a.py)"
+    assert call("find_symbol", name="h") == "no symbol named h"
+
+
+def test_a_file_that_cannot_be_parsed_is_named_and_the_others_are_found(root: Path, call: Call) -> None:
+    (root / "a.java").write_text("A<" * 30_000 + "f")
+    write(root, b="def f(): ...\n")
+    said = "b.py:1 def f\n(1 file skipped: 1 could not be parsed: a.java)"
+    assert call("find_symbol", name="f") == said == call("find_symbol", name="f")
+    assert call("outline", path="a.java") == "error: no outline for a.java: it could not be parsed; read it instead"
+
+
+def test_languages_without_a_grammar_are_said(root: Path, call: Call) -> None:
+    for name in ("a.rb", "b.rb", "c.php", "d.txt"):
+        (root / name).write_text("def f\nend\n")
+    expected = "no symbol named f in the indexed languages; 2 .rb, 1 .php files are not indexed"
+    assert call("find_symbol", name="f") == expected
+    write(root, a="def f(): ...\n")
+    assert call("find_symbol", name="f") == "a.py:1 def f"
+
+
+def test_every_symbol_can_be_reached_by_a_next_page(root: Path, call: Call) -> None:
+    write(root, a="def f(): ...\n" * 70)
+    pages = [call("outline", path="a.py", start=start).split("\n") for start in (1, 61)]
+    assert pages[0][-1] == "(+10 more)" and pages[1] == ["a.py: 70 symbols", *(f"{n} def f" for n in range(61, 71))]
+    assert call("find_symbol", name="f", start=65) == "\n".join(f"a.py:{n} def f" for n in range(65, 71))
+    assert call("find_symbol", name="f", start=71) == "error: f has 70 definitions; start=71 is past the end"
+    assert call("outline", path="a.py", start=71) == "error: a.py has 70 symbols; start=71 is past the end"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools import Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
+from tools import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_lone_surrogates_are_an_error(tools: dict[str, Tool], tmp_path: Path, na
 def test_a_failing_tool_is_an_error_result_and_a_fault_of_ours_is_logged(
     tools: dict[str, Tool], caplog: pytest.LogCaptureFixture, error: Exception, expected: str
 ) -> None:
-    def fail(args: Any) -> str:
+    def fail(args: Any, cancellation: Cancellation) -> str:
         raise error
 
     failing = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, fail)}
@@ -113,7 +113,7 @@ def test_a_failing_tool_is_an_error_result_and_a_fault_of_ours_is_logged(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
 def test_an_interrupt_is_no_result(tools: dict[str, Tool], error: type[BaseException]) -> None:
-    def interrupt(args: Any) -> str:
+    def interrupt(args: Any, cancellation: Cancellation) -> str:
         raise error
 
     interrupted = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, interrupt)}

@@ -1,6 +1,7 @@
 """Promises of confinement: no path, link, device or race reaches a file outside the workspace."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -144,6 +145,7 @@ def test_another_directory_under_the_name_of_the_root_is_not_the_workspace(root:
 
 def test_a_workspace_gives_its_descriptor_back(root: Path) -> None:
     (root / "a.txt").write_text("one\n")
+    gc.collect()  # what other tests left open
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         workspace = Workspace(root)
@@ -272,6 +274,8 @@ def test_our_own_files_are_neither_read_nor_edited(root: Path) -> None:
             assert not result.ok and "TOP" not in result.output, (name, path)
     found = run_tool(tools, ToolCall("1", "search", '{"text": "TOP"}')).output
     assert "mine.py:1: TOP" in found and "token" not in found and "json" not in found
+    (root / "moved" / "holdfast" / "own.py").write_text("TOP = 1\n")
+    assert run_tool(tools, ToolCall("1", "find_symbol", '{"name": "TOP"}')).output == "mine.py:1 const TOP"
     for inside in (root / "moved" / "holdfast", home.parent.parent / "moved" / "holdfast" / "sub"):
         inside.mkdir(exist_ok=True)
         with pytest.raises(ToolError, match="holdfast's own files"):
