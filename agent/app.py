@@ -12,8 +12,9 @@ from typing import Any
 from agent.approvals import Approvals, Ask, Policy
 from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
+from agent.faults import logged
 from agent.keeper import Keeper
-from agent.loop import Live, opening
+from agent.loop import Live, opening, shown_in
 from agent.messages import Notice
 from agent.rolling import rolls_of
 from agent.session import Session
@@ -53,6 +54,7 @@ class App:
                 f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
             ) from None
         with (
+            logged(settings.home),
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
         ):
@@ -85,14 +87,16 @@ class App:
         if why := self.engine.kernels_not_kept:
             notices.append(f"kernels are compiled again at every start, for about a minute: {why}")
         async with AsyncExitStack() as opened:  # undone where a later step fails: the session must not stay locked
-            directory = await to_end(_opened, workspace)
+            directory = await to_end(_opened, workspace, self.settings)
             opened.callback(directory.close)
             log = await to_end(self._log, found, workspace, name, owner)
             opened.callback(log.close)
             seq = await self.engine.start(owner=owner)
             opened.push_async_callback(self.engine.release, seq)
             tools, shared = toolset(directory, log.search), self._shared_tokens
-            rolls = rolls_of(await to_end(log.events))
+            events = await to_end(log.events)
+            directory.set_shown(shown_in(events))
+            rolls = rolls_of(events)
             live = Live(self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, shared)
             session = await to_end(Session, live, self.keeper, notices)
             opened.pop_all()
@@ -156,10 +160,10 @@ async def sessions_here(
         yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
 
 
-def _opened(workspace: Path) -> Workspace:
+def _opened(workspace: Path, settings: Settings) -> Workspace:
     """The directory itself: a link put under its name since it was chosen is not followed."""
     try:
-        return Workspace(workspace)
+        return Workspace(workspace, own=(settings.home, *settings.own_files), backups=settings.home / "backups")
     except ToolError as e:
         raise UsageError(str(e)) from None
 

@@ -29,12 +29,12 @@ from agent.config import (
     output_limit,
     printable,
     prompt_problem,
-    workspace_directory,
 )
 from agent.encoding import EncodingError
 from agent.options import Parser, add_max_context, add_ranks, add_session_options, port
 from agent.presence import find_server
 from agent.prompt import read_prompt
+from agent.workspaces import chosen_workspace
 from memory import SessionInUse, StoreError
 
 EXIT_CODES = (
@@ -142,9 +142,7 @@ def _parser() -> Parser:
         help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
     )  # fmt: skip
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
-    serve.add_argument(
-        "--workspace", default=".", metavar="DIR", help="where new agent sessions work (default: this directory)"
-    )
+    serve.add_argument("--workspace", metavar="DIR", help="where new agent sessions work (default: this directory)")
     serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     add_max_context(serve)
     add_ranks(serve)
@@ -194,7 +192,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _talk(args: argparse.Namespace) -> int:
     """`run` has a prompt and does one turn; `chat` has none."""
-    settings, workspace = _settings(args), workspace_directory(args.workspace)
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
+    settings, workspace = _settings(args), chosen_workspace(args.workspace, can_ask)
     prompt = None if args.prompt is None else _prompt(args)
     server = find_server(settings.home)
     if server is not None and server.model != os.path.realpath(settings.model_dir):
@@ -203,7 +202,6 @@ def _talk(args: argparse.Namespace) -> int:
     from agent.messages import Notice
     from agent.terminal import Printer, ask_person
 
-    can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
     ask, printer = ask_person if can_ask else None, Printer()
     show = _print_json if args.json else printer.show
     if server is not None and not (args.max_context or args.ranks > 1):
@@ -268,7 +266,7 @@ def _sessions(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    settings, workspace = _settings(args), workspace_directory(args.workspace)
+    settings, workspace = _settings(args), chosen_workspace(args.workspace, can_ask=False)
     from agent.server.serve import serve
     from engine import EngineError
 

@@ -44,6 +44,7 @@ class Settings:
     max_context: int | None = None
     disk_bytes: int = 20 * 2**30
     ranks: int = 1
+    own_files: tuple[Path, ...] = ()  # outside `home`, that no tool may see
 
 
 def data_home() -> Path:

@@ -7,7 +7,7 @@ they are yielded. Must not know how a turn begins or ends (session) nor how an e
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from agent.messages import (
     Notice,
     PrefillProgress,
     Rolled,
+    Shown,
     Text,
     Thinking,
     ToolCallMade,
@@ -34,7 +35,7 @@ from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCal
 from agent.rolling import droppable, next_roll, rolled_out
 from agent.threads import to_end
 from engine import Engine, Roll, SamplingParams, Sequence
-from memory import SessionLog
+from memory import LoggedEvent, SessionLog
 from tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
@@ -49,6 +50,15 @@ def opening(tools: Mapping[str, Tool]) -> Message:
     """The first message of every session."""
     schemas = [{"type": "function", "function": tool.schema()} for tool in tools.values()]
     return {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
+
+
+def shown_in(events: Iterable[LoggedEvent]) -> dict[str, int]:
+    """Digests of the files that the model was shown on a branch, each as it was shown last."""
+    shown: dict[str, int] = {}
+    for event in events:
+        if event.type == "shown":
+            shown |= Shown.model_validate(event.payload).files
+    return shown
 
 
 async def _nothing() -> None:
@@ -343,7 +353,8 @@ async def _run(live: Live, usage: Usage, call: ToolCall, room: int) -> ToolResul
         await asyncio.wait({running})
         usage.tools_s += time.perf_counter() - started
         result = _result(live, running.result(), room)
-        await to_end(live.log.append, [entry(result)])
+        shown = live.workspace.take_shown()
+        await to_end(live.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
     return result
 
 

@@ -57,6 +57,13 @@ class Rolled(Wire):
     head_tokens: int
 
 
+class Shown(Wire):
+    """Which files the model was shown by a call, and a digest of each. In the event log only; see `Workspace.take_shown`."""
+
+    type: Literal["shown"] = "shown"
+    files: dict[str, int]
+
+
 class Text(Wire):
     """A piece of the answer; the event log has it whole."""
 
@@ -135,6 +142,6 @@ Event: TypeAlias = (
 )
 
 
-def entry(event: Event | UserMessage | Rolled) -> tuple[str, dict[str, Any]]:
+def entry(event: Event | UserMessage | Rolled | Shown) -> tuple[str, dict[str, Any]]:
     """An event as the log keeps it: its type and the rest."""
     return event.type, event.model_dump(mode="json", exclude={"type"})

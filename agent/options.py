@@ -35,7 +35,7 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         help="open or create this session (default: the workspace's latest)",
     )
     parser.add_argument("--new", action="store_true", help="start a fresh session")
-    parser.add_argument("--workspace", default=".", metavar="DIR", help="the directory to work in (default: this one)")
+    parser.add_argument("--workspace", metavar="DIR", help="the directory to work in (default: this one)")
     parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     add_max_context(parser)
     add_ranks(parser)

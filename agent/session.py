@@ -14,7 +14,7 @@ from itertools import takewhile
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
-from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, tool_message
+from agent.loop import ANSWER_TOKENS, Live, Message, run_turn, shown_in, tool_message
 from agent.messages import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from agent.rolling import rolled_out, rolls_of
 from agent.threads import to_end
@@ -112,8 +112,9 @@ class Session:
             await to_end(log.switch, branch)
         else:
             await to_end(log.rewind, turn, token)
-        if branch is not None or self.live.rolls:
-            self.live.rolls = rolls_of(await to_end(log.events))
+        events = await to_end(log.events)
+        self.live.rolls = rolls_of(events)
+        self.live.workspace.set_shown(shown_in(events))
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""

@@ -5,6 +5,7 @@ Must not know which files are wanted.
 
 import os
 import stat
+from collections.abc import Callable
 from itertools import takewhile
 
 from .directories import PASSING
@@ -13,10 +14,11 @@ MAX_OPEN_DIRS = 32
 
 
 class Descent:
-    """The directories from a root down to the one asked for last. Owns `root_fd`."""
+    """The directories from a root down to the one asked for last. `root_fd` stays the caller's; `check` sees whatever else is opened, and
+    raises OSError for what is not to be read. Paths are names as the file system has them."""
 
-    def __init__(self, root_fd: int) -> None:
-        self._root_fd = root_fd
+    def __init__(self, root_fd: int, check: Callable[[int], None]) -> None:
+        self._root_fd, self._check = root_fd, check
         self._steps: list[
             tuple[str, int | None]
         ] = []  # name and descriptor; None: closed again, MAX_OPEN_DIRS above the last
@@ -29,7 +31,7 @@ class Descent:
         num_known = next((n for n in range(common, 0, -1) if self._steps[n - 1][1] is not None), 0)
         fd = self._steps[num_known - 1][1] if num_known else self._root_fd
         for depth in range(num_known, len(parts)):
-            fd = os.open(parts[depth], PASSING, dir_fd=fd)
+            fd = self._open(parts[depth], PASSING, fd)
             self._steps[depth : depth + 1] = [(parts[depth], fd)]
             self._close_step(depth - MAX_OPEN_DIRS)
         assert fd is not None, path
@@ -39,7 +41,7 @@ class Descent:
         """The first bytes of a regular file, or None when there is none. Raises PermissionError."""
         folder, _, name = path.rpartition("/")
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir(folder))
+            fd = self._open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, self.dir(folder))
         except PermissionError:
             raise
         except OSError:
@@ -52,7 +54,15 @@ class Descent:
 
     def close(self) -> None:
         self._leave(0)
-        os.close(self._root_fd)
+
+    def _open(self, name: str, flags: int, dir_fd: int | None) -> int:
+        fd = os.open(name, flags, dir_fd=dir_fd)
+        try:
+            self._check(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _leave(self, depth: int) -> None:
         for step in range(depth, len(self._steps)):

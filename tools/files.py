@@ -1,31 +1,33 @@
 """The tools `read` and `edit`: numbered lines out, exact replacement in.
 
-Owns their output formats and the matching rule of `edit`. Must not know how a file is opened or made durable (workspace).
+Owns their output formats. Must not know how a file is opened or made durable (workspace), nor where a text stands in it (matching).
 """
 
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from .tool import Arguments, Cancellation, ToolError
+from .matching import Matches, nearest_line
+from .tool import Arguments, Cancellation, ToolError, unlisted
 from .walk import source_entries
-from .workspace import TextFile, Workspace, split_lines
+from .workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
 MAX_LINES_PER_READ = 200
 MAX_LINE_CHARS = 500
+MAX_COLUMN_CHARS = 4000  # of one line, when asked for it
 MAX_NEIGHBOURHOOD_LINES = 6
 MAX_LISTED_LINES = 20
 
 
 class ReadArguments(Arguments):
-    """Lines are counted from 1; `end` is included."""
+    """Lines are counted from 1; `end` is included. A `column` above 1 asks for what follows in line `start` alone."""
 
     path: str
     start: int = Field(default=1, ge=1)
     end: int | None = Field(default=None, ge=1)
+    column: int = unlisted(1)
 
 
 class EditArguments(Arguments):
@@ -48,9 +50,14 @@ def read(workspace: Workspace, args: ReadArguments, cancellation: Cancellation) 
     workspace.note_shown(file)
     if not lines:
         return "(empty file)"
+    if args.column > 1:
+        return _rest_of_line(lines[args.start - 1], args.start, args.column)
     wanted_end = min(args.end or len(lines), len(lines))
     shown_end = min(wanted_end, args.start + MAX_LINES_PER_READ - 1)
     shown = _numbered(lines, args.start, shown_end)
+    cut = next((n for n in range(args.start, shown_end + 1) if len(lines[n - 1]) > MAX_LINE_CHARS), None)
+    if cut is not None:
+        shown.append(_how_to_go_on(cut, len(lines[cut - 1]), MAX_LINE_CHARS + 1))
     if shown_end < wanted_end:
         shown.append(f"({len(lines)} lines; continue with start={shown_end + 1})")
     return "\n".join(shown)
@@ -69,19 +76,23 @@ def edit(workspace: Workspace, args: EditArguments, cancellation: Cancellation) 
         raise ToolError("new has a NUL character; a text file cannot hold it")
     file = open_text(workspace, args.path, cancellation)
     workspace.check_fresh(file)
-    pattern = _pattern(args.old)
-    starts = _match_starts(pattern, file.text)
-    if not starts:
+    matches = Matches(args.old, file.text)
+    num_matches = matches.count()
+    if not num_matches:
         raise ToolError(f"old text not found in {file.path}{_nearest_line(args.old, file.text)}")
-    if len(starts) > 1 and not args.all:
-        where = _listed_lines(file.text, starts)
-        raise ToolError(
-            f"old text matches {len(starts)} times in {file.path} ({where}); pass all=true or give more context"
-        )
-    new = _with_line_ends_of(file.text, args.new)
-    text, num_replaced = pattern.subn(lambda match: new, file.text)
-    workspace.replace(file, text)
-    changed = _neighbourhood(text, starts[0], len(new))
+    if num_matches > 1 and not args.all:
+        times = f"{num_matches} times" if num_matches < matches.most else f"at least {num_matches} times"
+        where = _listed_lines(matches.lines(MAX_LISTED_LINES + 1))
+        raise ToolError(f"old text matches {times} in {file.path} ({where}); pass all=true or give more context")
+    num_replaced, new = matches.num_apart(), _with_line_ends_of(file.text, args.new)
+    num_chars = len(file.text) + num_replaced * (len(new) - len(args.old))
+    if num_chars > max(MAX_TEXT_BYTES, len(file.text)):
+        raise ToolError(f"{file.path} would grow to {num_chars} characters; the limit is {MAX_TEXT_BYTES}")
+    text = matches.replaced(new)
+    was_linked = workspace.replace(file, text)
+    changed = _neighbourhood(text, matches.first, len(new))
+    if was_linked:
+        changed.append(f"({file.path} had another name, a hard link, which keeps the old contents)")
     return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
 
 
@@ -112,24 +123,21 @@ def _numbered(lines: Sequence[str], start: int, end: int) -> list[str]:
     return [f"{n}|{_cut(lines[n - 1])}" for n in range(start, end + 1)]
 
 
+def _rest_of_line(line: str, number: int, column: int) -> str:
+    if column > len(line):
+        raise ToolError(f"line {number} has {count(len(line), 'character')}; column={column} is past its end")
+    shown = line[column - 1 : column - 1 + MAX_COLUMN_CHARS]
+    rest = column + len(shown)
+    more = [_how_to_go_on(number, len(line), rest)] if rest <= len(line) else []
+    return "\n".join([f"{number}|{shown}", *more])
+
+
+def _how_to_go_on(number: int, num_chars: int, column: int) -> str:
+    return f"(line {number} has {num_chars} characters; continue it with start={number}, column={column})"
+
+
 def _cut(line: str) -> str:
     return line if len(line) <= MAX_LINE_CHARS else line[:MAX_LINE_CHARS] + " …(cut)"
-
-
-def _pattern(old: str) -> re.Pattern[str]:
-    if re.fullmatch(r"\w+", old):
-        return re.compile(rf"(?<!\w){re.escape(old)}(?!\w)")
-    return re.compile(r"(?:\r\n|(?<!\r)\n)".join(re.escape(line) for line in old.replace("\r\n", "\n").split("\n")))
-
-
-def _match_starts(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Starts of all matches, overlapping ones too: text that overlaps itself is as ambiguous as text found twice."""
-    starts = []
-    match = pattern.search(text)
-    while match:
-        starts.append(match.start())
-        match = pattern.search(text, match.start() + 1)
-    return starts
 
 
 def _with_line_ends_of(text: str, new: str) -> str:
@@ -137,22 +145,15 @@ def _with_line_ends_of(text: str, new: str) -> str:
     return new.replace("\r\n", "\n").replace("\n", "\r\n" if mostly_crlf else "\n")
 
 
-def _listed_lines(text: str, starts: Sequence[int]) -> str:
-    numbers = sorted({text.count("\n", 0, start) + 1 for start in starts})
+def _listed_lines(numbers: Sequence[int]) -> str:
     listed = ", ".join(str(n) for n in numbers[:MAX_LISTED_LINES])
     more = ", …" if len(numbers) > MAX_LISTED_LINES else ""
     return f"{'line' if len(numbers) == 1 else 'lines'} {listed}{more}"
 
 
 def _nearest_line(old: str, text: str) -> str:
-    """Where the longest line of `old` that exists in the file, spaces around it aside, can be seen."""
-    lines = split_lines(text)
-    wanted = sorted({line.strip() for line in old.split("\n")} - {""}, key=lambda line: (-len(line), line))
-    for part in wanted:
-        for n, line in enumerate(lines, start=1):
-            if part in line:
-                return f"; line {n} is: {_cut(line)}"
-    return ""
+    found = nearest_line(old, text)
+    return f"; line {found[0]} is: {_cut(found[1])}" if found else ""
 
 
 def _neighbourhood(text: str, start: int, num_new_chars: int) -> list[str]:

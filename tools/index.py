@@ -15,7 +15,7 @@ from .languages import GRAMMARS, UNREAD_SUFFIXES
 from .parsing import NotParsed, Parser
 from .skipped import MAX_NAMED, Skipped
 from .symbols import Symbol
-from .tool import Arguments, Cancellation, ToolError
+from .tool import Arguments, Cancellation, ToolError, unlisted
 from .walk import MAX_SOURCE_BYTES, TOO_LARGE, FileVersion, SourceEntry, SourceTree
 from .workspace import Workspace, decode
 
@@ -32,14 +32,14 @@ class OutlineArguments(Arguments):
 
     path: str
     limit: int = Field(default=MAX_OUTLINE_SYMBOLS, ge=1, le=MAX_OUTLINE_SYMBOLS)
-    start: int = Field(default=1, ge=1)
+    start: int = unlisted(1)
 
 
 class FindSymbolArguments(Arguments):
     """A symbol's name, with or without the names it is nested in; `start` is the first definition to show, counted from 1."""
 
     name: str
-    start: int = Field(default=1, ge=1)
+    start: int = unlisted(1)
 
 
 class SymbolIndex:

@@ -7,23 +7,30 @@ from collections.abc import Callable, Sequence
 
 from memory import Found
 
-from .tool import Arguments, Cancellation, ToolError
+from .tool import Arguments, Cancellation, ToolError, unlisted
 
 MAX_FOUND = 8
+MAX_REACHED = 400
 Search = Callable[[str, int], Sequence[Found]]
 
 
 class RecallArguments(Arguments):
-    """`query` is words to look for; the events with most of them come first."""
+    """`query` is words to look for; the events with most of them come first, from number `start` on."""
 
     query: str
+    start: int = unlisted(1)
 
 
 def recall(search: Search, args: RecallArguments, _: Cancellation) -> str:
-    """Up to eight passages of the session's log, each with its turn and kind."""
+    """Up to eight passages of the session's log, each with its turn and kind; says how to go on when there are more."""
     if not args.query.strip():
         raise ToolError("query is empty; give words to look for")
-    found = search(args.query, MAX_FOUND)
-    if not found:
-        return f"nothing in this session matches {args.query}"
-    return "\n".join(f"turn {f.turn}, {f.type}: {' '.join(f.snippet.split())}" for f in found)
+    end = args.start - 1 + MAX_FOUND
+    if end > MAX_REACHED:
+        raise ToolError(f"start={args.start} is past what can be reached; give words that fewer passages have")
+    found = search(args.query, end + 1)
+    if not found[args.start - 1 :]:
+        return f"nothing in this session matches {args.query}" + (f" from start={args.start} on" if found else "")
+    more = [f"(more; continue with start={end + 1})"] if len(found) > end else []
+    lines = [f"turn {f.turn}, {f.type}: {' '.join(f.snippet.split())}" for f in found[args.start - 1 : end]]
+    return "\n".join(lines + more)

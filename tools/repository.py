@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ MAX_INDEX_BYTES = 64 * 2**20
 MAX_PATH_BYTES = 4096
 STAT_BYTES = 40  # of an index entry: what stands before the object's name
 EXTENDED, LENGTH = 0x4000, 0xFFF  # in an entry's flags
+Check = Callable[[int], None]
 SETTING = re.compile(r"\s*([A-Za-z][A-Za-z0-9-]*)\s*=\s*(.*)")
 
 
@@ -48,20 +50,22 @@ class Repository:
             return []
 
 
-def open_repository(folder_fd: int, folder: Path, workspace: Path) -> Repository | None:
-    """The repository whose root is this folder, or None. `folder` is the place of `folder_fd`."""
-    git_fd = _open_git_dir(folder_fd, folder, workspace)
+def open_repository(folder_fd: int, folder: Path, workspace: Path, check: Check) -> Repository | None:
+    """The repository whose root is this folder, or None. `folder` is the place of `folder_fd`; `check` raises OSError for what is not to be read."""
+    git_fd = _open_git_dir(folder_fd, folder, workspace, check)
     if git_fd is None:
         return None
     common_fd = None
     try:
-        if read_regular("HEAD", git_fd, 4096) is None:
+        check(git_fd)
+        if read_regular("HEAD", git_fd, 4096, check) is None:
             return None
-        common = (read_regular("commondir", git_fd, 4096) or b".").strip()
+        common = (read_regular("commondir", git_fd, 4096, check) or b".").strip()
         common_fd = os.open(common, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=git_fd)
-        own = read_regular("info/exclude", common_fd, MAX_RULES_BYTES) or b""
-        config = _parse_config(read_regular("config", common_fd, MAX_RULES_BYTES) or b"")
-        index = read_regular("index", git_fd, MAX_INDEX_BYTES) or b""
+        check(common_fd)
+        own = read_regular("info/exclude", common_fd, MAX_RULES_BYTES, check) or b""
+        config = _parse_config(read_regular("config", common_fd, MAX_RULES_BYTES, check) or b"")
+        index = read_regular("index", git_fd, MAX_INDEX_BYTES, check) or b""
         oid_bytes = 32 if config.get("extensions.objectformat") == "sha256" else 20
         return Repository((Rules.of(own), Rules.of(_user_excludes())), index, oid_bytes)
     except OSError:
@@ -72,8 +76,8 @@ def open_repository(folder_fd: int, folder: Path, workspace: Path) -> Repository
             os.close(common_fd)
 
 
-def read_regular(name: str | Path, dir_fd: int | None, max_bytes: int) -> bytes | None:
-    """Contents of a regular file, or None when there is none, it is a link, or it is larger."""
+def read_regular(name: str | Path, dir_fd: int | None, max_bytes: int, check: Check | None = None) -> bytes | None:
+    """Contents of a regular file, or None when there is none, it is a link, it is larger, or `check` raises OSError."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     except OSError:
@@ -83,18 +87,20 @@ def read_regular(name: str | Path, dir_fd: int | None, max_bytes: int) -> bytes 
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             return None
         try:
+            if check is not None:
+                check(fd)
             return file.read(max_bytes)
         except OSError:
             return None
 
 
-def _open_git_dir(folder_fd: int, folder: Path, workspace: Path) -> int | None:
+def _open_git_dir(folder_fd: int, folder: Path, workspace: Path, check: Check) -> int | None:
     """A descriptor of what `.git` is or names. One outside the workspace must name this folder in turn, as those made by git do."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
         return os.open(".git", flags | os.O_NOFOLLOW, dir_fd=folder_fd)
     except OSError:
-        link = read_regular(".git", folder_fd, 4096)
+        link = read_regular(".git", folder_fd, 4096, check)
     if link is None or not link.startswith(b"gitdir: "):
         return None
     place = Path(os.path.realpath(folder / os.fsdecode(link.removeprefix(b"gitdir: ").strip())))
@@ -102,18 +108,18 @@ def _open_git_dir(folder_fd: int, folder: Path, workspace: Path) -> int | None:
         fd = os.open(place, flags | os.O_NOFOLLOW)
     except (OSError, ValueError):
         return None
-    if place.is_relative_to(workspace) or _names(fd, place, folder):
+    if place.is_relative_to(workspace) or _names(fd, place, folder, check):
         return fd
     os.close(fd)
     return None
 
 
-def _names(git_fd: int, place: Path, folder: Path) -> bool:
+def _names(git_fd: int, place: Path, folder: Path, check: Check) -> bool:
     """Whether a git directory belongs to the folder: as its linked worktree, or as a submodule."""
-    back = os.fsdecode((read_regular("gitdir", git_fd, 4096) or b"").strip())
+    back = os.fsdecode((read_regular("gitdir", git_fd, 4096, check) or b"").strip())
     if back:
         return Path(os.path.realpath(back)) == folder / ".git"
-    worktree = _parse_config(read_regular("config", git_fd, MAX_RULES_BYTES) or b"").get("core.worktree")
+    worktree = _parse_config(read_regular("config", git_fd, MAX_RULES_BYTES, check) or b"").get("core.worktree")
     return worktree is not None and Path(os.path.realpath(place / worktree)) == folder
 
 

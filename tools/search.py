@@ -1,18 +1,15 @@
 """The tool `search`: literal, case-sensitive text over the files of the workspace.
 
-Owns its output format and matching rule. Must not know symbols (index) nor how files are chosen (walk).
+Owns its output format. Must not know symbols (index), how files are chosen (walk), nor what a whole identifier is (matching).
 """
 
-import re
-import string
 from collections.abc import Iterator
-
-from pydantic import Field
 
 from .files import count, open_text
 from .index import check_start, more
+from .matching import whole_identifier
 from .skipped import Skipped
-from .tool import Arguments, Cancellation, ToolError
+from .tool import Arguments, Cancellation, ToolError, unlisted
 from .walk import MAX_SOURCE_BYTES, TOO_LARGE, SourceEntry, SourceTree
 from .workspace import TextFile, Workspace, decode
 
@@ -20,7 +17,6 @@ MAX_HITS = 20
 MAX_TEXT_CHARS = 80
 CHARS_BEFORE_MATCH = 20  # of a long line, where the match is not at its beginning
 MAX_BRIEF_LINES = 5  # per file
-IDENTIFIER_CHARS = frozenset(string.ascii_letters + string.digits + "_")
 SNIFFED_BYTES = 8000  # as in git: with a NUL among them a file is binary, and to say that it was skipped helps no one
 
 
@@ -33,7 +29,7 @@ class SearchArguments(Arguments):
     text: str
     path: str | None = None
     brief: bool = False
-    start: int = Field(default=1, ge=1)
+    start: int = unlisted(1)
 
 
 def search(workspace: Workspace, args: SearchArguments, cancellation: Cancellation) -> str:
@@ -138,20 +134,18 @@ def _text_with(wanted: bytes, tree: SourceTree, entry: SourceEntry) -> TextFile 
 
 
 def _lines_with(text: str, content: str) -> Iterator[int]:
-    """The first match of each matching line. An ASCII identifier matches only as a whole.
+    """The first match of each matching line, by the rule of `edit`.
 
-    What is before a match is looked at here: a pattern that starts with a look-behind is ten times slower. Letters of other scripts
-    do not continue an identifier: they may well be prose around it.
+    The pattern only looks at places where the text was found: to look for a pattern that starts with a look-behind is ten times slower.
     """
-    is_identifier = re.fullmatch(r"\w+", text, re.ASCII) is not None
-    pattern = re.compile(re.escape(text) + (r"(?!\w)" if is_identifier else ""), re.ASCII)
-    at = 0
-    while match := pattern.search(content, at):
-        at = match.start()
-        if is_identifier and at and content[at - 1] in IDENTIFIER_CHARS:
-            at += 1
+    pattern = whole_identifier(text)
+    at = content.find(text)
+    while at >= 0:
+        if pattern is not None and not pattern.match(content, at):
+            at = content.find(text, at + 1)
             continue
         yield at
-        at = content.find("\n", at) + 1
-        if not at:
+        line_end = content.find("\n", at)
+        if line_end < 0:
             return
+        at = content.find(text, line_end + 1)

@@ -4,16 +4,21 @@ Owns Tool, ToolCall, ToolResult, Risk, ToolError and `run_tool`. Knows no partic
 """
 
 import json
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN_VALUE_CHARS = 60
+UNLISTED = "unlisted"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+log = logging.getLogger("holdfast.tools")
 T = TypeVar("T")
 
 
@@ -51,9 +56,21 @@ class Risk(Enum):
 
 
 class Arguments(BaseModel):
-    """Base of every tool's parameters: an argument that no tool declares is an error, never ignored."""
+    """Base of every tool's parameters: an argument that no tool declares is an error, and so is text that UTF-8 cannot hold."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _holds_characters(cls, value: Any) -> Any:
+        if isinstance(value, str) and LONE_SURROGATE.search(value):
+            raise ValueError("it has half a character (a lone surrogate), which no file and no name can have")
+        return value
+
+
+def unlisted(default: int) -> Any:
+    """A whole number of at least 1 that the schema does not list: an output names it where there is more (`continue with column=501`)."""
+    return Field(default=default, ge=1, json_schema_extra={UNLISTED: True})
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,8 @@ class Tool:
     def schema(self) -> dict[str, Any]:
         """Name, description and JSON schema of the arguments, with nothing the model does not need."""
         full = self.parameters.model_json_schema()
-        properties = {name: _trimmed(prop) for name, prop in full.get("properties", {}).items()}
+        listed = {name: prop for name, prop in full.get("properties", {}).items() if not prop.get(UNLISTED)}
+        properties = {name: _trimmed(prop) for name, prop in listed.items()}
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
         if full.get("required"):
             parameters["required"] = full["required"]
@@ -95,7 +113,8 @@ class Tool:
 
 
 def run_tool(tools: Mapping[str, Tool], call: ToolCall, cancellation: Cancellation | None = None) -> ToolResult:
-    """Check and run one call, until it is cancelled. A mistake of the model or a failing file system gives `ok=False`, never an exception."""
+    """Check and run one call, until it is cancelled. Any failure gives `ok=False`, never an exception: a mistake of the model, a
+    failing file system, and a fault of ours, whose traceback is logged."""
     try:
         tool = tools.get(call.name)
         if tool is None:
@@ -105,11 +124,14 @@ def run_tool(tools: Mapping[str, Tool], call: ToolCall, cancellation: Cancellati
     except ToolError as e:
         return ToolResult(call.id, f"error: {e}", ok=False)
     except OSError as e:
-        return ToolResult(call.id, f"error: {call.name} failed: {e.strerror or e}", ok=False)
+        return ToolResult(call.id, f"error: {call.name} failed: {e.strerror or _shown(str(e))}", ok=False)
+    except Exception as e:
+        log.exception("the tool %s failed", call.name)
+        return ToolResult(call.id, f"error: {call.name} failed by a fault of its own ({type(e).__name__})", ok=False)
 
 
 def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
-    takes = f"{tool.name} takes {', '.join(tool.parameters.model_fields)}"
+    takes = f"{tool.name} takes {', '.join(tool.schema()['parameters']['properties'])}"
     try:
         values = json.loads(arguments_json)
     except (ValueError, RecursionError) as e:
@@ -125,12 +147,14 @@ def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
 
 def _first_mistake(tool_name: str, mistakes: list[ErrorDetails]) -> str:
     mistake = mistakes[0]
+    if not mistake["loc"]:
+        return f"{tool_name}: the name of an argument has half a character (a lone surrogate)"
     argument = _shown(str(mistake["loc"][0]))
     if mistake["type"] == "missing":
         return f"{tool_name} needs argument {argument}"
     if mistake["type"] == "extra_forbidden":
         return f"{tool_name} has no argument {argument}"
-    return f"{tool_name}: {argument}={_shown(repr(mistake['input']))} is wrong: {mistake['msg']}"
+    return f"{tool_name}: {argument}={_shown(repr(mistake['input']))} is wrong: {mistake['msg'].removeprefix('Value error, ')}"
 
 
 def _shown(value: str) -> str:

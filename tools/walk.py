@@ -14,9 +14,10 @@ from typing import NamedTuple
 from .descent import Descent
 from .directories import PASSING, listing
 from .ignore import Rules
+from .names import from_text, to_text
 from .repository import MAX_RULES_BYTES, Repository, open_repository, read_regular
 from .skipped import Skipped
-from .tool import Cancellation
+from .tool import Cancellation, ToolError
 from .workspace import SYSTEM_DIRS, Workspace
 
 SKIPPED_DIRS = frozenset({".git", "__pycache__", "node_modules", ".venv"})
@@ -50,7 +51,7 @@ class Anchor:
     above: bytes = b""  # from there down to the workspace, ending in a slash
 
     def path(self, path: str) -> bytes:
-        return self.above + os.fsencode(path)[self.cut :]
+        return self.above + os.fsencode(from_text(path))[self.cut :]
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ class SourceTree:
     def __init__(self, workspace: Workspace, cancellation: Cancellation) -> None:
         self.skipped = Skipped()
         self._workspace, self._cancellation = workspace, cancellation
-        with workspace.open_dir(".") as root_fd:
-            self._root_fd = os.dup(root_fd)
-        self._descent = Descent(self._root_fd)
+        self._descent = Descent(workspace.root_fd, self._check)
         system_dirs = [Path(system_dir) for system_dir in SYSTEM_DIRS]
         self._system_dirs = {f"{d.relative_to(workspace.root)}/" for d in system_dirs if workspace.root in d.parents}
         self._pseudo_devices: frozenset[int] | None = None
@@ -115,7 +114,7 @@ class SourceTree:
 
     def read(self, path: str, max_bytes: int = MAX_SOURCE_BYTES) -> bytes | None:
         """The first bytes of a file of the walk, or None when there is no such regular file now. Raises PermissionError."""
-        return self._descent.read(path, max_bytes)
+        return self._descent.read(from_text(path), max_bytes)
 
     def _start(self, path: str) -> Folder:
         folder = self._entered(self._above())
@@ -133,7 +132,7 @@ class SourceTree:
         try:
             return self._list(self._start(path) if folder is None else folder)
         except PermissionError:
-            self.skipped.add("unreadable", path)
+            self.skipped.add("unreadable", path or ".")
         except OSError:  # gone since it was listed: nothing to find there
             pass
         return []
@@ -144,10 +143,8 @@ class SourceTree:
         found: list[tuple[str, Folder | SourceEntry]] = []
         with listing(self._dir(folder.path[:-1])) as fd, os.scandir(fd) as scan:
             for child in self._cancellation.checked(scan):
-                if not child.name.isprintable():
-                    continue
                 is_dir = child.is_dir(follow_symlinks=False)
-                path = folder.path + child.name + ("/" if is_dir else "")
+                path = folder.path + to_text(child.name) + ("/" if is_dir else "")
                 item = self._folder(folder, child.name, path) if is_dir else self._file(folder, child, path)
                 if item is not None:
                     found.append((path, item))
@@ -188,12 +185,12 @@ class SourceTree:
         device = os.fstat(fd).st_dev
         if device != folder.device and device in self._pseudo():
             raise FileNotFoundError(errno.ENOENT, "a pseudo file system", folder.path)
-        place = self._workspace.root / folder.path
-        anchor = Anchor(len(os.fsencode(folder.path)))
+        place = self._workspace.root / from_text(folder.path)
+        anchor = Anchor(len(os.fsencode(from_text(folder.path))))
         if folder.path and (repository := self._repository(fd, place)):
             layers = tuple((anchor, rules) for rules in repository.excludes)
             folder = Folder(folder.path, device, layers, repository, anchor)
-        data = read_regular(".gitignore", fd, MAX_RULES_BYTES)
+        data = read_regular(".gitignore", fd, MAX_RULES_BYTES, self._check)
         own = ((anchor, Rules.of(data)),) if data else ()
         return replace(folder, device=device, layers=own + folder.layers)
 
@@ -202,14 +199,14 @@ class SourceTree:
             os.stat(".git", dir_fd=fd, follow_symlinks=False)
         except OSError:
             return None
-        return open_repository(fd, place, self._workspace.root)
+        return open_repository(fd, place, self._workspace.root, self._check)
 
     def _above(self) -> Folder:
         """The root with the rules of the repository that it is a subfolder of, if any."""
-        own = os.fstat(self._root_fd)
+        own = os.fstat(self._workspace.root_fd)
         folder = Folder("", own.st_dev)
         places = [self._workspace.root, *self._workspace.root.parents]
-        fds = [os.dup(self._root_fd)]
+        fds = [os.dup(self._workspace.root_fd)]
         layers: list[tuple[Anchor, Rules]] = []
         try:
             for place in places:
@@ -220,13 +217,14 @@ class SourceTree:
                     )
                 names = self._workspace.root.relative_to(place).parts
                 anchor = Anchor(above=b"".join(os.fsencode(name) + b"/" for name in names))
-                data = read_regular(".gitignore", fds[-1], MAX_RULES_BYTES) if names else None
+                data = read_regular(".gitignore", fds[-1], MAX_RULES_BYTES, self._check) if names else None
                 layers += [(anchor, Rules.of(data))] if data else []
                 repository = self._repository(fds[-1], place)
                 if repository is not None:
                     layers += [(anchor, rules) for rules in repository.excludes]
                     return Folder("", own.st_dev, tuple(layers), repository, anchor)
                 fds.append(os.open("..", PASSING, dir_fd=fds[-1]))
+                self._check(fds[-1])
         except OSError:
             pass
         finally:
@@ -235,7 +233,14 @@ class SourceTree:
         return folder
 
     def _dir(self, path: str) -> int:
-        return self._descent.dir(path)
+        return self._descent.dir(from_text(path))
+
+    def _check(self, fd: int) -> None:
+        """What no tool reads is taken as not there. Not a ToolError: that is how a walk is cancelled."""
+        try:
+            self._workspace.check(fd)
+        except ToolError as e:
+            raise FileNotFoundError(errno.ENOENT, str(e)) from None
 
     def _device(self, path: str) -> int:
         return os.fstat(self._dir(path[:-1])).st_dev

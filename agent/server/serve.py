@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aiohttp import web
@@ -130,6 +130,7 @@ def serve(
 ) -> int:
     """Until SIGINT or SIGTERM."""
     logging.basicConfig(handlers=[BoundedHandler()])
+    settings = replace(settings, own_files=(users,) if users else ())
     with only_server(settings.home):
         is_first = not (settings.home / "token").exists()
         access, token = access_of(settings, host, users, names, origins)

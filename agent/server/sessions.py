@@ -145,7 +145,7 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     def read() -> str:
         logged = sessions.stores.sessions.events(info, int(branch) if branch else None)
-        data = [{**event.payload, "type": event.type, "turn": event.turn} for event in logged]
+        data = [{**event.payload, "type": event.type, "turn": event.turn} for event in logged if event.type != "shown"]
         return dumps({"object": "list", "data": data})
 
     try:

@@ -113,7 +113,8 @@ def shape(events: list[Event]) -> list[str]:
 
 
 def logged(session: Session) -> list[str]:
-    return [event.type for event in session.live.log.events()]
+    """Types of what was said and done."""
+    return [event.type for event in session.live.log.events() if event.type != "shown"]
 
 
 def last_error(events: list[Event]) -> str:
@@ -222,6 +223,17 @@ async def test_results_the_model_did_not_read_are_read_with_the_next_turn(world:
         assert shape(await turn(session, "and now?")) == ["text", "turn_done"]
         assert "<｜User｜><tool_result>error: no tool rm" in fed_text(session)
         assert "</tool_result>\n\nand now?<｜Assistant｜>" in fed_text(session)
+
+
+async def test_a_fault_in_a_tool_is_a_result_and_its_traceback_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.files.split_lines", lambda text: {}["no such key"])
+    async with world.session(calls("read", path="a.py"), says("It failed.")) as session:
+        assert shape(await turn(session))[-1] == "turn_done"
+        assert "error: read failed by a fault of its own (KeyError)" in fed_text(session)
+    assert "no such key" in (world.root / "home" / "faults.log").read_text()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 async def test_a_turn_without_end_is_stopped(world: World) -> None:
@@ -427,6 +439,32 @@ async def test_a_new_process_feeds_the_stored_tokens_again_and_says_so(world: Wo
         assert isinstance(done, TurnDone) and done.turn == 2
         assert (done.usage.prefilled_again, done.usage.why) == (len(held), "no stored state")
         assert done.usage.from_memory == done.usage.from_disk == 0
+
+
+async def test_what_the_model_was_shown_is_known_in_the_next_process_and_on_each_branch(world: World) -> None:
+    path, edit = world.workspace / "a.py", calls("edit", path="a.py", old="fox", new="cat")
+    stale = "error: a.py changed on disk since it was read; read it again"
+    async with world.session(calls("read", path="a.py"), says("It has fox."), edit, says("Done.")) as session:
+        await turn(session)
+        before = path.read_text()
+        await turn(session)
+        assert "cat" in path.read_text()
+        await session.rewind(turn=1)
+        name = session.name
+    async with world.session(
+        calls("edit", path="a.py", old="cat", new="dog"), says("No."), edit, says("Yes.")
+    ) as session:
+        assert session.name == name
+        await turn(session)  # this branch never saw the edit
+        assert stale in fed_text(session) and "cat" in path.read_text()
+        path.write_text(before)
+        await turn(session)
+        assert path.read_text() == before.replace("fox", "cat") and stale not in fed_text(session)
+    path.write_text("changed by hand: cat\n")
+    async with world.session(calls("edit", path="a.py", old="cat", new="dog"), says("No.")) as session:
+        await turn(session)
+        assert stale in fed_text(session) and path.read_text() == "changed by hand: cat\n"
+        assert session.live.log.search("files shown") == []
 
 
 async def test_usage_adds_up_to_the_context(world: World) -> None:

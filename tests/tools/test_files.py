@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,25 @@ def test_read_of_a_wide_range_continues_inside_it(root: Path, call: Call) -> Non
 
 def test_read_cuts_long_lines(root: Path, call: Call) -> None:
     (root / "a.txt").write_text("a" * 500 + "\n" + "b" * 501)
-    assert call("read", path="a.txt") == "1|" + "a" * 500 + "\n2|" + "b" * 500 + " …(cut)"
+    assert call("read", path="a.txt") == (
+        "1|"
+        + "a" * 500
+        + "\n2|"
+        + "b" * 500
+        + " …(cut)\n(line 2 has 501 characters; continue it with start=2, column=501)"
+    )
+
+
+def test_all_of_a_long_line_can_be_read(root: Path, call: Call) -> None:
+    line = "".join(chr(ord("a") + n % 26) for n in range(9_100))
+    (root / "a.txt").write_text(f"first\n{line}\nlast")
+    assert call("read", path="a.txt", start=2, column=501) == (
+        f"2|{line[500:4500]}\n(line 2 has 9100 characters; continue it with start=2, column=4501)"
+    )
+    assert call("read", path="a.txt", start=2, column=8501) == f"2|{line[8500:]}"
+    assert call("read", path="a.txt", start=2, column=9101) == (
+        "error: line 2 has 9100 characters; column=9101 is past its end"
+    )
 
 
 def test_read_of_an_empty_file(root: Path, call: Call) -> None:
@@ -128,6 +147,64 @@ def test_edit_counts_text_that_overlaps_itself_as_ambiguous(root: Path, call: Ca
     assert call("edit", path="a.py", old="}\n}\n", new="") == (
         "error: old text matches 2 times in a.py (lines 1, 2); pass all=true or give more context"
     )
+
+
+def seconds(function: Callable[[], str], expected: str) -> float:
+    started = time.perf_counter()
+    assert function().startswith(expected)
+    return time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "expected"),
+    [
+        ("alpha,beta,gamma,delta\n", ",", "error: old text matches at least 10000 times in a.csv (lines 1, 2, 3, "),
+        ("\n" * 20, "\n\n", "error: old text matches at least 10000 times in a.csv (lines 1, 2, 3, "),
+        ("\r\n" * 20, "\n" * 5000, "error: old text matches "),
+        ("x" * 50, "x" * 1000 + "y", "error: old text not found in a.csv"),
+        (
+            "one two\n",
+            "\n".join(f"line {n} that is not there" for n in range(5000)),
+            "error: old text not found in a.csv",
+        ),
+        ("one two\n", "one", "error: old text matches at least 10000 times in a.csv (lines 1, 2, 3, "),
+    ],
+    ids=["commas", "empty lines", "many line ends", "nearly a match", "many lines", "identifier"],
+)
+def test_edit_refuses_in_time_linear_in_the_file(root: Path, call: Call, line: str, old: str, expected: str) -> None:
+    small, large = 500_000 // len(line), 4_000_000 // len(line)
+    taken = []
+    for number in (small, large):
+        (root / "a.csv").write_text(line * number, newline="")
+        taken.append(min(seconds(lambda: call("edit", path="a.csv", old=old, new="?"), expected) for _ in range(2)))
+    assert taken[1] < 3 * large / small * max(taken[0], 0.005), taken
+
+
+@pytest.mark.parametrize(("end", "old"), [("\n", ","), ("\r\n", ","), ("\r\n", ",\n"), ("\n", "b")])
+def test_edit_all_replaces_any_number_of_matches(root: Path, call: Call, end: str, old: str) -> None:
+    (root / "a.csv").write_text(f"a,b,{end}" * 50_000, newline="")
+    num = 100_000 if old == "," else 50_000
+    output = call("edit", path="a.csv", old=old, new=old + "x", all=True)
+    assert output.startswith(f"edited a.csv: {num} replacements\n1|a,")
+    text = f"a,b,{end}" * 50_000
+    wanted = text.replace(old.replace("\n", end), (old + "x").replace("\n", end))
+    assert (root / "a.csv").read_bytes().decode() == wanted
+
+
+def test_edit_refuses_to_make_a_file_that_no_tool_can_read(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("," * 2_000)
+    assert call("edit", path="a.txt", old=",", new="x" * 1_000_000, all=True) == (
+        "error: a.txt would grow to 2000000000 characters; the limit is 16777216"
+    )
+
+
+def test_edit_finds_text_beside_letters_that_are_written_without_spaces(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("读取配置文件 (config文件)\nprénom nom\n")
+    assert call("edit", path="a.txt", old="配置", new="设置") == (
+        "edited a.txt: 1 replacement\n1|读取设置文件 (config文件)\n2|prénom nom"
+    )
+    assert call("edit", path="a.txt", old="config", new="setup").startswith("edited a.txt: 1 replacement")
+    assert call("edit", path="a.txt", old="nom", new="name").endswith("2|prénom name")
 
 
 def test_edit_keeps_crlf_bom_and_missing_final_newline(root: Path, call: Call) -> None:

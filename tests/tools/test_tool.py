@@ -1,5 +1,6 @@
 """Promises of `run_tool` and of the tool schemas: every mistake of the model comes back as one clear line."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -68,19 +69,56 @@ def test_a_number_written_as_text_is_accepted(tools: dict[str, Tool]) -> None:
     assert run_tool(tools, ToolCall("1", "read", '{"path": "a.py", "start": "1"}')).output == "1|x = 1"
 
 
-@pytest.mark.parametrize("name", ["read", "outline", "search", "edit"])
-def test_lone_surrogates_are_an_error(tools: dict[str, Tool], name: str) -> None:
-    arguments = dict.fromkeys(tools[name].parameters.model_fields, "\ud800")
-    assert output_of(tools, name, json.dumps(arguments)).startswith(f"error: {name}: ")
+GOOD = {
+    "read": {"path": "a.py"},
+    "outline": {"path": "a.py"},
+    "find_symbol": {"name": "x"},
+    "search": {"text": "x", "path": "a.py"},
+    "edit": {"path": "a.py", "old": "x", "new": "y"},
+    "recall": {"query": "x"},
+}
 
 
-def test_a_failing_file_system_is_an_error_result() -> None:
+@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, good in GOOD.items() for argument in good])
+def test_lone_surrogates_are_an_error(tools: dict[str, Tool], tmp_path: Path, name: str, argument: str) -> None:
+    output = output_of(tools, name, json.dumps({**GOOD[name], argument: "x\ud83d"}))
+    assert output.startswith(
+        rf"error: {name}: {argument}='x\ud83d' is wrong: it has half a character (a lone surrogate)"
+    )
+    assert output_of(tools, name, json.dumps({**GOOD[name], "\ud83d": 1})).isascii()
+    assert (tmp_path / "a.py").read_text() == "x = 1\n"
+    assert run_tool(tools, ToolCall("c1", name, json.dumps(GOOD[name]))).ok
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied"), "failed: Permission denied"),
+        (OSError("of\ntwo lines"), r"failed: 'of\ntwo lines'"),
+        (RecursionError("deep"), "failed by a fault of its own (RecursionError)"),
+        (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "?"), "failed by a fault of its own (UnicodeEncodeError)"),
+    ],
+)
+def test_a_failing_tool_is_an_error_result_and_a_fault_of_ours_is_logged(
+    tools: dict[str, Tool], caplog: pytest.LogCaptureFixture, error: Exception, expected: str
+) -> None:
     def fail(args: Any, cancellation: Cancellation) -> str:
-        raise PermissionError(13, "Permission denied")
+        raise error
 
-    with_path = toolset(Workspace("/"), lambda query, limit: ())["outline"].parameters
-    failing = {"outline": Tool("outline", "", with_path, Risk.READ, fail)}
-    assert output_of(failing, "outline", '{"path": "x"}') == "error: outline failed: Permission denied"
+    failing = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, fail)}
+    assert output_of(failing, "outline", '{"path": "x"}') == f"error: outline {expected}"
+    logged = [record.exc_info for record in caplog.records if record.name == "holdfast.tools"]
+    assert [info and info[1] for info in logged] == ([error] if not isinstance(error, OSError) else [])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
+def test_an_interrupt_is_no_result(tools: dict[str, Tool], error: type[BaseException]) -> None:
+    def interrupt(args: Any, cancellation: Cancellation) -> str:
+        raise error
+
+    interrupted = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, interrupt)}
+    with pytest.raises(error):
+        run_tool(interrupted, ToolCall("1", "outline", '{"path": "x"}'))
 
 
 def test_schemas_are_trimmed_and_complete(tools: dict[str, Tool]) -> None:

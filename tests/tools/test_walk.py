@@ -43,11 +43,23 @@ def test_a_byte_that_is_not_utf8_and_a_line_that_git_skips_leave_the_other_rules
     assert listed(root, "a.log", "a.py") == [".gitignore", "a.py"]
 
 
-def test_links_and_unprintable_names_are_skipped(root: Path) -> None:
+def test_links_and_pipes_are_skipped_and_any_name_is_listed(root: Path) -> None:
     (root / "link").symlink_to("../secret")
     (root / "key").symlink_to("../secret/key")
     os.mkfifo(root / "pipe")
-    assert listed(root, "bad\nname.py", "a.py") == ["a.py"]
+    assert listed(root, "bad\nname.py", "a.py") == ["a.py", r"bad\nname.py"]
+
+
+def test_rules_hold_in_a_folder_of_any_name_and_its_files_can_be_read(root: Path) -> None:
+    folder = root / os.fsdecode(b"a\x1b\\\xff")
+    folder.mkdir()
+    (folder / ".gitignore").write_text("/out\n")
+    for name in ("out", "kept"):
+        (folder / name).write_text(name)
+    with SourceTree(Workspace(root), Cancellation()) as tree:
+        paths = [entry.path for entry in tree.entries()]
+        assert paths == [r"a\x1b\\\xff/.gitignore", r"a\x1b\\\xff/kept"]
+        assert tree.read(paths[1]) == b"kept"
 
 
 def test_deeply_nested_directories_are_listed(root: Path) -> None:

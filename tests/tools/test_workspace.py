@@ -1,14 +1,22 @@
 """Promises of confinement: no path, link, device or race reaches a file outside the workspace."""
 
+import errno
+import gc
+import json
 import os
+import shutil
+import struct
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tools import ToolError, Workspace
+from tools import ToolCall, ToolError, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
 def assert_refused_everywhere(call: Call, path: str, expected: str) -> None:
@@ -33,10 +41,56 @@ def test_malformed_paths_are_refused(call: Call) -> None:
     assert_refused_everywhere(call, "", "error: path is empty; give a path relative to the workspace")
     long = "error: path " + "a" * 40 + "… is too long (5000 characters)"
     assert_refused_everywhere(call, "a" * 5000, long)
-    for path in ("a\0b", "a\nb", "a\x1b[31m"):
-        assert_refused_everywhere(call, path, f"error: path {path!a} has characters that no file name here may have")
-    for path in ("a" * 300, "key.", "key ", "a//b"):
-        assert_refused_everywhere(call, path, f"error: no file {path.replace('//', '/')}")
+    assert_refused_everywhere(call, "a\0b", r"error: path 'a\x00b' has characters that no file name here may have")
+    for path, shown in (
+        ("a" * 300,) * 2,
+        ("key.",) * 2,
+        ("key ",) * 2,
+        ("a//b", "a/b"),
+        ("a\nb", r"a\nb"),
+        ("\x1b[31m", r"\x1b[31m"),
+    ):
+        assert_refused_everywhere(call, path, f"error: no file {shown}")
+
+
+NAMES = {
+    "1\u202fPM.txt": r"1\u202fPM.txt",
+    "a\u00a0b.txt": r"a\xa0b.txt".replace("xa0", "u00a0"),
+    "\u3000.txt": r"\u3000.txt",
+    "\U0001f468\u200d\U0001f469.txt": "\U0001f468\\u200d\U0001f469.txt",
+    "a\u202etxt.exe": r"a\u202etxt.exe",
+    "two\nlines": r"two\nlines",
+    "\x1b[31mred": r"\x1b[31mred",
+    r"back\slash": r"back\\slash",
+    r"like\n": r"like\\n",
+    "latin\udce9": r"latin\xe9",
+    "plain é 配置.txt": "plain é 配置.txt",
+}
+
+
+@pytest.mark.parametrize(("name", "shown"), NAMES.items(), ids=map(ascii, NAMES))
+def test_any_name_is_found_and_has_one_spelling_on_one_line(root: Path, call: Call, name: str, shown: str) -> None:
+    (root / name).write_text("TOP\n")
+    assert call("search", text="TOP") == f"1 match in 1 file\n{shown}:1: TOP"
+    asked = [shown] if "\udce9" in name else [shown, name]
+    for path in asked:
+        assert call("read", path=path) == "1|TOP"
+        assert call("search", text="TOP", path=path) == f"1 match in 1 file\n{shown}:1: TOP"
+    assert call("edit", path=shown, old="TOP", new="x") == f"edited {shown}: 1 replacement\n1|x"
+    assert (root / name).read_text() == "x\n" and os.listdir(root) == [name]
+
+
+def test_a_name_in_another_spelling_is_found_when_there_is_just_one(root: Path, call: Call) -> None:
+    nfd, nfc = "re\u0301sume\u0301", "r\u00e9sum\u00e9"
+    (root / nfd).mkdir()
+    (root / nfd / "1\u202fPM.txt").write_text("one\n")
+    assert call("read", path=f"{nfc}/1 PM.txt") == "1|one"
+    assert call("edit", path=f"{nfc}/1 PM.txt", old="one", new="two").startswith(rf"edited {nfd}/1\u202fPM.txt: 1")
+    (root / nfd / "1\u00a0PM.txt").write_text("another\n")
+    assert call("read", path=f"{nfd}/1 PM.txt").startswith(f"error: no file {nfd}/1 PM.txt")
+    (root / nfc).mkdir()
+    assert call("read", path=f"{nfc}/x").startswith(f"error: no file {nfc}/x")
+    assert Workspace(root).resolve(f"{nfd}/x") == f"{nfd}/x"
 
 
 def test_spellings_of_an_inside_path_name_the_same_file(root: Path, call: Call) -> None:
@@ -91,6 +145,7 @@ def test_another_directory_under_the_name_of_the_root_is_not_the_workspace(root:
 
 def test_a_workspace_gives_its_descriptor_back(root: Path) -> None:
     (root / "a.txt").write_text("one\n")
+    gc.collect()  # what other tests left open
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         workspace = Workspace(root)
@@ -177,7 +232,11 @@ def test_a_failed_write_leaves_the_file_and_no_litter(root: Path, monkeypatch: p
 
 def test_a_hard_link_to_a_file_outside_is_not_written_through(root: Path, call: Call) -> None:
     os.link(root.parent / "secret" / "key", root / "key")
-    assert call("edit", path="key", old="TOP", new="NO") == "edited key: 1 replacement\n1|NO SECRET"
+    assert call("edit", path="key", old="TOP", new="NO") == (
+        "edited key: 1 replacement\n1|NO SECRET\n(key had another name, a hard link, which keeps the old contents)"
+    )
+    assert call("edit", path="key", old="NO", new="SOME") == "edited key: 1 replacement\n1|SOME SECRET"
+    call("edit", path="key", old="SOME", new="NO")
     assert (root / "key").read_text() == "NO SECRET\n"
     assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
 
@@ -195,6 +254,79 @@ def test_system_files_are_refused_even_when_the_workspace_holds_them() -> None:
             workspace.resolve(path)
 
 
+def test_our_own_files_are_neither_read_nor_edited(root: Path) -> None:
+    home = root / "data" / "holdfast"
+    home.mkdir(parents=True)
+    for path in (home / "token", root / "users.json", root / "mine.py"):
+        path.write_text("TOP = 1\n")
+    (root / "alias").symlink_to(home)
+    os.link(root / "users.json", root / "other.json")
+    tools = toolset(Workspace(root, own=(home, root / "users.json")), lambda query, limit: ())
+    (root / "data").rename(root / "moved")
+    for path in ("moved/holdfast/token", "alias/token", "users.json", "other.json", str(root / "users.json")):
+        for name, more in (
+            ("read", {}),
+            ("outline", {}),
+            ("search", {"text": "TOP"}),
+            ("edit", {"old": "1", "new": "2"}),
+        ):
+            result = run_tool(tools, ToolCall("1", name, json.dumps({"path": path, **more})))
+            assert not result.ok and "TOP" not in result.output, (name, path)
+    found = run_tool(tools, ToolCall("1", "search", '{"text": "TOP"}')).output
+    assert "mine.py:1: TOP" in found and "token" not in found and "json" not in found
+    (root / "moved" / "holdfast" / "own.py").write_text("TOP = 1\n")
+    assert run_tool(tools, ToolCall("1", "find_symbol", '{"name": "TOP"}')).output == "mine.py:1 const TOP"
+    for inside in (root / "moved" / "holdfast", home.parent.parent / "moved" / "holdfast" / "sub"):
+        inside.mkdir(exist_ok=True)
+        with pytest.raises(ToolError, match="holdfast's own files"):
+            Workspace(inside, own=(root / "moved" / "holdfast",))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            ".git/config",
+            "sub/.git/hooks/pre-commit",
+            ".GIT/config",
+            ".git /config",
+            ".git./config",
+            ".gi\u200ct/config",
+        ),
+        *("GIT~1/config", "tree/.git", "meta/config", "meta/hooks/post-merge", "meta/worktrees/w/config.worktree"),
+        *(".ssh/authorized_keys", "sub/.ssh/config"),
+    ],
+)
+def test_files_that_git_or_a_login_obeys_are_not_edited(root: Path, call: Call, path: str) -> None:
+    for folder in ("meta/objects", "meta/refs"):
+        (root / folder).mkdir(parents=True)
+    (root / "meta" / "HEAD").write_text("ref: refs/heads/main\n")
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text("x\n")
+    assert call("edit", path=path, old="x", new="y").startswith("error: ")
+    assert (root / path).read_text() == "x\n"
+    (root / "objects").write_text("x\n")
+    assert call("edit", path="objects", old="x", new="y").startswith("edited objects")
+
+
+@pytest.mark.parametrize("path", [".bashrc", ".config/autostart/x.desktop", ".profile", "Library/LaunchAgents/x.plist"])
+def test_hidden_files_of_a_home_are_not_edited_through_a_workspace_that_holds_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    home = root / "ann"
+    monkeypatch.setenv("HOME", str(home))
+    (home / path).parent.mkdir(parents=True)
+    (home / "proj").mkdir()
+    for name in (path, "proj/.bashrc"):
+        (home / name).write_text("x\n")
+    for workspace in (Workspace(root), Workspace(home)):
+        below = str(home.relative_to(workspace.root))
+        with pytest.raises(ToolError, match="hidden file of a home directory"):
+            workspace.replace(workspace.read_text(workspace.resolve(f"{below}/{path}")), "y")
+        workspace.replace(workspace.read_text(workspace.resolve(f"{below}/proj/.bashrc")), "y")
+    assert (home / path).read_text() == "x\n"
+
+
 def test_files_of_git_are_not_edited(root: Path, call: Call) -> None:
     (root / ".git" / "hooks").mkdir(parents=True)
     for name in ("config", "hooks/pre-commit"):
@@ -208,3 +340,165 @@ def test_a_huge_file_is_refused_before_it_is_read(root: Path, call: Call) -> Non
     with open(root / "big", "wb") as f:
         f.truncate(10**12)
     assert call("read", path="big") == "error: big is too large (1000000000000 bytes; the limit is 16777216)"
+
+
+def attributes(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def test_an_edit_keeps_extended_attributes_and_acls(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("one\n")
+    try:
+        os.setxattr(root / "a.txt", "user.note", b"\0kept")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    # version 2, then entries of tag, permissions and id: owner rw, user 4711 rw, group r, mask rw, others none
+    entries = [(0x01, 6, -1), (0x02, 6, 4711), (0x04, 4, -1), (0x10, 6, -1), (0x20, 0, -1)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    with suppress(OSError):  # a file system without ACLs
+        os.setxattr(root / "a.txt", "system.posix_acl_access", acl)
+    before = attributes(root / "a.txt"), (root / "a.txt").stat().st_mode
+    call("edit", path="a.txt", old="one", new="two")
+    assert (attributes(root / "a.txt"), (root / "a.txt").stat().st_mode) == before
+    assert (root / "a.txt").read_text() == "two\n"
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o640, 0o4755, 0o2755, 0o6711 | 0o200])
+def test_an_edit_keeps_owner_group_and_setuid(root: Path, call: Call, mode: int) -> None:
+    (root / "a.txt").write_text("one\n")
+    os.chown(root / "a.txt", 4711, 4712)
+    (root / "a.txt").chmod(mode)
+    call("edit", path="a.txt", old="one", new="two")
+    status = (root / "a.txt").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (4711, 4712, mode)
+
+
+def test_an_edit_that_cannot_keep_an_attribute_is_made_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a.txt").write_text("a longer text than the new one\n")
+    inode = (root / "a.txt").stat().st_ino
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    replace_text(root, "two\n")
+    assert (root / "a.txt").read_text() == "two\n" and (root / "a.txt").stat().st_ino == inode
+    assert os.listdir(root) == ["a.txt"] and os.listdir(root.parent / "backups") == []
+
+
+def replace_text(root: Path, text: str) -> None:
+    workspace = Workspace(root, backups=root.parent / "backups")
+    workspace.replace(workspace.read_text("a.txt"), text)
+
+
+def test_a_hard_link_to_a_file_outside_is_not_written_in_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.link(root.parent / "secret" / "key", root / "a.txt")
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(
+        ToolError, match=r"a\.txt has another name, a hard link, that writing it in place would change too"
+    ):
+        replace_text(root, "two\n")
+    assert (root.parent / "secret" / "key").read_text() == "TOP SECRET\n"
+
+
+@needs_root
+def test_a_bind_mounted_file_is_written_in_place(root: Path, call: Call) -> None:
+    (root / "a.txt").write_text("below\n")
+    (root.parent / "over.txt").write_text("one\n")
+    mount = ["mount", "--bind", str(root.parent / "over.txt"), str(root / "a.txt")]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        replace_text(root, "two\n")
+        assert (root.parent / "over.txt").read_text() == "two\n" and os.listdir(root) == ["a.txt"]
+        assert call("edit", path="a.txt", old="two", new="x").startswith("error: a.txt can only be written in place")
+    finally:
+        subprocess.run(["umount", str(root / "a.txt")], check=True)
+    assert (root / "a.txt").read_text() == "below\n"
+
+
+def test_a_failed_write_in_place_gives_the_old_contents_back_or_says_where_they_are(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "a.txt").write_text("mine\n")
+    write = os.pwrite
+
+    def busy(*args: object, **more: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    def full(fd: int, data: bytes, position: int) -> int:
+        if len(data) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:-1], position)
+
+    monkeypatch.setattr(os, "rename", busy)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", full)
+        with pytest.raises(ToolError, match=r"a\.txt is damaged, writing it failed .* its old contents are in "):
+            replace_text(root, "new contents\n")
+    kept = list((root.parent / "backups").iterdir())
+    assert [path.read_text() for path in kept] == ["mine\n"]
+    (root / "a.txt").write_text("mine\n")
+    calls = iter([OSError(errno.ENOSPC, "No space left on device")])
+
+    def full_once(fd: int, data: bytes, position: int) -> int:
+        for error in calls:
+            raise error
+        return write(fd, data, position)
+
+    monkeypatch.setattr(os, "pwrite", full_once)
+    with pytest.raises(ToolError, match=r"could not be written \(No space left on device\); it has its old contents"):
+        replace_text(root, "new contents\n")
+    assert (root / "a.txt").read_text() == "mine\n"
+
+
+@needs_root
+def test_where_no_file_can_be_made_the_file_is_written_in_place_or_the_refusal_says_why(root: Path) -> None:
+    (root / "a.txt").write_text("one\n")
+    os.chown(root / "a.txt", 4711, 4711)
+    root.chmod(0o755)
+    assert as_user(4711, root, lambda: replace_text(root, "two\n")) == ""  # the directory is root's
+    assert (root / "a.txt").read_text() == "two\n" and (root / "a.txt").stat().st_uid == 4711
+    (root / "a.txt").chmod(0o644)
+    assert "a.txt cannot be written (Permission denied); it stays as it was" in as_user(
+        4712, root, lambda: replace_text(root, "three\n")
+    )
+    os.chown(root, 4712, 4712)
+    os.chown(root / "a.txt", 0, 0)
+    (root / "a.txt").chmod(0o666)
+    assert as_user(4712, root, lambda: replace_text(root, "three\n")) == ""  # a new file would be another owner's
+    assert (root / "a.txt").read_text() == "three\n" and (root / "a.txt").stat().st_uid == 0
+
+
+def as_user(uid: int, root: Path, action: Callable[[], None]) -> str:
+    """What `action` says when it fails, in a child process of that user."""
+    for directory in (root.parent, *root.parents):
+        if not directory.stat().st_mode & 0o001:
+            if directory.parent == Path("/"):
+                pytest.skip(f"{directory} is closed to other users")
+            directory.chmod(directory.stat().st_mode | 0o011)
+    (root.parent / "backups").mkdir(exist_ok=True)
+    (root.parent / "backups").chmod(0o777)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            action()
+        except BaseException as e:
+            said = repr(e)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as said_by_child:
+        text = said_by_child.read()
+    os.waitpid(child, 0)
+    return text
