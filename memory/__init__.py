@@ -7,9 +7,10 @@ from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
+from .names import NAME_PATTERN, NAME_RULE
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionInUse, SessionStore
+from .sessions import BranchInfo, SessionInUse, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 

@@ -38,6 +38,8 @@ class SessionInfo:
     created_at: float
     used_at: float
     branch: int
+    use_number: int  # the session with the highest was used last
+    inode: int  # of the workspace's directory; 0 where it is not known
 
     @property
     def owner(self) -> str:
@@ -47,7 +49,7 @@ class SessionInfo:
     def checksum(self) -> bytes:
         """Of its row."""
         columns = (self.id, self.name, self.workspace, self.model, self.created_at, self.used_at, self.branch)
-        return row_checksum("sessions", *columns)
+        return row_checksum("sessions", *columns, self.use_number, self.inode)
 
 
 class SessionLog:
@@ -70,8 +72,8 @@ class SessionLog:
         assert self.open_turn is None, self.open_turn
         now, end = time.time(), self._history.end
         turn = TurnInfo(end.turn + 1, "open", now, None, end.position, end.position, end.seq)
-        session = replace(self.session, used_at=now)
         with self._appending(turn, entries, ids) as connection:
+            session = replace(self.session, used_at=now, use_number=next_use(connection))
             connection.execute(
                 "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(self.session.branch, turn)
             )
@@ -80,7 +82,7 @@ class SessionLog:
                 "UPDATE branches SET last_turn = ?, checksum = ? WHERE id = ?",
                 (last_turn, checksum, self.session.branch),
             )
-            _update_session(connection, session)
+            update_session(connection, session)
         self.session = session
         return turn.number
 
@@ -134,7 +136,7 @@ class SessionLog:
         with self._writing() as connection:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
-            _update_session(connection, session)
+            update_session(connection, session)
             history, ids = self._read(session)
         self.session, self._history, self.ids = session, history, ids
         self._witness()
@@ -149,7 +151,7 @@ class SessionLog:
                 raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
             session = replace(self.session, branch=branch_id)
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
-            _update_session(connection, session)
+            update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
         self._witness()
 
@@ -242,10 +244,24 @@ def own_branches(database: Database, session: SessionInfo) -> list[int]:
     return ids
 
 
-def _update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
+def next_use(connection: sqlite3.Connection) -> int:
+    """The number of a use that begins in this transaction."""
+    return int(connection.execute("SELECT COALESCE(MAX(use_number), 0) + 1 FROM sessions").fetchone()[0])
+
+
+def update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
+    """Bring the row of a session to what `session` says."""
     connection.execute(
-        "UPDATE sessions SET used_at = ?, branch_id = ?, checksum = ? WHERE id = ?",
-        (session.used_at, session.branch, session.checksum(), session.id),
+        "UPDATE sessions SET workspace = ?, used_at = ?, branch_id = ?, use_number = ?, inode = ?, checksum = ? WHERE id = ?",
+        (
+            session.workspace,
+            session.used_at,
+            session.branch,
+            session.use_number,
+            session.inode,
+            session.checksum(),
+            session.id,
+        ),
     )
 
 

@@ -10,19 +10,17 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, checked_branch, damaged
 from .db import Database, StoreError
-from .log import SessionInfo, SessionLog, insert_branch, own_branches
+from .log import SessionInfo, SessionLog, insert_branch, next_use, own_branches, update_session
+from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
 from .search import unindex_branches
 from .witness import Witness
 from .witness import read as read_witness
 from .witness import write as write_witness
-
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-NAME_RULE = "1-64 letters, digits, '.', '_' or '-', the first a letter or digit"
 
 
 class SessionInUse(StoreError):
@@ -52,10 +50,16 @@ class SessionStore:
         self._database = database
         self._locks = database.home / "locks"
 
-    def create(self, workspace: str, model: str, name: str | None = None, owner: str = "") -> SessionInfo:
-        """A new, empty session. Without a name it takes the workspace's last component and a number."""
+    def create(
+        self, workspace: str, model: str, name: str | None = None, owner: str = "", prompt: str = ""
+    ) -> SessionInfo:
+        """A new, empty session. Without a name it takes words of its first prompt, or the workspace's last component and
+        a number."""
         with self._database.transaction() as connection:
-            return self._insert(connection, workspace, model, name, owner, None, Point(0, 0, 0, False))
+            taken, prefix = self._names(), f"{owner}/" if owner else ""
+            full = f"{prefix}{_checked(name)}" if name is not None else name_from_prompt(taken, prefix, prompt)
+            full = full or name_from_workspace(taken, prefix, workspace)
+            return self._insert(connection, workspace, model, full, None, Point(0, 0, 0, False))
 
     def fork(
         self,
@@ -74,7 +78,9 @@ class SessionStore:
             history = self._history(session, branch)
             point = history.point(turn, position)
             parent_id = history.owner(point)
-            return self._insert(connection, session.workspace, session.model, name, session.owner, parent_id, point)
+            prefix = f"{session.owner}/" if session.owner else ""
+            full = name_of_fork(self._names(), session.name) if name is None else f"{prefix}{_checked(name)}"
+            return self._insert(connection, session.workspace, session.model, full, parent_id, point)
 
     def find(self, name: str) -> SessionInfo | None:
         """The session of that name."""
@@ -91,8 +97,31 @@ class SessionStore:
         return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
-        """All sessions, the one used last first."""
-        return sorted(self._only_sound(*self._read()), key=lambda s: (s.used_at, s.id), reverse=True)
+        """All sessions, the one used last first, whatever the clock said."""
+        return sorted(self._only_sound(*self._read()), key=lambda s: (s.use_number, s.id), reverse=True)
+
+    def unused(self, workspace: str, model: str, owner: str = "") -> SessionInfo | None:
+        """A session of this workspace that never had a turn, and that nobody named: it is to be taken before a new one."""
+        rows = self._database.rows(
+            "SELECT s.id FROM sessions s JOIN branches b ON b.session_id = s.id WHERE s.workspace = ? AND s.model = ?"
+            " GROUP BY s.id HAVING COUNT(*) = 1 AND MAX(b.last_turn) = 0",
+            (workspace, model),
+        )
+        ids = {row[0] for row in rows}
+        first = name_from_workspace(set(), f"{owner}/" if owner else "", workspace)
+        numbered = re.compile(re.escape(first.removesuffix("1")) + r"\d+")
+        return next((s for s in self.all() if s.id in ids and s.owner == owner and numbered.fullmatch(s.name)), None)
+
+    def move(self, session: SessionInfo, workspace: str) -> SessionInfo:
+        """Let a session that is open nowhere work in another directory: its own was moved."""
+        lock_fd = _lock(self._locks, session)
+        try:
+            with self._database.transaction() as connection:
+                session = replace(self._current(session), workspace=workspace, inode=_inode(workspace))
+                update_session(connection, session)
+                return session
+        finally:
+            os.close(lock_fd)
 
     def open(self, session: SessionInfo) -> SessionLog:
         """The session's log, locked for this process; StoreError names the process that has it open."""
@@ -177,30 +206,27 @@ class SessionStore:
         connection: sqlite3.Connection,
         workspace: str,
         model: str,
-        name: str | None,
-        owner: str,
+        name: str,
         parent_id: int | None,
         start: Point,
     ) -> SessionInfo:
-        if name is not None and not re.fullmatch(NAME_PATTERN, name):
-            raise StoreError(f"session name {name!a} cannot be used: take {NAME_RULE}")
-        names = {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
-        prefix = f"{owner}/" if owner else ""
-        name = f"{prefix}{name}" if name else _free_name(names, workspace, prefix)
-        if name in names:
+        if name in self._names():
             raise StoreError(f"session {name} exists already: open it without --new, or choose another name")
-        now = time.time()
+        now, use_number = time.time(), next_use(connection)
         cursor = connection.execute(
             "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
             (name, workspace, model, now, now),
         )
         assert cursor.lastrowid is not None
         branch_id = insert_branch(connection, cursor.lastrowid, parent_id, start)
-        session = SessionInfo(cursor.lastrowid, name, workspace, model, now, now, branch_id)
-        connection.execute(
-            "UPDATE sessions SET branch_id = ?, checksum = ? WHERE id = ?", (branch_id, session.checksum(), session.id)
+        session = SessionInfo(
+            cursor.lastrowid, name, workspace, model, now, now, branch_id, use_number, _inode(workspace)
         )
+        update_session(connection, session)
         return session
+
+    def _names(self) -> set[str]:
+        return {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
 
     def _read(self) -> tuple[list[tuple[SessionInfo, bool]], list[int]]:
         """Every session and whether its row is sound; and ids of those that should be there.
@@ -210,7 +236,7 @@ class SessionStore:
         """
         ids = _locked_ids(self._locks)  # before the rows: a session is locked once its row is there
         with self._database.reading():
-            columns = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
+            columns = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
             rows = self._database.rows(f"SELECT {columns} FROM sessions NOT INDEXED ORDER BY id")
             by_name = self._database.rows("SELECT id, name FROM sessions INDEXED BY sqlite_autoindex_sessions_1")
         sessions = [(SessionInfo(*values), checksum) for *values, checksum in rows]
@@ -288,13 +314,18 @@ def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> N
         connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in branch_ids])
 
 
-def _free_name(taken: set[str], workspace: str, prefix: str) -> str:
-    """`project-1`, `project-2`, ... for a workspace /home/me/project."""
-    stem = prefix + (re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workspace).name).strip("-._")[:50] or "session")
-    number = 1
-    while f"{stem}-{number}" in taken:
-        number += 1
-    return f"{stem}-{number}"
+def _checked(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StoreError(f"session name {name!a} cannot be used: take {NAME_RULE}")
+    return name
+
+
+def _inode(workspace: str) -> int:
+    """Of a directory, as a number that SQLite can hold; 0 where it cannot be seen."""
+    try:
+        return os.stat(workspace).st_ino & (2**63 - 1)
+    except (OSError, ValueError):
+        return 0
 
 
 def _lock(directory: Path, session: SessionInfo) -> int:

@@ -89,7 +89,9 @@ def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     database = Database(tmp_path)
     with pytest.raises(ZeroDivisionError), database.transaction() as connection:
-        connection.execute("INSERT INTO sessions VALUES (1, 'a', '/w', 'm', 0, 0, 1, 0, x'')")
+        connection.execute(
+            "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES ('a', '/w', 'm', 0, 0)"
+        )
         raise ZeroDivisionError
     assert SessionStore(database).all() == []
 
