@@ -4,13 +4,13 @@ Imports none of our other packages.
 """
 
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
-from .branches import LoggedEvent, TurnInfo
+from .branches import BranchInfo, LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog
-from .names import NAME_PATTERN, NAME_RULE
+from .names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import BranchInfo, SessionInUse, SessionStore
+from .sessions import SessionInUse, SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 
@@ -18,6 +18,7 @@ __all__ = [
     "NAME_PATTERN",
     "NAME_RULE",
     "PAGES",
+    "SCANNED_CHARS",
     "TAILS",
     "BlobStore",
     "BranchInfo",

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .branches import History, LoggedEvent, Point, TurnInfo, damaged
+from .branches import BranchInfo, History, LoggedEvent, Point, TurnInfo, branch_info, damaged
 from .db import Database, StoreError
 from .rows import row_checksum, text_of, to_blob, token_checksum
 from .search import Found, index_events, search_events
@@ -126,8 +126,9 @@ class SessionLog:
         """Events of this branch whose texts hold words of the query, best first; up to a position of the token log."""
         return search_events(self._database, self._history, query, limit, max_position)
 
-    def rewind(self, turn: int | None = None, position: int | None = None) -> None:
-        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays.
+    def rewind(self, turn: int | None = None, position: int | None = None) -> list[LoggedEvent]:
+        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns the
+        events that are left behind there.
 
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
@@ -138,11 +139,14 @@ class SessionLog:
             session = replace(self.session, branch=branch_id)
             update_session(connection, session)
             history, ids = self._read(session)
+            left = self._history.left_for(history)
         self.session, self._history, self.ids = session, history, ids
         self._witness()
+        return left
 
-    def switch(self, branch_id: int) -> None:
-        """Go on where another branch of this session ended. No turn may be open on the current one."""
+    def switch(self, branch_id: int) -> list[LoggedEvent]:
+        """Go on where another branch of this session ended. No turn may be open on the current one. Returns the events
+        of the current one that the other does not share."""
         assert self.open_turn is None, self.open_turn
         with self._writing() as connection:
             own = own_branches(self._database, self.session)
@@ -151,9 +155,25 @@ class SessionLog:
                 raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
             session = replace(self.session, branch=branch_id)
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
+            left = self._history.left_for(history)
             update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
         self._witness()
+        return left
+
+    def branches(self) -> list[tuple[BranchInfo, list[LoggedEvent]]]:
+        """All branches of the session, oldest first, each with the events that are its own."""
+        with self._database.reading():
+            histories = [
+                History(self._database, self.session.name, id_) for id_ in own_branches(self._database, self.session)
+            ]
+            return [
+                (
+                    branch_info(history, self.session.branch),
+                    history.events(history.branch.start.seq + 1, history.end.seq),
+                )
+                for history in histories
+            ]
 
     def close(self) -> None:
         """Let another process open the session."""

@@ -10,10 +10,22 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, checked_branch, damaged
+from .branches import (
+    BRANCH_COLUMNS,
+    Branch,
+    BranchInfo,
+    History,
+    LoggedEvent,
+    Point,
+    TurnInfo,
+    branch_info,
+    checked_branch,
+    checked_event,
+    damaged,
+)
 from .db import Database, StoreError
 from .log import SessionInfo, SessionLog, insert_branch, next_use, own_branches, update_session
 from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
@@ -25,22 +37,6 @@ from .witness import write as write_witness
 
 class SessionInUse(StoreError):
     """Another process, or another part of this one, has the session open."""
-
-
-@dataclass(frozen=True)
-class BranchInfo:
-    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
-    to another session; `num_turns` are its own, `last_turn` and `num_tokens` count the parent's too."""
-
-    id: int
-    parent_id: int | None
-    parent_turn: int
-    parent_position: int
-    num_turns: int
-    last_turn: int
-    num_tokens: int
-    created_at: float
-    is_current: bool
 
 
 class SessionStore:
@@ -159,7 +155,27 @@ class SessionStore:
         with self._database.reading():
             session = self._current(session)
             histories = [History(self._database, session.name, id_) for id_ in own_branches(self._database, session)]
-        return [_branch_info(history, session.branch) for history in histories]
+        return [branch_info(history, session.branch) for history in histories]
+
+    def holder(self, branch_id: int) -> SessionInfo | None:
+        """The session that a branch belongs to; None when it was removed."""
+        rows = self._database.rows("SELECT session_id FROM branches WHERE id = ?", (branch_id,))
+        return next((s for s in self.all() if rows and s.id == rows[0][0]), None)
+
+    def first_event(self, session: SessionInfo) -> LoggedEvent | None:
+        """What the log of the current branch begins with, without reading the rest. Raises StoreError where it is damaged."""
+        branch_id = session.branch
+        with self._database.reading():
+            while (branch := self._branch(session, branch_id)).start.seq:  # the beginning lies in an ancestor
+                assert branch.parent_id is not None
+                branch_id = branch.parent_id
+            columns = "branch_id, seq, turn, position, type, payload, checksum"
+            rows = self._database.rows(f"SELECT {columns} FROM events WHERE branch_id = ? AND seq = 1", (branch_id,))
+        if not rows:
+            return None
+        if (event := checked_event(rows[0])) is None:
+            raise damaged(self._database, session.name, "event 1 of its event log")
+        return event
 
     def turn_list(self, session: SessionInfo, branch: int | None = None) -> list[TurnInfo]:
         """Every turn of the current or the given branch."""
@@ -277,6 +293,13 @@ class SessionStore:
             raise StoreError(f"session {session.name} has no branch {branch}: take one of {listed}")
         return History(self._database, session.name, session.branch if branch is None else branch)
 
+    def _branch(self, session: SessionInfo, branch_id: int) -> Branch:
+        rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
+        branch = checked_branch(rows[0]) if rows else None
+        if branch is None or branch.id != branch_id:
+            raise damaged(self._database, session.name, f"branch {branch_id}")
+        return branch
+
     def _unneeded_branches(self) -> list[int]:
         """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. Raises
         StoreError where a session or branch is damaged: what only seems to be needed by nobody must not be removed."""
@@ -291,21 +314,6 @@ class SessionStore:
             if branch.session_id in session_ids or branch.id in needed:  # a parent is older than its children
                 needed |= {branch.id, branch.parent_id}
         return [branch_id for branch_id in branch_ids if branch_id not in needed]
-
-
-def _branch_info(history: History, current_id: int) -> BranchInfo:
-    branch, end = history.branch, history.end
-    return BranchInfo(
-        id=branch.id,
-        parent_id=branch.parent_id,
-        parent_turn=branch.start.turn,
-        parent_position=branch.start.position,
-        num_turns=end.turn - branch.start.turn,
-        last_turn=end.turn,
-        num_tokens=end.position,
-        created_at=branch.created_at,
-        is_current=branch.id == current_id,
-    )
 
 
 def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> None:
