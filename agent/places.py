@@ -18,6 +18,12 @@ def move_command(session: SessionInfo, workspace: Path | str) -> str:
     return f"holdfast sessions move {session.name.rpartition('/')[2]} {shlex.quote(str(workspace))}"
 
 
+def gone(session: SessionInfo) -> str:
+    """What to say of a session whose directory is gone."""
+    where = f"session {session.name.rpartition('/')[2]} works in {exact(session.workspace)}, which is gone"
+    return f"{where}: if it was moved, {move_command(session, 'DIR')} lets it go on there"
+
+
 def belongs_elsewhere(session: SessionInfo, workspace: Path) -> str:
     """Why a session cannot be opened in this workspace, and the way out."""
     name, old = session.name.rpartition("/")[2], exact(session.workspace)

@@ -13,7 +13,7 @@ from typing import Any
 from agent.behind import branch_line, branch_value_of, changed_files, files_line
 from agent.config import UsageError, data_home, printable, workspace_directory
 from agent.options import session_name
-from agent.places import is_gone, move_command
+from agent.places import gone, is_gone
 from agent.stores import Stores
 from agent.text import neutral, one_line
 from memory import (
@@ -128,7 +128,7 @@ def _show(stores: Stores, args: argparse.Namespace) -> Result:
     }  # fmt: skip
     lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
     if is_gone(session):
-        lines.append(f"its directory is gone: if it was moved, {move_command(session, 'DIR')} lets it go on there")
+        lines.append(gone(session))
     if origin:
         name = origin["name"] or "a session that was removed"
         lines.append(f"forked from {name}: {origin['turns']} turns and {origin['tokens']:,} tokens are shared with it")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from agent.config import UsageError, workspace_directory
-from agent.places import belongs_elsewhere, moved_here
+from agent.places import belongs_elsewhere, gone, is_gone, moved_here
 from agent.server.access import User
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.wire import ApiError, bad
@@ -33,6 +33,8 @@ async def open_session(sessions: LiveSessions, user: User, name: str) -> LiveSes
     info = await find_session(sessions, user, name)
     if not user.may_work_in(Path(info.workspace)):
         raise ApiError(403, f"{info.workspace} is none of your workspaces any more", "workspace_forbidden")
+    if sessions.find(info) is None and is_gone(info):
+        raise ApiError(409, gone(info), "workspace_gone")
     return await sessions.open(info)
 
 

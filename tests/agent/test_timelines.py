@@ -147,7 +147,8 @@ def test_a_moved_workspace_is_known_and_its_session_moves(
     moved = ws.parent / "it is moved"
     os.rename(ws, moved)
     command = f"holdfast sessions move first {shlex.quote(str(moved))}"
-    assert "its directory is gone" in "\n".join(sessions(capsys, "show", "first"))
+    said = f"session first works in {ws}, which is gone: if it was moved, holdfast sessions move first DIR"
+    assert said in "\n".join(sessions(capsys, "show", "first"))
     (error,) = run("more", "--session", "first", replies=[], code=1, at=moved)
     assert f"session first belongs to {ws}, which is gone: if it was moved here, {command}" in str(error["message"])
     said = run("more", replies=[says("New.")], at=moved)
