@@ -17,7 +17,8 @@ SCANNED_CHARS = 400  # of a prompt, which may be a whole file
 
 def name_from_prompt(taken: set[str], prefix: str, prompt: str) -> str | None:
     """`where-is-forward-defined`, or with `-2` where that is taken; None for a prompt without a word in it."""
-    plain = unicodedata.normalize("NFKD", prompt[:SCANNED_CHARS].casefold())
+    paragraph = prompt[:SCANNED_CHARS].strip().partition("\n\n")[0]  # files and what was piped come below
+    plain = unicodedata.normalize("NFKD", paragraph.casefold())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     stem = ""
     for word in re.findall(r"[a-z0-9]+(?:[._][a-z0-9]+)*", plain, re.ASCII):

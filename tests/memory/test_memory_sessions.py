@@ -189,6 +189,7 @@ def test_a_session_without_a_name_gets_one_from_its_workspace(store: SessionStor
     [
         ("Where is Session.turn defined?\nAnd why?", "where-is-session.turn-defined-and-why"),
         ("Prüfe die Größe, “bitte”!", "prufe-die-grosse-bitte"),
+        ("review\n\n<stdin>\n+ line\n</stdin>", "review"),
         ("-rf / --no-preserve-root", "rf-no-preserve-root"),
         ("../../etc/passwd \x1b[2J $(reboot) `x`", "etc-passwd-2j-reboot-x"),
         ("word " * 100, "word-word-word-word-word-word-word-word"),
