@@ -15,6 +15,7 @@ from agent.encoding import ProtocolTexts, encode_messages
 from agent.fresh import Fresh, OpenSession, Timeline
 from agent.keeper import Keeper
 from agent.loop import Live, opening
+from agent.messages import Notice
 from agent.places import belongs_elsewhere, moved_here
 from agent.rolling import rolls_of
 from agent.session import Session
@@ -43,8 +44,8 @@ class App:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator["App"]:
-        """Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
+    async def open(cls, settings: Settings, tell: Callable[[Notice], None] | None = None) -> AsyncIterator["App"]:
+        """`tell` gets what a start that takes long is doing. Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
         texts = ProtocolTexts.from_dir(settings.model_dir)
         try:
             database = Database(settings.home)
@@ -56,13 +57,20 @@ class App:
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
         ):
-            opening_tokens = _opening_tokens(settings, texts)
+            opening_ids = _opening_ids(settings, texts)
+            opening_tokens = len(opening_ids)
             config = EngineConfig(
                 ranks=settings.ranks,
                 max_context=settings.max_context,
                 pinned_pages=-(-opening_tokens // EngineConfig.page_tokens),
+                public_ids=tuple(opening_ids),
             )
-            async with Engine.open(settings.model_dir, config) as engine:
+
+            def on_compile(number: int, total: int) -> None:
+                if tell is not None:
+                    tell(Notice(message=f"compiling kernels for this machine, once: {number} of {total}"))
+
+            async with Engine.open(settings.model_dir, config, on_compile) as engine:
                 with closing(Keeper(engine, snapshots)) as keeper:
                     yield cls(settings, engine, database, keeper, texts, opening_tokens)
 
@@ -78,8 +86,9 @@ class App:
         """
         found = None if is_new else self._find(workspace, name, owner)
         notices = [] if is_new or found or name else self.notes(workspace, owner)
-        if self.engine.compiles_kernels:
-            notices.append("compiling kernels for this machine, once: about half a minute")
+        if why := self.engine.kernels_not_kept:
+            notices.append(f"kernels are compiled again at every start, for about a minute: {why}")
+        notices += [] if name else self.store.problems(owner)
         directory = _opened(workspace)
         try:
             log = self._log(found, workspace, name, owner, prompt)
@@ -87,7 +96,7 @@ class App:
             directory.close()
             raise
         try:
-            seq = await self.engine.start()
+            seq = await self.engine.start(owner=owner)
         except BaseException:
             directory.close()
             log.close()
@@ -154,11 +163,11 @@ class App:
 
 @asynccontextmanager
 async def sessions_here(
-    settings: Settings, workspace: Path, approve: str, ask: Ask | None
+    settings: Settings, workspace: Path, approve: str, ask: Ask | None, tell: Callable[[Notice], None]
 ) -> AsyncIterator[OpenSession]:
-    """Gives what opens sessions of a workspace in this process, see `App.session`. Raises as `App.open`."""
+    """Gives what opens sessions of a workspace in this process, see `App.session`. `tell` and errors as in `App.open`."""
     approvals = Approvals(Policy(approve), ask)
-    async with App.open(settings) as app:
+    async with App.open(settings, tell) as app:
 
         async def open_session(name: str | None, is_new: bool) -> Timeline:
             is_there = name or (not is_new and app.store.latest(str(workspace), app.engine.identity))
@@ -180,9 +189,9 @@ def _opened(workspace: Path) -> Workspace:
         raise UsageError(str(e)) from None
 
 
-def _opening_tokens(settings: Settings, texts: ProtocolTexts) -> int:
+def _opening_ids(settings: Settings, texts: ProtocolTexts) -> list[int]:
     """Tokens that every session begins with: system prompt and tools."""
     with closing(Workspace("/")) as unused:  # only the schemas count
         message = opening(toolset(unused, lambda query, limit: ()))
     pieces = encode_messages([message], texts=texts, thinking_mode=settings.thinking_mode)
-    return len(Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces))
+    return Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces)

@@ -159,6 +159,9 @@ def _parser() -> Parser:
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("directory", metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    from agent import backup
+
+    backup.add_commands(command)
     command("doctor", _doctor, "what this machine can run, and what is missing")
     return parser
 
@@ -207,7 +210,8 @@ def _talk(args: argparse.Namespace) -> int:
     from engine import EngineError
 
     try:
-        here = sessions_here(settings, workspace, args.approve, ask)
+        tell = show if args.json else printer.waiting
+        here = sessions_here(settings, workspace, args.approve, ask, tell)
         return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer)))
     except EngineError as e:
         raise Failure(str(e)) from None

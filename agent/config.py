@@ -14,6 +14,7 @@ POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
 
 MAX_PROMPT_CHARS = 12_000_000  # what a context of some million tokens can hold
+MAX_GENERATION_CONFIG_BYTES = 1 << 20
 MAX_OUTPUT_TOKENS = 8192  # of one answer or round of tool calls, for a model that does not say
 
 
@@ -81,11 +82,15 @@ def model_directory(model: str) -> Path:
 def output_limit(model_dir: Path) -> int:
     """`max_new_tokens` of the model's generation_config.json: where a model that repeats itself is stopped."""
     path = model_dir / "generation_config.json"
-    if not path.is_file():
+    if not path.exists():
         return MAX_OUTPUT_TOKENS
+    if not path.is_file():
+        raise UsageError(f"{path} is not a regular file: download it again")
     try:
+        if path.stat().st_size > MAX_GENERATION_CONFIG_BYTES:
+            raise UsageError(f"{path} has {path.stat().st_size:,} bytes: download it again")
         limit = json.loads(path.read_text("utf-8")).get("max_new_tokens", MAX_OUTPUT_TOKENS)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise UsageError(f"{path} cannot be read as a JSON object") from None
     if not isinstance(limit, int) or limit < 1:
         raise UsageError(f"{path}: max_new_tokens={limit!r} must be a whole number of at least 1")

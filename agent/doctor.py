@@ -26,14 +26,14 @@ Finding = tuple[str, str, str]  # one of these, what, how it is
 ROOT = Path(__file__).parents[1]
 ASK_ENGINE = """
 import json, torch
-from kernels.cpu import jit
+from kernels.dispatch import jit
 found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "gpu": None, "kernels": None}
 if torch.cuda.is_available():
     free, total = torch.cuda.mem_get_info()
     found["gpu"] = f"{torch.cuda.get_device_name()}, {total / 1e9:.0f} GB, {free / 1e9:.0f} GB free"
 if jit.AVAILABLE:
-    is_compiled = jit.keep_machine_code()
-    found["kernels"] = [is_compiled, jit.numba.config.CACHE_DIR]
+    problem = jit.keep_machine_code()
+    found["kernels"] = [jit.num_stored(), problem, jit.numba.config.CACHE_DIR]
 print(json.dumps(found))
 """
 VECTORS = ("avx512f", "avx2", "asimd")
@@ -102,10 +102,12 @@ def _engine() -> Iterator[Finding]:
     if found["kernels"] is None:
         yield NOTE, "kernels", "numba is not installed: the torch code runs instead, slower"
         return
-    is_compiled, cache = found["kernels"]
-    state = "compiled" if is_compiled else "not compiled yet: the first start does it, for about half a minute"
-    where = f"in {cache}" if cache else "and they cannot be kept: its cache directory cannot be made"
-    yield (OK if is_compiled else NOTE), "kernels", f"{state}, {where}"
+    num_stored, problem, cache = found["kernels"]
+    if problem:
+        yield NOTE, "kernels", f"compiled at every start, for about a minute: {problem}"
+        return
+    state = f"{num_stored} compiled" if num_stored else "not compiled yet: the first start does it, for about a minute"
+    yield (OK if num_stored else NOTE), "kernels", f"{state}, in {cache}"
 
 
 def _package(name: str, otherwise: str) -> Finding:

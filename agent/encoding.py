@@ -28,8 +28,9 @@ DSML = "｜DSML｜"
 TASKS = {task: f"<｜{task}｜>" for task in ("action", "query", "authority", "domain", "title", "read_url")}
 
 # what a tokenizer may know as a control token: a name or schema that spells one is cut out of its protocol piece
-CONTROL = re.compile(r'｜|</?think>|</?tool_result>|<\|EOT\|>|" string="')
+CONTROL = re.compile(r'｜|</?think>|</?tool_result>|<\|EOT\|>|" string="|</?dsml:')
 
+MAX_ENCODER_BYTES = 1 << 20
 ENCODER_CONSTANTS = (
     "TOOLS_TEMPLATE", "response_format_template",
     "REASONING_EFFORT_MAX", "REASONING_EFFORT_PROMPTS", "DEFAULT_REASONING_EFFORT",
@@ -132,6 +133,10 @@ def _encoder_file(folder: Path) -> tuple[Path | None, dict[str, Any]]:
 def _literals(path: Path) -> dict[str, Any]:
     """Module-level constants by name; one whose value is not a literal maps to None."""
     try:
+        if not path.is_file() or path.stat().st_size > MAX_ENCODER_BYTES:
+            raise EncodingError(
+                f"{path} is not a regular file of at most {MAX_ENCODER_BYTES:,} bytes: download it again"
+            )
         body = ast.parse(path.read_text("utf-8")).body
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as e:
         raise EncodingError(f"{path} cannot be read as Python: {e}") from None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from engine import Engine, PageKey, Roll, Snapshot, StateError, Stored
+from engine import Chain, Engine, PageKey, Roll, Snapshot, StateError, Stored
 from engine import Sequence as LiveSequence
 from memory import PAGES, TAILS, DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
 
@@ -27,13 +27,14 @@ class Keeper:
         self._writer = ThreadPoolExecutor(WRITERS, "holdfast-save")
 
     async def find(
-        self, ids: Sequence[int], rolls: Iterable[Roll], branch: int, session_id: int | None = None
+        self, ids: Sequence[int], rolls: Iterable[Roll], branch: int, session_id: int | None = None, owner: str = ""
     ) -> Stored | None:
-        """The stored state that covers most of these tokens, whoever wrote it, or only what branches of a session use.
+        """The stored state that covers most of these tokens: of this owner, or public. Or only what branches of a session use.
 
         `branch` goes on from it; 0 when that is no branch yet.
         """
-        return await asyncio.to_thread(self._find, ids, list(rolls), branch, session_id)
+        chain = self.engine.chain(list(rolls), owner)
+        return await asyncio.to_thread(self._find, ids, chain, branch, session_id)
 
     async def save(self, seq: LiveSequence, branch: int, is_followed: bool = False) -> Stored | None:
         """Make the state of an idle sequence durable; None when it holds none in memory. See `Engine.snapshot`.
@@ -47,7 +48,7 @@ class Keeper:
         tail = await asyncio.to_thread(self.snapshots.find, [saved.tail_id])
         if tail is None:
             raise StoreError(f"the state at token {saved.position} was removed as soon as it was saved: try again")
-        return self._stored(tail, seq.token_ids[: saved.position], saved.rolls)
+        return self._stored(tail, seq.token_ids[: saved.position], self.engine.chain(saved.rolls, seq.chain.owner))
 
     async def begin_save(
         self, seq: LiveSequence, branch: int, is_followed: bool = False, is_urgent: bool = False
@@ -108,8 +109,8 @@ class Keeper:
         pages = (page(key) for key in keys if key.id in missing)
         self.bytes_written += self.snapshots.add(row, snapshot.tail_data(), pages, branch).bytes_written
 
-    def _find(self, ids: Sequence[int], rolls: list[Roll], branch: int, session_id: int | None) -> Stored | None:
-        chain = self.engine.chain(rolls)
+    def _find(self, ids: Sequence[int], chain: Chain, branch: int, session_id: int | None) -> Stored | None:
+        rolls = chain.rolls
         tails: dict[bytes, tuple[int, bool]] = {}  # id -> position, and whether rolls at just that position are in it
         for position in self.snapshots.positions(len(ids), session_id):
             for is_rolled in (True, False):
@@ -121,11 +122,11 @@ class Keeper:
             self.snapshots.use(tail.id, branch)
         position, is_rolled = tails[tail.id]
         applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
-        return self._stored(tail, ids[:position], applied)
+        return self._stored(tail, ids[:position], self.engine.chain(applied, chain.owner))
 
-    def _stored(self, tail: StoredTail, ids: Sequence[int], rolls: list[Roll]) -> Stored:
+    def _stored(self, tail: StoredTail, ids: Sequence[int], chain: Chain) -> Stored:
         return Stored(
-            self.engine.chain(rolls),
+            chain,
             ids,
             tail.page_ids,
             lambda: self.snapshots.read_tail(tail),

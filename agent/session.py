@@ -107,8 +107,12 @@ class Session:
         """
         self._close_open_turn()
         log = self.live.log
-        left = log.rewind(turn, token) if branch is None else log.switch(branch)
-        self.live.rolls = rolls_of(log.events())
+        if branch is not None:
+            left = await asyncio.to_thread(log.switch, branch)  # reads the whole log of the other branch
+        else:
+            left = log.rewind(turn, token)
+        if branch is not None or self.live.rolls:
+            self.live.rolls = rolls_of(await asyncio.to_thread(log.events))
         return changed_files(left)
 
     async def park(self) -> None:
@@ -211,7 +215,7 @@ class Session:
             except StoreError as e:  # no damage: it may be read another time
                 self._notices.append(f"{e}; what it held is read again from the token log")
                 await live.engine.release(live.seq)
-                live.seq = await live.engine.start()
+                live.seq = await live.engine.start(owner=live.log.session.owner)
         computed = live.seq.num_tokens
         await self._roll_again()
         if is_loaded:
@@ -220,9 +224,10 @@ class Session:
         self._count(usage, is_loaded, computed)
 
     async def _share_beginning(self, ids: list[int], usage: Usage) -> None:
-        """A new session goes on from the state of another that began alike: the same system prompt, the same files."""
+        """A new session goes on from the state of another of its owner that began alike, or from the public opening."""
         live, started = self.live, time.perf_counter()
-        stored = await self.keeper.find(ids[:-1], (), live.log.session.branch)
+        session = live.log.session
+        stored = await self.keeper.find(ids[:-1], (), session.branch, owner=session.owner)
         if stored is None or len(stored.ids) < live.engine.config.page_tokens:
             return
         shared = await live.engine.start(stored)
@@ -241,9 +246,10 @@ class Session:
         """A new sequence on the longest stored state of the log."""
         live = self.live
         await live.engine.release(live.seq)
-        stored = await self.keeper.find(live.log.ids, live.rolls, live.log.session.branch)
+        session = live.log.session
+        stored = await self.keeper.find(live.log.ids, live.rolls, session.branch, owner=session.owner)
         self._notices += self.keeper.take_notes()
-        live.seq = await live.engine.start(stored)
+        live.seq = await live.engine.start(stored, session.owner)
 
     async def _roll_again(self) -> None:
         """Bring a sequence that is behind the log through the rolls that the log went through."""

@@ -8,7 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memory import Freed, ResponseStore, SessionInfo, SessionLog, SessionStore, SnapshotStore
+from memory import (
+    Freed,
+    Report,
+    ResponseStore,
+    SessionInfo,
+    SessionLog,
+    SessionStore,
+    SnapshotStore,
+    check_indexes,
+    check_records,
+    making_room,
+    repair_indexes,
+)
 
 Value = dict[str, Any]
 MAX_PROMPT_CHARS = 200  # of a prompt in a summary
@@ -25,13 +37,11 @@ class Stores:
 
     def summary(self, session: SessionInfo) -> Value:
         """A session in a few numbers."""
-        branches = self.sessions.branches(session)
-        current = next(b for b in branches if b.is_current)
+        seen = self.sessions.overview(session)
         first = self.sessions.first_event(session)
-        stored = sum(size for _, size, _ in self.snapshots.tails_of([b.id for b in branches]))
         return {
-            "name": session.name, "workspace": session.workspace, "turns": current.last_turn,
-            "tokens": current.num_tokens, "branches": len(branches), "tail_bytes": stored, "used_at": session.used_at,
+            "name": session.name, "workspace": session.workspace, "turns": seen.num_turns, "tokens": seen.num_tokens,
+            "branches": seen.num_branches, "tail_bytes": seen.tail_bytes, "used_at": session.used_at,
             "first_prompt": first.payload["text"][:MAX_PROMPT_CHARS] if first and first.type == "user" else "",
         }  # fmt: skip
 
@@ -88,8 +98,24 @@ class Stores:
 
     def remove(self, session: SessionInfo) -> Freed:
         """Delete a session that is open nowhere. What forks of it need stays."""
-        self.sessions.remove(session)
-        return self.snapshots.gc()
+        with making_room(self.sessions.database.home):
+            self.sessions.remove(session)
+            return self.snapshots.gc()
+
+    def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
+        """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.
+
+        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of.
+        """
+        database = self.sessions.database
+        report = self.snapshots.verify(repair=repair)
+        found = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
+        if not repair or not found:
+            return report, found, []
+        repair_indexes(database)
+        database.renew_id()
+        left = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
+        return report, left, [line for line in found if line not in left]
 
     def _said(self, session: SessionInfo, branch: int) -> tuple[dict[int, str], dict[int, str]]:
         """What each turn was asked, and what it ended with: the answer, or the error."""
@@ -104,9 +130,9 @@ class Stores:
 
     def _ancestors(self, session: SessionInfo, branch: int | None, position: int) -> Iterable[tuple[int, int]]:
         """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
-        by_id, found = {b.id: b for b in self.sessions.branches(session)}, []
-        while branch in by_id:
+        parents, found = self.sessions.parents(session), []
+        while branch in parents:
             found.append((branch, position))
-            position = min(position, by_id[branch].parent_position or 0)
-            branch = by_id[branch].parent_id
+            branch, parent_position = parents[branch]
+            position = min(position, parent_position)
         return found

@@ -75,6 +75,14 @@ class Printer:
             case TurnDone(usage=usage):
                 self._line(self.err, usage_line(usage), "dim")
 
+    def waiting(self, notice: Notice) -> None:
+        """What the start is doing: on a terminal each in the place of the one before."""
+        self._clear_progress()
+        if self.err.is_terminal:
+            self._progress(neutral(notice.message))
+        else:
+            self.show(notice)
+
     def note(self, message: str) -> None:
         """A line of our own, beside the answer."""
         self._clear_progress()

@@ -81,11 +81,11 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
 
 
 def run(args: argparse.Namespace) -> int:
-    """One command; 1 when `verify` found damage."""
+    """One command; 1 when `verify` found damage, or could not put it right."""
     with _open_stores() as stores:
         value, lines = args.action(stores, args)
     print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
-    return 1 if args.action is _verify and value["damaged"] and not args.repair else 0
+    return 1 if args.action is _verify and value["left"] else 0
 
 
 def _named(stores: Stores, name: str) -> SessionInfo:
@@ -102,13 +102,18 @@ def _named(stores: Stores, name: str) -> SessionInfo:
 def _list(stores: Stores, args: argparse.Namespace) -> Result:
     values: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
+    damaged = stores.sessions.problems()
     for session in stores.sessions.all():
         if (owner := owner_of(session)) is None:
-            values.append(stores.summary(session))
+            try:
+                values.append(stores.summary(session))
+            except StoreError as e:  # it hurts this session alone
+                damaged.append(str(e))
         else:  # nobody talks in it: its branches are single answers
             num = stores.responses.count(session)
             answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
     lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
+    lines += map(printable, damaged)
     if not values:
         return answers, ["there is no session yet", *lines]
     rows = [["session", "turns", "tokens", "branches", "last used", "workspace", "first prompt"]]
@@ -237,19 +242,24 @@ def removed_lines(value: dict[str, Any]) -> list[str]:
 
 
 def _verify(stores: Stores, args: argparse.Namespace) -> Result:
-    report = stores.snapshots.verify(repair=args.repair)
-    damaged = list(report.damaged)
-    for session in stores.sessions.all():
-        try:
-            stores.sessions.check(session)
-        except StoreError as e:
-            damaged.append(str(e))
-    value = {"pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes, "damaged": damaged}
+    report, damaged, repaired = stores.verify(args.repair)
+    forgotten = report.damaged if args.repair else []
+    left = [*([] if args.repair else report.damaged), *damaged]
+    value = {
+        "pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes,
+        "damaged": [*report.damaged, *repaired, *damaged], "forgotten": forgotten, "repaired": repaired, "left": left,
+    }  # fmt: skip
     checked = f"{report.num_pages:,} pages and {report.num_tails:,} tails, {_size(report.num_bytes)}"
-    if not damaged:
+    if not value["damaged"]:
         return value, [f"{checked}: all is well"]
-    end = "forgotten; it is computed again when needed" if args.repair else "forget it with --repair"
-    return value, [*damaged, f"{checked}: {len(damaged)} damaged, {end}"]
+    counts = [
+        f"{len(forgotten)} forgotten, computed again when needed" if forgotten else "",
+        f"{len(repaired)} repaired" if repaired else "",
+        f"{len(left)} left as they are" if left and args.repair else "",
+        "" if args.repair else "--repair forgets stored state and makes indexes anew",
+    ]
+    end = "; ".join(filter(None, counts))
+    return value, [*value["damaged"], f"{checked}: {len(value['damaged'])} damaged; {end}"]
 
 
 def _collect(stores: Stores, args: argparse.Namespace) -> Result:

@@ -2,6 +2,7 @@
 
 A page's id covers everything its rows depend on: the layout (weights, tokenizer, numerics, format), the tokens of the
 page and, through the parent's id, all tokens before it, and every roll: what was dropped changes what later tokens saw.
+What is not public also carries its owner: else the time that a text takes would tell one user what another has said.
 """
 
 import hashlib
@@ -39,10 +40,13 @@ def digest(*parts: bytes) -> bytes:
 
 
 class Chain:
-    """Page ids of a growing list of tokens. `page_ids[n]` covers the tokens below (n + 1) * page_tokens."""
+    """Page ids of a growing list of tokens. `page_ids[n]` covers the tokens below (n + 1) * page_tokens.
 
-    def __init__(self, layout: bytes, page_tokens: int):
-        self.layout, self.page_tokens = layout, page_tokens
+    Only a beginning of `public` has the same ids for all owners; an empty owner is the one that a directory has alone.
+    """
+
+    def __init__(self, layout: bytes, page_tokens: int, owner: str = "", public: tuple[int, ...] = ()):
+        self.layout, self.page_tokens, self.owner, self.public = layout, page_tokens, owner, public
         self.page_ids: list[bytes] = []
         self.rolls: list[Roll] = []
 
@@ -67,7 +71,9 @@ class Chain:
         return digest(b"moved", self.page_ids[number], roll.dropped_tokens.to_bytes(8, "little"))
 
     def _content(self, ids: Sequence[int], start: int, end: int, rolls_before: int) -> list[bytes]:
-        """Tokens of [start, end) and the rolls at positions of [start, rolls_before)."""
+        """Tokens of [start, end), the rolls at positions of [start, rolls_before), and whose they are."""
         rolls = [r for r in self.rolls if start <= r.position < rolls_before]
         marks = [f"{r.position} {r.first_kept} {r.head_tokens}".encode() for r in rolls]
-        return [np.asarray(ids[start:end], np.int64).tobytes(), *marks]
+        is_public = end <= len(self.public) and tuple(ids[:end]) == self.public[:end]
+        owner = [b"owner", self.owner.encode()] if self.owner and not is_public else []
+        return [np.asarray(ids[start:end], np.int64).tobytes(), *marks, *owner]

@@ -197,6 +197,9 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{name} in {place.path.name} names experts outside 0..{experts - 1}: damaged file"
                 )
+            chosen = raw.sort(-1).values
+            if (chosen[..., 1:] == chosen[..., :-1]).any():
+                raise CheckpointError(f"{name} in {place.path.name} names an expert twice for a token: damaged file")
             return raw
         if place.dtype == "I8":
             value = dequant_fp4_weight(raw, self.tensor(scale_name(name), rows))

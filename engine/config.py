@@ -12,22 +12,13 @@ from pathlib import Path
 from reprlib import repr as short  # a damaged value must not fill the screen
 from typing import Any
 
+from engine.config_fields import FIXED, check_derived, check_fields, check_rope, check_values
 from engine.errors import CheckpointError
+from engine.files import MAX_CONFIG_BYTES, read_file
 
 SWA, CSA, HCA = 0, 4, 128
 LAYER_KINDS = {SWA: "sliding_attention", CSA: "compressed_sparse_attention", HCA: "heavily_compressed_attention"}
 
-# Fields with one legal value: the engine computes exactly this and no variant of it.
-FIXED: dict[str, Any] = {
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_key_value_heads": 1,
-    "scoring_func": "sqrtsoftplus",
-    "tie_word_embeddings": False,
-    "topk_method": "noaux_tc",
-}
 MAY_BE_ZERO = ("num_hash_layers", "num_nextn_predict_layers", "bos_token_id", "eos_token_id")
 # Bounds that keep a damaged file from sizing loops over tensor names.
 MOST = {"num_hidden_layers": 1024, "n_routed_experts": 4096}
@@ -81,11 +72,9 @@ class ModelConfig:
         """Read `directory/config.json`; raises CheckpointError when it is missing, damaged or of another model."""
         path = Path(directory) / "config.json"
         try:
-            fields = json.loads(path.read_text("utf-8"))
+            fields = json.loads(read_file(path, MAX_CONFIG_BYTES).decode())
         except FileNotFoundError:
             raise CheckpointError(f"{directory} has no config.json: give the directory of a model") from None
-        except OSError as e:
-            raise CheckpointError(f"{path} cannot be read: {e.strerror}") from None
         except (ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} is not JSON ({e}): download it again") from None
         return cls.from_dict(fields, str(path))
@@ -94,6 +83,7 @@ class ModelConfig:
     def from_dict(cls, fields: Any, source: str = "config.json") -> "ModelConfig":
         """Check `fields` (parsed config.json) and take what is known; `source` names the file in error messages."""
         _check_family(fields, source)
+        check_fields(fields, {field.name for field in dataclasses.fields(cls)} - {"is_dspark", *ROPE_FIELDS}, source)
         flat = _flatten(fields, source)
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
@@ -104,6 +94,7 @@ class ModelConfig:
                 raise CheckpointError(f"{source} has no {field.name}: take the config.json that came with the weights")
         config = cls(**values)
         _check_shapes(config, source)
+        check_derived(config, fields, source)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,39 +154,73 @@ def _check_family(fields: Any, source: str) -> None:
         )
     if family != "deepseek_v4":
         raise CheckpointError(f"{source}: model_type is {short(family)}: only deepseek_v4 can be run")
-    for name, only in FIXED.items():
-        value = fields.get(name)
-        if value is not None and (value != only or isinstance(value, bool) != isinstance(only, bool)):
-            raise CheckpointError(f"{source}: {name} is {short(value)}: only {short(only)} can be run")
-    quantization = fields.get("quantization_config") or {}
-    block = quantization.get("weight_block_size", [128, 128]) if isinstance(quantization, dict) else quantization
-    if block != [128, 128]:
-        raise CheckpointError(f"{source}: weight_block_size is {short(block)}: only [128, 128] can be run")
 
 
 def _flatten(fields: dict[str, Any], source: str) -> dict[str, Any]:
     """Official fields and transformers' spelling of them (layer_types, mlp_layer_types, rope_parameters), as ours."""
-    rope = fields.get("rope_parameters") or {}
-    main = rope.get("main", {}) if isinstance(rope, dict) else None
-    yarn = fields.get("rope_scaling") or (rope.get("compress", rope) if isinstance(rope, dict) else None)
-    if not isinstance(yarn, dict) or not isinstance(main, dict):
-        raise CheckpointError(f"{source}: rope_scaling is not an object: take the official config.json")
-    kind = yarn.get("rope_type", yarn.get("type", "yarn"))
-    if kind != "yarn":
-        raise CheckpointError(f"{source}: rope_scaling type is {short(kind)}: only yarn can be run")
-
-    flat = {"rope_theta": main.get("rope_theta"), "compress_rope_theta": yarn.get("rope_theta")}
-    flat |= {name: value for name, value in fields.items() if value is not None}
+    yarn, main, thetas = _rope(fields, source)
+    flat = {name: value for name, value in thetas.items() if value is not None}
+    for name, value in fields.items():
+        _take(flat, name, value, source)
     flat |= {name: yarn.get(ROPE_NAMES.get(name, name)) for name in ROPE_FIELDS}
     flat["is_dspark"] = any(name.startswith("dspark_") for name in fields)
-    if flat.get("compress_ratios") is None and "layer_types" in fields:
-        flat["compress_ratios"] = _ratios_of_types(fields, source)
-    types = fields.get("mlp_layer_types")
-    if flat.get("num_hash_layers") is None and isinstance(types, list):
-        flat["num_hash_layers"] = types.count("hash_moe")
-        if types[: flat["num_hash_layers"]].count("hash_moe") != flat["num_hash_layers"]:
-            raise CheckpointError(f"{source}: mlp_layer_types has hash_moe after moe: hash layers must come first")
+    for rotary in (fields, yarn, main):
+        if (factor := rotary.get("partial_rotary_factor")) is not None:
+            if type(factor) not in (int, float) or type(flat.get("head_dim")) is not int:
+                raise CheckpointError(
+                    f"{source}: partial_rotary_factor is {short(factor)}: take the official config.json"
+                )
+            _take(flat, "qk_rope_head_dim", int(flat["head_dim"] * factor), source)
+    if fields.get("layer_types") is None:
+        rates = fields.get("compress_rates") or {}
+        check_values(rates, {name: ratio for ratio, name in LAYER_KINDS.items()}, f"{source}: compress_rates")
+    else:
+        ratios = _ratios_of_types(fields, source)
+        given = flat.setdefault("compress_ratios", ratios)
+        if isinstance(given, list) and given[: len(ratios)] != ratios[: len(given)]:
+            raise CheckpointError(
+                f"{source}: compress_ratios and layer_types do not agree: take the official config.json"
+            )
+    if (types := fields.get("mlp_layer_types")) is not None:
+        _take(flat, "num_hash_layers", _num_hash_layers(types, source), source)
     return flat
+
+
+def _take(flat: dict[str, Any], name: str, value: Any, source: str) -> None:
+    """Set a field, which another spelling of it must not have set otherwise."""
+    if value is None:
+        return
+    if flat.setdefault(name, value) != value:
+        raise CheckpointError(
+            f"{source}: {name} is {short(value)} and {short(flat[name])} in another place: correct the file"
+        )
+
+
+def _rope(fields: dict[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The rope of compressed layers, that of the others, and the thetas that they give."""
+    scaling, parameters = fields.get("rope_scaling"), fields.get("rope_parameters")
+    if scaling is None and parameters is None and "rope_scaling" not in fields and "rope_parameters" not in fields:
+        return {}, {}, {}
+    if scaling is not None and parameters not in (None, scaling):
+        raise CheckpointError(f"{source}: rope_scaling and rope_parameters do not agree: take the official config.json")
+    rope = parameters if scaling is None else scaling
+    is_nested = isinstance(rope, dict) and "compress" in rope
+    yarn, main = (rope["compress"], rope.get("main", {})) if is_nested else (rope, {})
+    if not isinstance(yarn, dict) or not isinstance(main, dict):
+        raise CheckpointError(
+            f"{source}: rope_scaling is {short(rope)}: only yarn can be run, take the official config.json"
+        )
+    check_rope(yarn, main, source)
+    return yarn, main, {"compress_rope_theta": yarn.get("rope_theta"), "rope_theta": main.get("rope_theta")}
+
+
+def _num_hash_layers(types: Any, source: str) -> int:
+    if not isinstance(types, list) or any(kind not in ("hash_moe", "moe") for kind in types):
+        raise CheckpointError(f"{source}: mlp_layer_types is {short(types)}: only hash_moe and moe can be run")
+    count = types.count("hash_moe")
+    if types[:count].count("hash_moe") != count:
+        raise CheckpointError(f"{source}: mlp_layer_types has hash_moe after moe: hash layers must come first")
+    return count
 
 
 def _ratios_of_types(fields: dict[str, Any], source: str) -> list[Any]:

@@ -21,21 +21,25 @@ from engine.sequence import Request, Sequence, Stored
 from engine.settings import EngineConfig
 from engine.state import Snapshot, snapshot
 from engine.tokenizer import Tokenizer
-from engine.worker import Told, Worker
+from engine.worker import OnCompile, Told, Worker
 
 OnPrefill = Callable[[int, int], None]
 GREEDY = SamplingParams()
 DEFAULTS = EngineConfig()
 
 
+def _unheard(number: int, total: int) -> None:
+    pass
+
+
 class Engine:
     """Made by `Engine.open`. Methods are called on one event loop; the work happens on the worker's thread."""
 
-    def __init__(self, directory: Path, config: EngineConfig):
+    def __init__(self, directory: Path, config: EngineConfig, on_compile: OnCompile = _unheard):
         self.directory, self.config = directory, config
         self.on_pressure: Callable[[Sequence], None] | None = None  # asks an idle sequence's owner to park it
         self._loop: asyncio.AbstractEventLoop
-        self._worker = Worker(directory, config, self._deliver, self._ask_to_park)
+        self._worker = Worker(directory, config, self._deliver, self._ask_to_park, on_compile)
         self.model_config, self.numerics = self._worker.model_config, self._worker.numerics
         self._tokenizer: Tokenizer | None = None
         self._compiler = Compiler(lambda: self.tokenizer, self.model_config.vocab_size)
@@ -43,9 +47,14 @@ class Engine:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, model: Path | str, config: EngineConfig = DEFAULTS) -> AsyncIterator["Engine"]:
-        """Load the model directory and run its engine. Raises EngineError (CheckpointError for the files)."""
-        engine = cls(Path(model), config)
+    async def open(
+        cls, model: Path | str, config: EngineConfig = DEFAULTS, on_compile: OnCompile = _unheard
+    ) -> AsyncIterator["Engine"]:
+        """Load the model directory and run its engine. Raises EngineError (CheckpointError for the files).
+
+        On a new machine kernels are compiled first, about a minute: `on_compile(number, total)` is called before each.
+        """
+        engine = cls(Path(model), config, on_compile)
         engine._loop = asyncio.get_running_loop()
         started: asyncio.Future[BaseException | None] = engine._loop.create_future()
         engine._worker.start(lambda error: engine._deliver([(_settle, (started, error))]))
@@ -76,9 +85,9 @@ class Engine:
         return self._tokenizer
 
     @property
-    def compiles_kernels(self) -> bool:
-        """Whether the next steps take half a minute longer: no machine code of the kernels was found."""
-        return self._worker.runner.model.ops.compiles
+    def kernels_not_kept(self) -> str:
+        """Why the next start compiles kernels again; empty when it does not."""
+        return self._worker.runner.model.ops.not_kept
 
     @property
     def is_decoding(self) -> bool:
@@ -91,19 +100,23 @@ class Engine:
         num_pages = self._worker.runner.cache.num_pages
         return num_pages - self._worker.scheduler.pool.num_free, num_pages
 
-    def chain(self, rolls: Items[Roll] = ()) -> Chain:
-        """Content ids of states of this engine, for tokens that went through these rolls."""
-        chain = Chain(self._worker.layout, self.config.page_tokens)
+    def chain(self, rolls: Items[Roll] = (), owner: str = "") -> Chain:
+        """Content ids of states of this engine, for tokens of an owner that went through these rolls."""
+        chain = Chain(self._worker.layout, self.config.page_tokens, owner, self.config.public_ids)
         chain.rolls += rolls
         return chain
 
-    async def start(self, stored: Stored | None = None) -> Sequence:
-        """A sequence, empty or going on from a stored state. It takes memory once it is extended."""
+    async def start(self, stored: Stored | None = None, owner: str = "") -> Sequence:
+        """A sequence, empty or going on from a stored state. It takes memory once it is extended.
+
+        An empty one shares pages with those of the same owner alone, and with others what is public."""
         if stored is None:
-            return Sequence(next(self._ids), self.chain())
+            return Sequence(next(self._ids), self.chain(owner=owner))
         position = len(stored.ids)
+        chain = self.chain(stored.chain.rolls)  # not shared: what this one feeds is not what another one feeds
+        chain.page_ids += stored.chain.page_ids[: position // self.config.page_tokens]
         return Sequence(
-            next(self._ids), stored.chain, token_ids=list(stored.ids), num_tokens=position, least_tokens=position,
+            next(self._ids), chain, token_ids=list(stored.ids), num_tokens=position, least_tokens=position,
             num_sealed=position // self.config.page_tokens, stored=stored,
         )  # fmt: skip
 

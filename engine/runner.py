@@ -72,6 +72,15 @@ class Runner:
             self.others.close()
 
     @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compute two tokens that nothing is read of, far enough on that layers choose among entries: every kernel is called, which
+        compiles it or loads its machine code."""
+        position = 4 * (self.model.config.index_topk + 1)
+        pages = [0] * self.cache.pages_for(position + 2)
+        nobody = Sequence(-1, slot=0, token_ids=[0] * (position + 2), num_tokens=position, pages=pages)
+        self._logits(Batch([(nobody, 2)], self.cache, self.model.ops), np.array([1]))
+
+    @torch.inference_mode()
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
         """Compute the planned tokens; for each request what was sampled after its last waiting token.
 

@@ -45,10 +45,15 @@ class SamplingParams:
 
 
 def sample(logits: Tensor, params: SamplingParams, draw: int) -> int:
-    """One token from logits [V]. `draw` numbers the draws of a request: the same seed and draw give the same token."""
-    if params.temperature == 0:
-        return int(logits.argmax())
-    probs = torch.softmax(logits.double() / params.temperature, 0)
+    """One token from logits [V]. `draw` numbers the draws of a request: the same seed and draw give the same token.
+
+    Greedy too where the largest logit is not finite: there is no distribution.
+    """
+    best = int(logits.argmax())
+    if params.temperature == 0 or not logits[best].isfinite():
+        return best
+    # differences first: a logit divided by a tiny temperature overflows, the largest one's difference is 0
+    probs = torch.softmax((logits.double() - logits[best].double()) / params.temperature, 0)
     order = probs.argsort(descending=True, stable=True)
     ranked = probs[order]
     keep = ranked >= params.min_p * ranked[0]

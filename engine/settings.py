@@ -17,6 +17,7 @@ class EngineConfig:
 
     `ranks` processes share the columns of the model's weights, each with a page pool of its own; `threads` are those of one rank.
     The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
+    Sequences of several owners share the beginning that is in `public_ids`, and nothing else.
     """
 
     device: str = "auto"
@@ -30,6 +31,7 @@ class EngineConfig:
     max_sequences: int = 64
     threads: int | None = None
     num_drafts: int = 3
+    public_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:

@@ -10,6 +10,7 @@ from reprlib import Repr
 from typing import Any, TypeGuard
 
 from engine.errors import CheckpointError
+from engine.files import MAX_INDEX_BYTES, read_file, regular_size
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1}
 DTYPE_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
@@ -69,7 +70,7 @@ def find_tensors(directory: Path) -> list[StoredTensor]:
 def read_shard(path: Path) -> list[StoredTensor]:
     """The tensors of one safetensors file, in file order; they must fill it exactly, without gaps."""
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
@@ -120,9 +121,7 @@ def _is_sizes(value: Any) -> TypeGuard[list[int]]:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_text("utf-8"))
-    except OSError as e:
-        raise CheckpointError(f"{path} cannot be read: {e.strerror}") from None
+        index = json.loads(read_file(path, MAX_INDEX_BYTES).decode())
     except (ValueError, RecursionError):
         raise _damaged(path, "it is not JSON") from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from engine.errors import EngineError
+from engine.files import MAX_TOKENIZER_BYTES, read_file
 
 EOS_TEXT = "<｜end▁of▁sentence｜>"
 
@@ -31,9 +32,11 @@ class Tokenizer:
         """Read `directory/tokenizer.json`; raises EngineError when it is missing or unreadable."""
         path = directory / "tokenizer.json"
         try:
-            return cls(json.loads(path.read_text("utf-8")))
+            return cls(json.loads(read_file(path, MAX_TOKENIZER_BYTES).decode()))
         except FileNotFoundError:
             raise EngineError(f"{directory} has no tokenizer.json: it can score ids but not text") from None
+        except EngineError:
+            raise
         except Exception as e:  # tokenizers raises plain Exception for a file it cannot use
             raise EngineError(f"{path} cannot be used: {e}") from None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.chain import digest
 from engine.config import ModelConfig
 from engine.errors import EngineError, RankLost
+from engine.files import MAX_TOKENIZER_BYTES, read_file
 from engine.parallel import check_ranks
 from engine.pinned import PinnedHead
 from engine.placement import place
@@ -23,6 +24,7 @@ from engine.settings import EngineConfig
 from engine.state import pack_page, place_pages
 
 LOADERS = 2  # sequences that are read at a time
+OnCompile = Callable[[int, int], None]
 Told = list[tuple[Callable, tuple[object, ...]]]
 
 
@@ -31,7 +33,7 @@ class Worker:
     for other threads.
 
     `deliver` gets what `tell` has collected in a step; `ask_to_park` asks an idle sequence's owner to give its memory
-    back, False when nobody can be asked. Both are called on this thread. Raises EngineError for the configuration.
+    back, False when nobody can be asked; `on_compile(number, total)` is delivered before a CPU kernel is compiled. All are called on this thread. Raises EngineError for the configuration.
     """
 
     runner: Runner
@@ -43,6 +45,7 @@ class Worker:
         config: EngineConfig,
         deliver: Callable[[Told], None],
         ask_to_park: Callable[[Sequence], bool],
+        on_compile: OnCompile,
     ):
         self.directory, self.config = directory, config
         self.model_config = ModelConfig.from_dir(directory)
@@ -53,7 +56,7 @@ class Worker:
         self.identity = ""
         self.layout = b""
         self.failure: EngineError | None = None
-        self._deliver, self._ask_to_park = deliver, ask_to_park
+        self._deliver, self._ask_to_park, self._on_compile = deliver, ask_to_park, on_compile
         self._told: Told = []
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
@@ -111,15 +114,26 @@ class Worker:
             cache, self.max_context, config.prefill_tokens(cache.placement), config.max_sequences, config.num_drafts,
             self._start_load, self._ask_to_park, config.pinned_pages,
         )  # fmt: skip
-        # once round before anything lies there: the kernels of reading state are compiled by their first call
-        head = PinnedHead.empty(cache, 0)
-        place_pages(cache, [0], [pack_page(cache, 0, head, 0)], head)
-        tokenizer = self.directory / "tokenizer.json"
+        if not cache.placement.runs_triton:
+            with model.ops.compiling(config.ranks, lambda *which: self._deliver([(self._on_compile, which)])):
+                self._warm_up()
         self.layout = digest(
             b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
             b"%d" % config.pinned_pages,
-            tokenizer.read_bytes() if tokenizer.is_file() else b"",
+            self._tokenizer_file(),
         )  # fmt: skip
+
+    def _tokenizer_file(self) -> bytes:
+        try:
+            return read_file(self.directory / "tokenizer.json", MAX_TOKENIZER_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def _warm_up(self) -> None:
+        """Call all kernels before anything lies in the cache: each is compiled by its first call, which takes a minute together."""
+        cache, head = self.runner.cache, PinnedHead.empty(self.runner.cache, 0)
+        self.runner.warm_up()
+        place_pages(cache, [0], [pack_page(cache, 0, head, 0)], head)
 
     def _hand_over(self) -> None:
         if self._told:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ SIBLINGS = (
     (attention, cpu_attention, "kernels.gpu.attention", ("attend",)),
     (moe, cpu_moe, "kernels.gpu.moe", ("moe", "moe_hidden", "moe_columns")),
 )
+WHOLE, IN_PARTS = (
+    ("output", "moe"),
+    ("output_low", "output_columns", "moe_hidden", "moe_columns"),
+)  # one rank, or several
 KINDS = ("torch", "cpu", "gpu")
 CPU = torch.device("cpu")
 
@@ -68,9 +73,10 @@ class Ops:
         """`kind` is one of KINDS; by default what is fastest on a CPU."""
         self.num, self.kind = num, kind or ("cpu" if jit.AVAILABLE and not num.official else "torch")
         self.device = device
+        self.not_kept = ""  # why machine code is not kept for the next start
         assert self.kind in KINDS and num.official >= (self.kind == "gpu"), f"{self.kind} ops are not for {num}"
         if self.kind == "cpu":
-            jit.keep_machine_code()
+            self.not_kept = jit.keep_machine_code()
         for twins, compiled, launchers, names in SIBLINGS:
             module = importlib.import_module(launchers) if self.kind == "gpu" else compiled
             for name in names:
@@ -81,10 +87,10 @@ class Ops:
                     check_signature(getattr(module, name), reference)
                     setattr(self, name, getattr(module, name))
 
-    @property
-    def compiles(self) -> bool:
-        """Whether the next steps compile kernels first, which takes half a minute."""
-        return self.kind == "cpu" and not jit.has_machine_code()
+    def compiling(self, num_ranks: int, report: Callable[[int, int], None]) -> AbstractContextManager[None]:
+        """Inside, `report(number, total)` is called before each CPU kernel that has to be compiled; it takes seconds."""
+        total = jit.num_kernels() - len(WHOLE if num_ranks > 1 else IN_PARTS)
+        return jit.on_compile(lambda: report(jit.num_ready() + 1, total))
 
     def array(self, tensor: Tensor) -> Any:
         """A tensor as an argument of ops; on a CPU both see the same memory where it is contiguous."""

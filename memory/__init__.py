@@ -3,16 +3,20 @@
 Imports none of our other packages.
 """
 
+from .backup import Copied, back_up, restore
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from .branches import BranchInfo, LoggedEvent, TurnInfo
 from .db import Database, StoreError
+from .leases import SessionInUse
 from .log import SessionInfo, SessionLog
 from .names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
+from .reserve import making_room
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import SessionInUse, SessionStore
+from .sessions import SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
+from .verify import check_indexes, check_records, repair_indexes
 
 __all__ = [
     "NAME_PATTERN",
@@ -22,6 +26,7 @@ __all__ = [
     "TAILS",
     "BlobStore",
     "BranchInfo",
+    "Copied",
     "DamagedBlob",
     "Database",
     "Found",
@@ -43,5 +48,11 @@ __all__ = [
     "TailRow",
     "TurnInfo",
     "Usage",
+    "back_up",
+    "check_indexes",
+    "check_records",
+    "making_room",
     "owner_of",
+    "repair_indexes",
+    "restore",
 ]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .db import StoreError
+from .directories import make_directory, sync_directory
 
 PAGES = "pages"
 TAILS = "tails"
@@ -43,6 +44,14 @@ class DamagedBlob(StoreError):
         self.kind, self.id, self.why = kind, id, why
 
 
+class RemovedBlob(DamagedBlob):
+    """A page or tail that was found, and removed by a collection before it was read: no damage."""
+
+    def __init__(self, kind: str, id: bytes):
+        super().__init__(kind, id, "it was removed")
+        self.args = (f"{kind.removesuffix('s')} {id.hex()} of the stored state was removed meanwhile to make room",)
+
+
 @dataclass(frozen=True)
 class Written:
     """A file that is on disk under its temporary name."""
@@ -61,7 +70,7 @@ class BlobStore:
         self._directories = {kind: home / "blobs" / kind for kind in KINDS}
         for directory in (home, home / "blobs", *self._directories.values()):
             with _errors_explained(directory):
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(directory)
 
     def write(self, kind: str, id: bytes, data: bytes | memoryview) -> Written:
         """Put the bytes on disk under a temporary name. Raises StoreError when the disk does not take them."""
@@ -96,11 +105,7 @@ class BlobStore:
         for kind in kinds:
             with _errors_explained(self._directories[kind]):
                 crash_point(f"before sync of {kind}")
-                directory_fd = os.open(self._directories[kind], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(directory_fd)
-                finally:
-                    os.close(directory_fd)
+                sync_directory(self._directories[kind])
                 crash_point(f"after sync of {kind}")
 
     def read(self, kind: str, id: bytes, size: int, checksum: bytes) -> bytes:

@@ -8,6 +8,7 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
 BRANCH_COLUMNS = (
     "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"
 )
+TURN_COLUMNS = "branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ class History:
         self._database = database
         self._name = name
         with database.reading():
-            self._lineage = [self._read_branch(branch_id)]  # youngest first
+            self._lineage = [self.read_branch(branch_id)]  # youngest first
             while (parent_id := self._lineage[-1].parent_id) is not None:
-                parent = self._read_branch(parent_id)
+                parent = self.read_branch(parent_id)
                 if not _within(parent.start, self._lineage[-1].start) or parent.id >= self._lineage[-1].id:
                     raise self.damaged(f"branch {self._lineage[-1].id}")
                 self._lineage.append(parent)
@@ -124,6 +126,15 @@ class History:
 
     def end_of(self, turn: TurnInfo) -> Point:
         return Point(turn.number, turn.end_seq, turn.end_position, turn.is_cut)
+
+    def left_at(self, point: Point, branch: Branch) -> "History":
+        """The log of a new branch that goes on from a point of this one; nothing is read again."""
+        history = copy(self)
+        history._lineage = [branch, *(b for b in self._lineage if b.id <= (branch.parent_id or 0))]
+        history.turns = self.turns[: point.turn]
+        if point.is_cut:
+            history._cut(branch)
+        return history
 
     def grow(self, turn: TurnInfo) -> None:
         """Take note that the last turn is now this one, or that it is a new one."""
@@ -202,7 +213,8 @@ class History:
         oldest_first = self._lineage[::-1]
         return list(zip(oldest_first, [*oldest_first[1:], None], strict=True))
 
-    def _read_branch(self, branch_id: int) -> Branch:
+    def read_branch(self, branch_id: int) -> Branch:
+        """A branch of the file. Raises StoreError where it is damaged or missing."""
         rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
         branch = checked_branch(rows[0]) if rows else None
         if branch is None or branch.id != branch_id:
@@ -213,8 +225,7 @@ class History:
         until = younger.start if younger else None
         last = min(until.turn, branch.last_turn) if until else branch.last_turn
         rows = self._database.rows(
-            "SELECT branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
-            " FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
+            f"SELECT {TURN_COLUMNS} FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
             (branch.id, last),
         )
         for number, (*values, checksum) in enumerate(rows, start=branch.start.turn + 1):
@@ -227,10 +238,14 @@ class History:
         if len(self.turns) != max(last, branch.start.turn) or (until and len(self.turns) != until.turn):
             raise self.damaged(f"turn {len(self.turns) + 1}")
         if younger and younger.start.is_cut:
-            cut = replace(self.turns[-1], state="interrupted", ended_at=younger.created_at, is_cut=True)
-            self.turns[-1] = replace(cut, end_position=younger.start.position, end_seq=younger.start.seq)
+            self._cut(younger)
         if younger and self.end != younger.start:
             raise self.damaged(f"branch {younger.id}")
+
+    def _cut(self, younger: Branch) -> None:
+        """The last turn ends where a younger branch goes on from."""
+        cut = replace(self.turns[-1], state="interrupted", ended_at=younger.created_at, is_cut=True)
+        self.turns[-1] = replace(cut, end_position=younger.start.position, end_seq=younger.start.seq)
 
     def _point_at(self, position: int) -> Point:
         if not 0 <= position <= self.end.position:

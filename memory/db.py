@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .directories import make_directory
 from .schema import MIGRATIONS
+from .turnstile import Turnstile
 
-BUSY_TIMEOUT_S = 30.0
+BUSY_TIMEOUT_S = 10.0
+WAL_BYTES = 4 * 2**20  # of the write-ahead log: longer, and it is copied into the file
 
 
 class StoreError(Exception):
@@ -26,7 +29,7 @@ class Database:
 
     def __init__(self, home: Path):
         """Raises OSError when `home` cannot hold the file, StoreError when the file is damaged or newer than this build."""
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(home)
         self.home = home
         self.path = home / "holdfast.db"
         self._lock = threading.RLock()
@@ -35,16 +38,23 @@ class Database:
         # locks on it, all of them, and the next process that ends takes the log of changes for nobody's and deletes it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with self._errors_explained():
-            self._connection = sqlite3.connect(
-                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+        self._turnstile = Turnstile(home)
+        self._files: tuple[tuple[int, int], ...] | None = None  # what is written to, once it is open
+        try:
+            with self._errors_explained():
+                self._connection = sqlite3.connect(
+                    self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                )
+        except BaseException:
+            self._turnstile.close()
+            raise
         try:
             with self._errors_explained():
                 self._configure()
                 self._migrate()
+            self._files = self._named_files()
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def _refuse_lost(self) -> None:
@@ -62,6 +72,7 @@ class Database:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
         self._connection.execute("PRAGMA foreign_keys = ON")
+        self._connection.execute("PRAGMA wal_autocheckpoint = 0")  # see `_checkpoint`
 
     def _migrate(self) -> None:
         with self.transaction():
@@ -76,18 +87,44 @@ class Database:
             if version < len(MIGRATIONS):
                 self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
+    def again(self) -> "Database":
+        """Another connection to the same file. Raises StoreError when another one has its name by now."""
+        self._check_files()
+        another = Database(self.home)
+        if another._files != self._files:
+            another.close()
+            self._check_files()
+        return another
+
+    @property
+    def id(self) -> str:
+        """Which database this is, see `schema`."""
+        return str(self.rows("SELECT id FROM identity")[0][0])
+
+    def renew_id(self) -> None:
+        """What lies beside the file and names another database does not count from now on."""
+        with self.transaction() as connection:
+            connection.execute("UPDATE identity SET id = lower(hex(randomblob(8)))")
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; durable when the block ends. Takes the write lock first, so that it cannot fail half way."""
         with self._lock, self._errors_explained():
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._enter()
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+                self._check_files()
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+                self._check_files()  # what went into a file that has no name any more is not acknowledged
+                self._checkpoint()
+            finally:
+                self._turnstile.leave()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -111,6 +148,46 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+            self._turnstile.close()
+
+    def _enter(self) -> None:
+        """Wait for our turn to write. Raises StoreError with the process that does not end its own."""
+        if not self._turnstile.enter(BUSY_TIMEOUT_S):
+            raise StoreError(
+                f"{self.path} was in use by {self._turnstile.holder()} for {BUSY_TIMEOUT_S:.0f} s: try again"
+            )
+
+    def _checkpoint(self) -> None:
+        """Copy a long write-ahead log into the file, while nobody else may write; what a reader still needs of it stays
+        for the next time. SQLite's own would run beside writers of other processes, see `turnstile`."""
+        if os.stat(self._wal_path).st_size <= WAL_BYTES:
+            return
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError:
+            pass  # such as on a full disk: the commits are safe where they are
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+
+    def _check_files(self) -> None:
+        """Raises StoreError when the names of our files are gone or those of other files: what is written would be lost."""
+        if self._files is not None and self._named_files() != self._files:
+            raise StoreError(
+                f"{self.path} or its -wal file was moved, replaced or deleted while this process used it: nothing is"
+                " written any more; put it back, or end this process and start it again"
+            )
+
+    def _named_files(self) -> tuple[tuple[int, int], ...]:
+        """Device and inode of the database and its write-ahead log, by their names."""
+        try:
+            return tuple((status.st_dev, status.st_ino) for status in (os.stat(self.path), os.stat(self._wal_path)))
+        except FileNotFoundError:
+            return ()
+
+    @property
+    def _wal_path(self) -> str:
+        return f"{self.path}-wal"
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ class SessionLog:
 
     def __init__(self, database: Database, session: SessionInfo, lock_fd: int, fence: int):
         """Made by `SessionStore.open`. Raises StoreError when the log fails its checksums."""
-        self._database = database
+        self._database, self._database_id = database, database.id
         self._lock_fd = lock_fd
         self._fence = fence
         self.session = session
@@ -138,9 +138,9 @@ class SessionLog:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
             update_session(connection, session)
-            history, ids = self._read(session)
+            history = self._history.left_at(point, self._history.read_branch(branch_id))
             left = self._history.left_for(history)
-        self.session, self._history, self.ids = session, history, ids
+        self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
         return left
 
@@ -181,7 +181,9 @@ class SessionLog:
 
     def _witness(self) -> None:
         end = self._history.end
-        write_witness(self._lock_fd, Witness(self.session.branch, end.seq, end.position))
+        session = self.session
+        of = (self._database_id, session.name, session.created_at)
+        write_witness(self._lock_fd, Witness(session.branch, end.seq, end.position, *of))
 
     def _read(self, session: SessionInfo) -> tuple[History, "array[int]"]:
         with self._database.reading():

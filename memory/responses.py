@@ -96,6 +96,18 @@ class ResponseStore:
         """The answer with this id, if it is this owner's. Raises StoreError for a damaged one."""
         return self._one("id = ? AND owner = ?", id, owner)
 
+    def all_ids(self) -> list[str]:
+        """Of all answers of all owners."""
+        return [row[0] for row in self._database.rows("SELECT id FROM responses NOT INDEXED ORDER BY rowid")]
+
+    def check(self, id: str) -> None:
+        """Read an answer, and its own part of the log. Raises StoreError where something is damaged or missing."""
+        response = self._one("id = ?", id)
+        if response is not None and response.branch_id:
+            with self._database.reading():
+                history = History(self._database, "of responses", response.branch_id)
+                history.read_ids()
+
     def latest(self, session_id: int, fingerprint: bytes) -> StoredResponse | None:
         """The last answer of a session with this content. Raises StoreError for a damaged one."""
         return self._one("session_id = ? AND fingerprint = ? ORDER BY rowid DESC LIMIT 1", session_id, fingerprint)

@@ -124,7 +124,7 @@ def _turns_with_ends(connection: sqlite3.Connection, session_id: int) -> Iterato
         yield session_id, number, state, started_at, ended_at, start, end, end_seq
 
 
-def _search(connection: sqlite3.Connection) -> None:
+def create_search(connection: sqlite3.Connection) -> None:
     """A full text index over the events, where this SQLite has FTS5. It keeps words, not texts: a text is always shown
     from its checked row. `branch` holds one word for the event's branch, so that a query need not look at others."""
     try:
@@ -180,6 +180,13 @@ def _responses(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX branches_by_parent ON branches (parent_id)")
 
 
+def _identity(connection: sqlite3.Connection) -> None:
+    """Which database this is: what lies beside it, such as how far its logs had come, says so too. A copy that is put
+    back gets another id, so that nothing that was said about the one before counts for it."""
+    connection.execute("CREATE TABLE identity (id TEXT NOT NULL) STRICT")
+    connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(8))))")
+
+
 def _uses(connection: sqlite3.Connection) -> None:
     """Sessions in the order of their use: `use_number` counts it, and no clock moves it. `inode` is of the workspace's
     directory, by which it is known when it was moved; 0 where it is not known.
@@ -199,4 +206,4 @@ def _uses(connection: sqlite3.Connection) -> None:
         )
 
 
-MIGRATIONS = (_sessions, _branches, _search, create_snapshot_tables, _responses, _uses)
+MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity, _uses)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .branches import History, LoggedEvent, checked_event
 from .db import Database
 from .rows import text_of
+from .schema import create_search
 
 SNIPPET_CHARS = 240
 MAX_WORDS = 64  # of a query: a pasted page must not become a query that takes seconds
@@ -37,23 +38,29 @@ def index_events(connection: sqlite3.Connection, branch_id: int, texts: Iterable
         )
 
 
-def unindex_branches(connection: sqlite3.Connection, branch_ids: Iterable[int]) -> None:
-    """Take the events of branches out again, before their rows go. The index needs each text as it was added; that of
-    a damaged event is not known, and its words stay, which point nowhere."""
+def unindex_events(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
+    """Take events out again, before their rows go. The index needs each text as it was added; that of a damaged event
+    is not known, and its words stay, which point nowhere."""
     if not _has_index(connection):
         return
-    for branch_id in branch_ids:
-        rows = connection.execute(
-            "SELECT id, branch_id, seq, turn, position, type, payload, checksum FROM events WHERE branch_id = ?",
-            (branch_id,),
-        )
-        for row in rows.fetchall():
-            event = checked_event(row[1:])
+    columns = "branch_id, seq, turn, position, type, payload, checksum"
+    for id_ in ids:
+        for row in connection.execute(f"SELECT {columns} FROM events WHERE id = ?", (id_,)).fetchall():
+            event = checked_event(row)
             if event and (text := text_of(event.payload)):
                 connection.execute(
                     "INSERT INTO search (search, rowid, text, branch) VALUES ('delete', ?, ?, ?)",
-                    (row[0], text, f"b{branch_id}"),
+                    (id_, text, f"b{row[0]}"),
                 )
+
+
+def rebuild_index(database: Database) -> None:
+    """Make the index anew from the events that are sound, where this SQLite has one."""
+    with database.transaction() as connection:
+        if not _has_index(connection):
+            return
+        connection.execute("DROP TABLE search")
+        create_search(connection)
 
 
 def search_events(

@@ -4,14 +4,13 @@ Owns names and leases. A lease is a lock on a file, which the system frees when 
 opening raises and every write checks. Must not know what an event means or what a token id stands for.
 """
 
-import fcntl
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from .branches import (
     BRANCH_COLUMNS,
@@ -27,30 +26,32 @@ from .branches import (
     damaged,
 )
 from .db import Database, StoreError
+from .leases import Leases
 from .log import SessionInfo, SessionLog, insert_branch, next_use, own_branches, update_session
 from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
-from .search import unindex_branches
+from .overview import Overview, overview
+from .reserve import keep_reserve, making_room
+from .search import unindex_events
 from .witness import Witness
 from .witness import read as read_witness
-from .witness import write as write_witness
 
-
-class SessionInUse(StoreError):
-    """Another process, or another part of this one, has the session open."""
+SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
+EVENTS_AT_ONCE = 16  # deleted in one transaction
 
 
 class SessionStore:
     """All sessions of a data directory."""
 
     def __init__(self, database: Database):
-        self._database = database
-        self._locks = database.home / "locks"
+        self.database = self._database = database
+        self._leases = Leases(database.home)
 
     def create(
         self, workspace: str, model: str, name: str | None = None, owner: str = "", prompt: str = ""
     ) -> SessionInfo:
         """A new, empty session. Without a name it takes words of its first prompt, or the workspace's last component and
         a number."""
+        keep_reserve(self._database.home)
         with self._database.transaction() as connection:
             taken, prefix = self._names(), f"{owner}/" if owner else ""
             full = f"{prefix}{_checked(name)}" if name is not None else name_from_prompt(taken, prefix, prompt)
@@ -79,12 +80,17 @@ class SessionStore:
             return self._insert(connection, session.workspace, session.model, full, parent_id, point)
 
     def find(self, name: str) -> SessionInfo | None:
-        """The session of that name."""
-        sessions, lost = self._read()
+        """The session of that name. Raises StoreError where it is damaged or lost, or may be: a name is damaged too."""
+        sessions = self._read()
         for session, is_sound in sessions:
             if session.name == name and is_sound:
                 return session
-        self._only_sound(sessions, lost)  # a damaged one may be the one that is looked for
+        for session, is_sound in sessions:
+            if not is_sound and (session.name == name or session.owner == name.rpartition("/")[0]):
+                raise self._damaged_row(session)
+        for session_id, witness in self._lost(sessions).items():
+            if witness.name in ("", name):
+                raise self._gone(session_id, witness)
         return None
 
     def latest(self, workspace: str, model: str | None = None, owner: str = "") -> SessionInfo | None:
@@ -93,8 +99,19 @@ class SessionStore:
         return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
-        """All sessions, the one used last first, whatever the clock said."""
-        return sorted(self._only_sound(*self._read()), key=lambda s: (s.use_number, s.id), reverse=True)
+        """All sessions, the one used last first, whatever the clock said, but for those whose row is damaged: `problems`
+        names them."""
+        sound = [session for session, is_sound in self._read() if is_sound]
+        return sorted(sound, key=lambda s: (s.use_number, s.id), reverse=True)
+
+    def problems(self, owner: str | None = None) -> list[str]:
+        """A line for each session that is not listed as it should be, its row damaged or lost; those of one owner, or all.
+        Whose a lost one was is known from what it said last."""
+        sessions = self._read()
+        found = [(session.owner, self._damaged_row(session)) for session, is_sound in sessions if not is_sound]
+        for session_id, witness in self._lost(sessions).items():
+            found.append((witness.name.rpartition("/")[0], self._gone(session_id, witness)))
+        return [str(error) for of_owner, error in found if owner is None or owner == of_owner]
 
     def unused(self, workspace: str, model: str, owner: str = "") -> SessionInfo | None:
         """A session of this workspace that never had a turn, and that nobody named: it is to be taken before a new one."""
@@ -110,7 +127,7 @@ class SessionStore:
 
     def move(self, session: SessionInfo, workspace: str) -> SessionInfo:
         """Let a session that is open nowhere work in another directory: its own was moved."""
-        lock_fd = _lock(self._locks, session)
+        lock_fd = self._leases.take(session.id, session.name)
         try:
             with self._database.transaction() as connection:
                 session = replace(self._current(session), workspace=workspace, inode=_inode(workspace))
@@ -121,7 +138,7 @@ class SessionStore:
 
     def open(self, session: SessionInfo) -> SessionLog:
         """The session's log, locked for this process; StoreError names the process that has it open."""
-        lock_fd = _lock(self._locks, session)
+        lock_fd = self._leases.take(session.id, session.name)
         try:
             _, witness = read_witness(lock_fd)
             with self._database.transaction() as connection:
@@ -136,19 +153,24 @@ class SessionStore:
 
     def remove(self, session: SessionInfo) -> None:
         """Forget a session that is open nowhere. What a fork of it still needs stays, listed by no session."""
-        lock_fd = _lock(self._locks, session)
+        lock_fd = self._leases.take(session.id, session.name)
         try:
-            write_witness(lock_fd, None)  # another session may get this id
-            with self._database.transaction() as connection:
-                own = [
-                    row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))
-                ]
-                self._current(session)
-                connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in own])
-                connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-                _remove_branches(connection, self._unneeded_branches())
-        finally:
+            session = self._current(session)
+        except BaseException:
             os.close(lock_fd)
+            raise
+        with making_room(self.database.home):
+            self._delete(session, lock_fd)
+
+    def _delete(self, session: SessionInfo, lock_fd: int) -> None:
+        self._leases.forget(session.id, lock_fd)  # before its row: a row that is gone is missed while this speaks of it
+        with self._database.transaction() as connection:
+            own = [row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))]
+            connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in own])
+            connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+            unneeded = self._unneeded_branches()
+        for branch_id in unneeded:  # nobody can reach them any more; one that stays now goes with the next session
+            _remove_branch(self._database, branch_id)
 
     def branches(self, session: SessionInfo) -> list[BranchInfo]:
         """All branches of a session, oldest first."""
@@ -176,6 +198,19 @@ class SessionStore:
         if (event := checked_event(rows[0])) is None:
             raise damaged(self._database, session.name, "event 1 of its event log")
         return event
+
+    def parents(self, session: SessionInfo) -> dict[int, tuple[int | None, int]]:
+        """Of each branch of a session, which one it goes on from and at which token."""
+        with self._database.reading():
+            rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE session_id = ?", (session.id,))
+        checked = [branch for branch in map(checked_branch, rows) if branch is not None]
+        if len(checked) != len(rows):
+            raise damaged(self._database, session.name, "its list of branches")
+        return {branch.id: (branch.parent_id, branch.start.position) for branch in checked}
+
+    def overview(self, session: SessionInfo) -> Overview:
+        """The session in a few numbers, without reading its log."""
+        return overview(self._database, session)
 
     def turn_list(self, session: SessionInfo, branch: int | None = None) -> list[TurnInfo]:
         """Every turn of the current or the given branch."""
@@ -205,17 +240,31 @@ class SessionStore:
                 history.events(1, history.end.seq)
                 history.read_ids()
 
+    def check_end(self, session: SessionInfo) -> None:
+        """Raises StoreError when the log of a session ends before what was acknowledged to be in it."""
+        before = self._leases.witness(session.id)  # first: the log of one that is open grows meanwhile
+        self._check_end(session, before)
+
     def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
         """Raises StoreError when a log ends before what was acknowledged to be in it."""
-        if witness is None:
+        if witness is None or not witness.is_of(self._database.id, session.name, session.created_at):
             return
-        end = History(self._database, session.name, witness.branch_id).end
+        if witness.branch_id in own_branches(self._database, session):
+            end = History(self._database, session.name, witness.branch_id).end
+        else:
+            end = Point(0, 0, 0, False)
         if end.seq < witness.seq or end.position < witness.position:
             raise StoreError(
                 f"session {session.name} has lost its end: {witness.seq} events and {witness.position} tokens were written,"
-                f" {end.seq} and {end.position} are left: restore {self._database.path} and its -wal file from a backup, or"
-                f" remove {_lock_path(self._locks, session.id)} to go on without them"
+                f" {end.seq} and {end.position} are left: {self._way_out(session.id)}"
             )
+
+    def _way_out(self, session_id: int) -> str:
+        """Of a log that is shorter than what was acknowledged: it was lost, or an older copy was put in its place."""
+        return (
+            f"restore {self._database.path} and its -wal file from a backup, or remove {self._leases.path(session_id)} to go"
+            " on without them (after putting an older copy there: holdfast sessions verify --repair)"
+        )
 
     def _insert(
         self,
@@ -244,46 +293,59 @@ class SessionStore:
     def _names(self) -> set[str]:
         return {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
 
-    def _read(self) -> tuple[list[tuple[SessionInfo, bool]], list[int]]:
-        """Every session and whether its row is sound; and ids of those that should be there.
+    def _read(self) -> list[tuple[SessionInfo, bool]]:
+        """Every session and whether its row is sound.
 
         The whole table is read, not what an index points at, and must agree with the index of names: a damaged bit is
         in one of the two.
         """
-        ids = _locked_ids(self._locks)  # before the rows: a session is locked once its row is there
         with self._database.reading():
-            columns = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
-            rows = self._database.rows(f"SELECT {columns} FROM sessions NOT INDEXED ORDER BY id")
+            rows = self._database.rows(f"SELECT {SESSION_COLUMNS} FROM sessions NOT INDEXED ORDER BY id")
             by_name = self._database.rows("SELECT id, name FROM sessions INDEXED BY sqlite_autoindex_sessions_1")
-        sessions = [(SessionInfo(*values), checksum) for *values, checksum in rows]
-        if len(rows) != len(by_name) or {(s.id, s.name) for s, _ in sessions} != set(map(tuple, by_name)):
+        sessions = [_checked_session(row) for row in rows]
+        names = {(session.id, session.name) for session, _ in sessions}
+        if len(rows) != len(by_name) or names != set(map(tuple, by_name)):
             raise StoreError(
                 f"the list of sessions in {self._database.path} is damaged: restore it from a backup,"
                 " or set HOLDFAST_HOME to another directory"
             )
-        lost = sorted(ids.difference(s.id for s, _ in sessions))
-        return [(session, checksum == session.checksum()) for session, checksum in sessions], lost
+        return sessions
 
-    def _only_sound(self, sessions: Iterable[tuple[SessionInfo, bool]], lost: Iterable[int]) -> list[SessionInfo]:
-        for path in (_lock_path(self._locks, id_) for id_ in lost):
-            if witness := _witness_in(path):
-                raise StoreError(
-                    f"a session of {witness.seq} events is gone from {self._database.path}: restore it and its -wal file"
-                    f" from a backup, or remove {path} to go on without that session"
-                )
-        for session, is_sound in sessions:
-            if not is_sound:
-                raise damaged(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
-        return [session for session, _ in sessions]
+    def _lost(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> dict[int, Witness]:
+        """Sessions of this database that were open at some time and have no row any more, with what they said last. One
+        that was opened or removed since the rows were read is looked for again."""
+        database_id = self._database.id
+        lost = {id_: self._leases.witness(id_) for id_ in self._leases.ids().difference(s.id for s, _ in sessions)}
+        return {
+            id_: witness
+            for id_, witness in lost.items()
+            if witness is not None
+            and witness.database in ("", database_id)
+            and not self._database.rows("SELECT 1 FROM sessions WHERE id = ?", (id_,))
+            and self._leases.witness(id_) is not None
+        }
+
+    def _gone(self, session_id: int, witness: Witness) -> StoreError:
+        name = f"session {witness.name}" if witness.name else "a session"
+        return StoreError(
+            f"{name}, of {witness.seq} events, is gone from {self._database.path}: {self._way_out(session_id)}"
+        )
+
+    def _damaged_row(self, session: SessionInfo) -> StoreError:
+        return damaged(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
 
     def _current(self, session: SessionInfo) -> SessionInfo:
         """The session as it is now; another process may have used it since it was listed. Damage of others is theirs."""
-        sessions, lost = self._read()
-        found = next((s for s, is_sound in sessions if s.id == session.id and is_sound), None)
-        if found is None:
-            self._only_sound(sessions, lost)
-            raise StoreError(f"session {session.name} was removed: start a fresh session with --new")
-        return found
+        rows = self._database.rows(f"SELECT {SESSION_COLUMNS} FROM sessions WHERE id = ?", (session.id,))
+        found, is_sound = _checked_session(rows[0]) if rows else (None, False)
+        if found is not None and is_sound and found.id == session.id:
+            return found
+        for other, is_sound in self._read():  # also where the tree that led to no row is damaged
+            if other.id == session.id and not is_sound:
+                raise self._damaged_row(other)
+        if (witness := self._lost([]).get(session.id)) is not None:
+            raise self._gone(session.id, witness)
+        raise StoreError(f"session {session.name} was removed: start a fresh session with --new")
 
     def _history(self, session: SessionInfo, branch: int | None) -> History:
         session = self._current(session)
@@ -301,25 +363,22 @@ class SessionStore:
         return branch
 
     def _unneeded_branches(self) -> list[int]:
-        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. Raises
-        StoreError where a session or branch is damaged: what only seems to be needed by nobody must not be removed."""
-        session_ids = {session.id for session in self.all()}
+        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. None while a
+        session or branch is damaged: what only seems to be needed by nobody must not be removed."""
+        sessions = self._read()
+        if not all(is_sound for _, is_sound in sessions):
+            return []
+        session_ids = {session.id for session, _ in sessions}
         branch_ids: list[int] = []
         needed: set[int | None] = set()
         for row in self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches ORDER BY id DESC"):
             branch = checked_branch(row)
             if branch is None:
-                raise damaged(self._database, "(any)", f"branch {row[0]}")
+                return []
             branch_ids.append(branch.id)
             if branch.session_id in session_ids or branch.id in needed:  # a parent is older than its children
                 needed |= {branch.id, branch.parent_id}
         return [branch_id for branch_id in branch_ids if branch_id not in needed]
-
-
-def _remove_branches(connection: sqlite3.Connection, branch_ids: list[int]) -> None:
-    unindex_branches(connection, branch_ids)
-    for table, column in (("events", "branch_id"), ("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
-        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in branch_ids])
 
 
 def _checked(name: str) -> str:
@@ -336,45 +395,20 @@ def _inode(workspace: str) -> int:
         return 0
 
 
-def _lock(directory: Path, session: SessionInfo) -> int:
-    """Descriptor that holds the session's lock file; the system frees it when this process ends, however it ends."""
-    path = _lock_path(directory, session.id)
-    try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        raise StoreError(
-            f"{path} cannot be written ({e.strerror}): make room on its disk, or check the disk and the permissions"
-        ) from e
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder, _ = read_witness(lock_fd)
-        os.close(lock_fd)
-        raise SessionInUse(
-            f"session {session.name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
-        ) from None
-    write_witness(lock_fd, read_witness(lock_fd)[1])
-    return lock_fd
+def _checked_session(row: Sequence[Any]) -> tuple[SessionInfo, bool]:
+    """A row of SESSION_COLUMNS, and whether it is sound."""
+    *values, checksum = row
+    session = SessionInfo(*values)
+    return session, checksum == session.checksum()
 
 
-def _lock_path(directory: Path, session_id: int) -> Path:
-    return directory / f"session-{session_id}"
-
-
-def _locked_ids(directory: Path) -> set[int]:
-    """Sessions that were open at some time."""
-    numbers = (path.name.removeprefix("session-") for path in directory.glob("session-*"))
-    return {int(number) for number in numbers if number.isdecimal()}
-
-
-def _witness_in(path: Path) -> Witness | None:
-    """What a lock file says now; nothing once its session was removed."""
-    try:
-        lock_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        return read_witness(lock_fd)[1]
-    finally:
-        os.close(lock_fd)
+def _remove_branch(database: Database, branch_id: int) -> None:
+    """Delete a branch that nothing needs, a few events at a time: on a full disk there is no room for a long log of changes."""
+    some = "SELECT id FROM events WHERE branch_id = ? ORDER BY seq DESC LIMIT ?"
+    while ids := [row[0] for row in database.rows(some, (branch_id, EVENTS_AT_ONCE))]:
+        with database.transaction() as connection:
+            unindex_events(connection, ids)
+            connection.executemany("DELETE FROM events WHERE id = ?", [(id_,) for id_ in ids])
+    with database.transaction() as connection:
+        for table, column in (("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
+            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (branch_id,))

@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from . import blobs as blob_files
-from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, Written
+from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, RemovedBlob, Written
 from .db import Database, StoreError
 from .retention import in_order, sound_pages, that_fit
 from .shares import bytes_needed
@@ -39,7 +39,7 @@ from .snapshot_rows import (
     read_pages_of,
     tails_used_by,
 )
-from .upkeep import delete_unused, keep_only, rebuild, remove_files, remove_unnamed, tails_on
+from .upkeep import delete_unused, forget, keep_only, rebuild, remove_files, remove_unnamed
 
 READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files, beside whoever uses the pages
 READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
@@ -58,7 +58,7 @@ class SnapshotStore:
 
     def __init__(self, database: Database, blobs: BlobStore, budget_bytes: int = 20 * 2**30):
         """Opens a connection of its own to the database's file, so a save never waits for a turn, nor a turn for it."""
-        self._database = Database(database.home)
+        self._database = database.again()
         self._blobs = blobs
         self._budget_bytes = budget_bytes
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="snapshots")
@@ -139,25 +139,21 @@ class SnapshotStore:
         """
         pages = iter(tail.pages if numbers is None else [tail.pages[number] for number in numbers])
         together = iter(lambda: list(islice(pages, READ_TOGETHER)), [])
-        for some in self._ahead(self._read_together, together):
-            yield from some
+        with self._removal_told():
+            for some in self._ahead(self._read_together, together):
+                yield from some
 
     def read_tail(self, tail: StoredTail) -> bytes:
         """The bytes of a tail. Raises DamagedBlob."""
-        return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
+        with self._removal_told():
+            return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
 
     def forget_damaged(self, kind: str, id: bytes) -> int:
         """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
-        with self._database.transaction() as connection:
-            tails = [id] if kind == TAILS else tails_on(self._database, id)
-            num_tails = connection.executemany(
-                "DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]
-            ).rowcount
-            if kind == PAGES:
-                connection.execute("DELETE FROM pages WHERE id = ?", (id,))
+        tails, num_tails = forget(self._database, kind, id)
         remove_unnamed(self._database, self._blobs, TAILS, tails)
         remove_unnamed(self._database, self._blobs, kind, [id])
-        return max(num_tails, 0)
+        return num_tails
 
     def use(self, tail_id: bytes, branch_id: int) -> bool:
         """Note that a branch can go on from a stored tail; False when there is no such tail."""
@@ -295,6 +291,16 @@ class SnapshotStore:
     def _forget(self, damage: DamagedBlob) -> None:
         self.notes.append(str(damage))
         self.forget_damaged(damage.kind, damage.id)
+
+    @contextmanager
+    def _removal_told(self) -> Iterator[None]:
+        """What has no row any more is not damaged."""
+        try:
+            yield
+        except DamagedBlob as e:
+            if self._is_named(e):
+                raise
+            raise RemovedBlob(e.kind, e.id) from e
 
     def _is_named(self, damage: DamagedBlob) -> bool:
         """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""

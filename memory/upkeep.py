@@ -86,6 +86,16 @@ def tails_on(database: Database, page_id: bytes) -> list[bytes]:
     return [*(row[0] for row in above if isinstance(row[0], bytes)), *in_head]
 
 
+def forget(database: Database, kind: str, id: bytes) -> tuple[list[bytes], int]:
+    """Delete the row of a page or tail, and of every tail that needs it; which tails those are, and how many went."""
+    with database.transaction() as connection:
+        tails = [id] if kind == TAILS else tails_on(database, id)
+        num_tails = connection.executemany("DELETE FROM tails WHERE id = ?", [(tail_id,) for tail_id in tails]).rowcount
+        if kind == PAGES:
+            connection.execute("DELETE FROM pages WHERE id = ?", (id,))
+    return tails, max(num_tails, 0)
+
+
 def rebuild(database: Database) -> None:
     """Make the tables anew from their sound rows: in a damaged tree a row may be where no query for it looks."""
     with database.transaction() as connection:

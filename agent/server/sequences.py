@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agent.keeper import UNREADABLE, Keeper
 from agent.messages import Usage
+from agent.server.access import OWNER
 from agent.server.record import Record
 from engine import Engine, EngineError, Sequence, Snapshot
 from memory import StoreError
@@ -137,10 +138,11 @@ class Sequences:
         """On the longest stored state of this user's conversations that begins like it; else an empty one."""
         while True:
             branch = record.before.branch if record.before else 0
-            stored = await self._keeper.find(ids[:-1], (), branch, record.session_id)
+            owner = "" if record.owner == OWNER else record.owner
+            stored = await self._keeper.find(ids[:-1], (), branch, record.session_id, owner)
             for note in self._keeper.take_notes():
                 log.warning("%s", note)
-            seq = await self._engine.start(stored)
+            seq = await self._engine.start(stored, owner)
             if stored is None or (seq := await self._loaded(seq)) is not None:  # type: ignore[assignment]
                 return seq
 

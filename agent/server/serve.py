@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from agent import streams
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
 from agent.presence import announced, only_server
@@ -63,7 +64,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
     """
     with closing(_listening(host, port)) as listener:
         async with (
-            App.open(settings) as app,
+            App.open(settings, lambda notice: streams.say(notice.message)) as app,
             LiveSessions.opened(app) as sessions,
             Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
         ):

@@ -105,7 +105,8 @@ def _most_entries(rows, ratio):
     """Entries that some row may see."""
     most = 0
     for segment in range(len(rows.slots)):
-        most = max(most, (rows.positions[rows.starts[segment + 1] - 1] + 1) // ratio)
+        end = rows.positions[rows.starts[segment + 1] - 1] + 1
+        most = max(most, end // ratio - rows.dropped[segment] // ratio)
     return most
 
 

@@ -1,24 +1,52 @@
 """Compiles the CPU kernels with numba, where numba is there, and keeps the machine code for the next start.
 
-The only place that imports numba. Without it the kernels stay plain Python that nobody calls (`AVAILABLE`). Nothing is
-compiled or written at import: a kernel is compiled by its first call. numba's own cache would not notice a change in a
-function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
+The only place that imports numba, and the only one that configures it. Without it the kernels stay plain Python that nobody calls
+(`AVAILABLE`). Nothing is compiled or written at import: a kernel is compiled by its first call. numba's own cache would not
+notice a change in a function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
 """
 
 import functools
+import grp
 import hashlib
-from collections.abc import Callable
+import os
+import pwd
+import stat
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-try:
-    import numba
-    import platformdirs
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
 
+@contextmanager
+def _unconfigured() -> Iterator[None]:
+    """Import numba in here: it would obey `.numba_config.yaml` in the working directory, which may be a stranger's repository and can
+    name code to run, and variables NUMBA_..., of which some stop every kernel. It reads the file only where yaml can be imported."""
+    variables = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NUMBA_")}
+    modules = {"yaml": sys.modules["yaml"]} if "yaml" in sys.modules else {}
+    sys.modules["yaml"] = None  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file is there, and yaml is not
+            yield
+    finally:
+        del sys.modules["yaml"]
+        sys.modules.update(modules)
+        os.environ.update(variables)
+
+
+try:
+    with _unconfigured():
+        import numba
+        import platformdirs
+        from llvmlite import ir
+        from numba import types
+        from numba.core import cgutils, event
+        from numba.extending import intrinsic
+
+    numba.core.config.reload_config = lambda: None  # called before every compilation: it reads both again
     AVAILABLE = True
 except ImportError:
     AVAILABLE = False
@@ -26,12 +54,15 @@ except ImportError:
 __all__ = [
     "AVAILABLE",
     "cgutils",
-    "has_machine_code",
     "inlined",
     "intrinsic",
     "ir",
     "keep_machine_code",
     "kernel",
+    "num_kernels",
+    "num_ready",
+    "num_stored",
+    "on_compile",
     "types",
 ]
 
@@ -51,6 +82,8 @@ def kernel(function: Function) -> Function:
         return function
     compiled = numba.njit(nogil=True, error_model="numpy")(function)
     _kernels.append(compiled)
+    if numba.config.CACHE_DIR:  # `keep_machine_code` came first
+        compiled.enable_caching()
     return compiled
 
 
@@ -59,29 +92,102 @@ def inlined(function: Function) -> Function:
     return numba.njit(nogil=True, error_model="numpy")(function) if AVAILABLE else function
 
 
-def has_machine_code() -> bool:
-    """Whether kernels run at once: their machine code was found, or this process has compiled them."""
-    return keep_machine_code() or any(compiled.signatures for compiled in _kernels)
+def num_kernels() -> int:
+    return len(_kernels)
+
+
+def num_ready() -> int:
+    """Kernels that this process can call at once: loaded, or compiled by it."""
+    return sum(bool(compiled.signatures) for compiled in _kernels)
+
+
+def num_stored() -> int:
+    """Kernels whose machine code for this CPU `keep_machine_code` has found."""
+    return 0 if keep_machine_code() else sum(map(_is_stored, _kernels))
+
+
+@contextmanager
+def on_compile(report: Callable[[], None]) -> Iterator[None]:
+    """Call `report` before a kernel is compiled, and never for one whose machine code is loaded."""
+    if not AVAILABLE:
+        yield
+        return
+
+    class Listener(event.Listener):
+        def on_start(self, started: Any) -> None:
+            if started.data["dispatcher"] in _kernels:  # others are what a kernel calls
+                report()
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
 
 
 @functools.cache
-def keep_machine_code() -> bool:
-    """Let kernels load and store their machine code in the user's cache directory; without one they compile each time.
+def keep_machine_code() -> str:
+    """Let kernels load and store their machine code in the user's cache directory.
 
-    Returns whether some is there already.
+    Returns why not, if so: then they are compiled each time. What lies there is run as it is, so nobody else may have written it.
     """
     sources = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
     # numba itself adds the CPU's name and features
     for path in sorted([*here.glob("*.py"), *here.parent.glob("*.py")]):
         sources.update(path.read_bytes())
-    directory = Path(platformdirs.user_cache_dir("holdfast")) / f"cpu-kernels-{sources.hexdigest()[:16]}"
+    directory = Path(platformdirs.user_cache_dir("holdfast")).absolute() / f"cpu-kernels-{sources.hexdigest()[:16]}"
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    is_known = any(directory.iterdir())
+        _make_private(directory)
+        if problem := _why_not_trusted(directory):
+            return problem
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as e:
+        return f"{directory} cannot be used ({e.strerror}): set XDG_CACHE_HOME to a directory of yours"
     numba.config.CACHE_DIR = str(directory)
     for compiled in _kernels:
         compiled.enable_caching()
-    return is_known
+    return ""
+
+
+def _is_stored(compiled: Any) -> bool:
+    here = compiled.targetctx.codegen().magic_tuple()  # the CPU
+    return any(cpu == here for _, cpu, _ in compiled._cache._cache_file._load_index())
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user alone, whatever the umask."""
+    for path in reversed([directory, *directory.parents]):
+        if not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)  # another process may have been faster
+            path.chmod(0o700)
+
+
+def _why_not_trusted(directory: Path) -> str:
+    """How another user could have put code into the directory or in its place, or ""."""
+    if directory.is_symlink():
+        return f"{directory} is a link: remove it"
+    real = directory.resolve()
+    for path in sorted({*directory.parents, *real.parents, real}):
+        info = path.stat()
+        if info.st_uid not in (0, os.geteuid()):
+            return f"{path} belongs to another user: remove it, or set XDG_CACHE_HOME to a directory of yours"
+        is_sticky = info.st_mode & stat.S_ISVTX and path != real
+        if not is_sticky and (
+            info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and not _is_own(info.st_gid))
+        ):
+            return f"{path} can be written by others: chmod go-w it and remove what is in it"
+    for path in real.rglob("*"):
+        info = path.lstat()
+        if info.st_uid not in (0, os.geteuid()) or not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            return f"{path} is a link, or belongs to another user: remove {directory}"
+    return ""
+
+
+def _is_own(gid: int) -> bool:
+    """Whether a group is the user's alone, as many systems make them."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == user and not set(group.gr_mem) - {user}

@@ -16,7 +16,7 @@ try:
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
+    from triton.runtime import driver, interpreter
 
     AVAILABLE = True
 except ImportError:  # no wheel for this platform
@@ -31,8 +31,18 @@ _on_compiled: Compiled | None = None
 if not AVAILABLE:
     triton = tl = None
 
+
+def _dot_in_order(a: Any, b: Any, acc: Any, *_: Any) -> Any:
+    """The interpreter's `tl.dot` of float32, summed over k in order. Its own is numpy's matmul, whose order depends on the CPU and on the
+    number of rows: it would prove nothing of a kernel that promises the same bits for few rows and many."""
+    products = a.data.T[:, :, None] * b.data[:, None, :]  # [k, m, n]
+    return interpreter.TensorHandle(products.sum(0) + acc.data, acc.dtype.scalar)
+
+
 VERSION = triton.__version__ if AVAILABLE else ""
 INTERPRETED = AVAILABLE and triton.knobs.runtime.interpret
+if INTERPRETED:
+    interpreter.interpreter_builder.create_dot = _dot_in_order
 
 
 def kernel(function: Function) -> Any:
@@ -97,6 +107,6 @@ _INTERPRETED = tl.constexpr(INTERPRETED) if AVAILABLE else None
 @kernel
 def dot(a, b, acc=None):
     """acc + a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands. The interpreter multiplies the bit patterns of bf16."""
-    if _INTERPRETED and a.dtype == tl.bfloat16:
+    if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc)

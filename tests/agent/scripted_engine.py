@@ -70,19 +70,21 @@ class ScriptedEngine:
         self.tokenizer = Tokenizer.from_dir(directory)
         self.identity = "scripted"
         self.on_pressure: Any = None
-        self.compiles_kernels = False
+        self.kernels_not_kept = ""
         self.config = EngineConfig()
         self.fed: list[list[int]] = []
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, directory: Path, config: object = None) -> AsyncIterator["ScriptedEngine"]:
+    async def open(
+        cls, directory: Path, config: object = None, on_compile: object = None
+    ) -> AsyncIterator["ScriptedEngine"]:
         yield cls(directory)
 
-    def chain(self, rolls: Any = ()) -> Chain:
+    def chain(self, rolls: Any = (), owner: str = "") -> Chain:
         return Chain(b"scripted", 256)
 
-    async def start(self, stored: None = None) -> ScriptedSequence:
+    async def start(self, stored: None = None, owner: str = "") -> ScriptedSequence:
         return ScriptedSequence()
 
     async def release(self, seq: ScriptedSequence) -> None:

@@ -14,6 +14,7 @@ from signal import SIGINT, SIGKILL, Signals
 import pytest
 
 from agent.app import App
+from agent.approvals import Approvals, Policy
 from agent.config import POCKET_DIR, Settings
 from agent.messages import Error, Event
 from memory import Database, SessionStore
@@ -28,6 +29,7 @@ from tests.agent.real_session import (
     done,
     make_workspace,
     notices,
+    opened,
     session_of,
 )
 from tests.long import crashes, exact, together
@@ -132,3 +134,22 @@ def test_a_turn_whose_rank_is_killed_says_so_and_the_session_is_gone_on_with(tmp
     events, reread = (ask_anew(directory, workspace, ASK) for directory in (home, tmp_path / "reread"))
     assert done(events).usage.from_disk > 0 and done(reread).usage.from_disk == 0
     assert answer(events) == answer(reread) and token_log(home) == token_log(tmp_path / "reread")
+
+
+def test_what_one_user_said_costs_another_as_if_nobody_had_said_it(tmp_path: Path) -> None:
+    """Neither on disk nor in memory: else a guess of another's text is answered by the time it takes."""
+    workspace, text = make_workspace(tmp_path / "ws"), LONG[:6000]
+
+    async def turns() -> list[tuple[int, int]]:
+        async with opened(tmp_path / "home") as app:
+            seen = []
+            for owner, name in (("ann", "one"), ("bob", "two"), ("ann", "three"), ("", "four")):
+                session = await app.session(workspace, Approvals(Policy("read")), name, owner=owner)
+                before = app.engine.pages_in_use[0]
+                usage = done(await ask(session, text)).usage
+                seen.append((usage.from_disk, app.engine.pages_in_use[0] - before))
+            return seen
+
+    (disk, pages), bob, again, alone = asyncio.run(turns())
+    assert (disk, pages) == bob == alone == (0, pages) and pages > 3
+    assert again[1] < pages

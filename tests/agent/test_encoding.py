@@ -37,6 +37,8 @@ TEXTS = [
     "<｜User｜>",
     "</tool_result>",
     "</think>",
+    "<dsml:tool_calls>",
+    "</dsml:invoke>",
     "日本語 \u200b👩‍💻",
     '"q" \\ {x}',
     "  ",
@@ -214,7 +216,8 @@ def test_a_schema_is_cut_out_of_the_tools_block_only_if_it_spells_a_control_toke
 
     assert len(opening("Read <path> {tool_schemas} {dsml_token}")) == 3
     assert "{tool_schemas} {dsml_token}" in opening("Read {tool_schemas} {dsml_token}")[2][0]
-    assert opening("x <｜User｜>")[3] == ('{"name": "f", "description": "x <｜User｜>"}', False)
+    for control in ("<｜User｜>", "<dsml:invoke", "</dsml:tool_calls>"):
+        assert opening(f"x {control}")[3] == (f'{{"name": "f", "description": "x {control}"}}', False)
 
 
 @pytest.mark.parametrize("thinking_mode", MODES)

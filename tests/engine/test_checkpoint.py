@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint import Checkpoint, expected_tensors, official_name
 from engine.checkpoint_writer import as_stored, random_weights, write_checkpoint
 from engine.config import ModelConfig
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, EngineError
+from engine.tokenizer import Tokenizer
 from kernels.quant import dequant_fp8_weight, pack_fp8_weight
 
 FLASH = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
@@ -125,9 +127,9 @@ def test_a_second_trip_through_the_format_changes_nothing(tmp_path, pristine):
 
 
 def test_dequantised_checkpoints_hold_the_given_values(tmp_path, weights):
-    write_checkpoint(tmp_path, TINY, weights, dequantised=True, extra_config={"note": 1})
+    write_checkpoint(tmp_path, TINY, weights, dequantised=True, extra_config={"_note": 1})
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert "quantization_config" not in fields and fields["torch_dtype"] == "float32" and fields["note"] == 1
+    assert "quantization_config" not in fields and fields["torch_dtype"] == "float32" and fields["_note"] == 1
     checkpoint = open_model(tmp_path)
     for name in checkpoint.specs:
         assert torch.equal(checkpoint.weight(name), weights[name]), name
@@ -357,6 +359,42 @@ def test_a_table_that_names_unknown_experts_is_refused_when_read(model):
     edit(model, lambda tensors: tensors[name].fill_(3), shard_of(model, name).name)
     with pytest.raises(CheckpointError, match=r"outside 0\.\.2"):
         open_model(model).weight(name)
+
+
+def test_a_table_that_names_an_expert_twice_is_refused_when_read(model):
+    name = "layers.0.ffn.gate.tid2eid"
+    edit(model, lambda tensors: tensors[name][7].fill_(1), shard_of(model, name).name)
+    with pytest.raises(CheckpointError, match=r"names an expert twice"):
+        open_model(model).weight(name)
+
+
+def zeros(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def huge(path):
+    os.truncate(path, 1 << 34)
+
+
+def nested(path):
+    path.write_text('{"a":' + "[" * 100_000)
+
+
+@pytest.mark.parametrize("spoil", [zeros, pipe, huge, nested])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", INDEX, WQ])
+def test_a_file_that_is_none_is_refused_in_one_line(model, name, spoil):
+    (model / "tokenizer.json").write_text("{}")
+    name = shard_of(model, WQ).name if name == WQ else name
+    spoil(model / name)
+    with pytest.raises(EngineError) as caught:
+        Tokenizer.from_dir(model) if name == "tokenizer.json" else open_model(model)
+    assert name in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_the_writer_refuses_weights_that_do_not_fit(tmp_path, weights):

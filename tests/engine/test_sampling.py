@@ -1,6 +1,7 @@
 """Sampling against a plain statement of its definition: which tokens may be drawn, and how often."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -148,11 +149,18 @@ def test_min_p_is_relative_to_the_most_likely_token() -> None:
         assert set(np.flatnonzero(counts).tolist()) == kept, min_p
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e6])
-def test_extreme_temperatures_stay_finite(temperature: float) -> None:
-    logits = torch.tensor([-1e4, 3.0, 2.0, 1e4])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-300, 1e-6, 1e-3, 1e6, 1e308])
+@pytest.mark.parametrize("top", [1e4, -1e3])
+def test_extreme_temperatures_stay_finite(temperature: float, top: float) -> None:
+    logits = torch.tensor([-1e4, 3.0, 2.0, 1e4]) - 1e4 + top
     tokens = {sample(logits, SamplingParams(temperature=temperature, seed=1), draw) for draw in range(200)}
     assert tokens == ({3} if temperature < 1 else {0, 1, 2, 3})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-308, 1.0])
+@pytest.mark.parametrize("logits", [[1.0, math.inf, -math.inf], [-math.inf, 2.0, -math.inf], [0.0, math.nan, 1.0]])
+def test_a_lone_logit_above_all_others_is_taken_at_any_temperature(logits: list[float], temperature: float) -> None:
+    assert sample(torch.tensor(logits), SamplingParams(temperature=temperature, seed=1), 0) == 1
 
 
 @pytest.mark.parametrize(

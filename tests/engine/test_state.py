@@ -146,6 +146,26 @@ async def test_sequences_with_the_same_beginning_hold_its_pages_once(directory: 
 
 
 @run_async
+async def test_sequences_of_one_stored_state_go_on_apart(directory: Path) -> None:
+    shelf, ids = Shelf(), random_ids(PAGE + 40)
+    async with opened(directory, num_pages=12) as engine:
+        seq = await engine.start()
+        await take(engine, seq, ids, 0)
+        await shelf.save(engine, seq)
+        stored, expected = shelf.stored(engine, ids[:-1]), {}
+        for number in range(3):
+            more = [ids[-1], *random_ids(PAGE + number)[number:]]
+            alone = await engine.start()
+            expected[number] = more, await take(engine, alone, [*ids[:-1], *more], 5)
+            await engine.release(alone)
+        others = [await engine.start(stored) for _ in range(3)]
+        for number, other in enumerate(others):
+            more, tokens = expected[number]
+            assert await take(engine, other, more, 5) == tokens
+        assert len({other.chain.page_ids[1] for other in others}) == 3 and len(stored.chain.page_ids) == 1
+
+
+@run_async
 async def test_under_pressure_the_owner_parks_the_sequence_idle_longest(directory: Path) -> None:
     shelf = Shelf()
     async with opened(directory, num_pages=6) as engine:
@@ -229,7 +249,8 @@ async def test_cancelled_while_it_loads_the_sequence_can_be_used_again(directory
                 assert await again == expected
             await engine.release(seq)
             may_read.set()
-        await asyncio.sleep(0.05)
+        while engine._worker.scheduler.loading:
+            await asyncio.sleep(0.01)
         assert await take(engine, await engine.start(), ids, 5) == expected
         assert engine._worker.scheduler.pool.num_free == engine._worker.scheduler.pool.num_pages - 3
 

@@ -294,6 +294,25 @@ def test_attention_gives_what_its_twin_gives_in_chunks_of_any_size(ratio: int, s
         assert torch.equal(attended(CPU, chunk, ratio, selected), whole), chunk
 
 
+@pytest.mark.parametrize("ratio", [4, 128])
+def test_what_a_roll_dropped_takes_no_room_and_changes_no_bit(ratio: int) -> None:
+    near = make_rows((300, 20))
+    dropped = RING * PAGE_TOKENS << 30
+    far = near._replace(positions=near.positions + dropped, dropped=near.dropped + dropped)
+    q, kv, ring = randn(20, HEADS, DIM), randn(20, DIM, seed=1), randn(1, RING, DIM, seed=2)
+    pool, w = (
+        randn(NUM_PAGES * PAGE_TOKENS // ratio, DIM, seed=3),
+        attention.AttendWeights(randn(HEADS), 0.1, WINDOW, ratio),
+    )
+    arrays = [CPU.array(x) for x in (q, kv)], [CPU.array(x) for x in (ring, pool)], CPU.weights(w)
+
+    def attend(rows: Rows) -> Tensor:
+        inputs, held, weights = arrays
+        return CPU.tensor(CPU.attend(*inputs, turns(CPU, near), rows, *held, None, weights))
+
+    assert torch.equal(attend(far), attend(near))
+
+
 def compressed(ops: Ops, chunk: int, ratio: int, rounds: bool) -> tuple[Tensor, Tensor]:
     """The pools after TOTAL tokens in chunks, NaN where no block is complete."""
     weights = compress_weights(ratio, rounds)

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -316,3 +317,28 @@ def test_forks_and_readers_see_whole_turns_while_another_process_writes(store: S
         time.sleep(0.01)
     assert forker.wait(60) == 0 and turns > 3
     assert len(store.all()) == 7
+
+
+@pytest.mark.parametrize("place", [{"turn": 0}, {"turn": 2}, {"position": 7}, {"position": 3}])
+def test_a_rewind_reads_no_turn_and_gives_what_reading_would(tmp_path: Path, place: dict[str, int]) -> None:
+    with closing(Database(tmp_path)) as database:
+        store = SessionStore(database)
+        log = store.open(store.create("/w", "m", "long"))
+        for number in range(5):
+            log.start_turn([("user", {"n": number})], [1, 2])
+            log.append([("text", {"n": number})], [3])
+            log.end_turn("done", [("turn_done", {})])
+            if number == 3:
+                log.rewind(turn=3)
+        statements: list[str] = []
+        database._connection.set_trace_callback(statements.append)
+        log.rewind(**place)
+        database._connection.set_trace_callback(None)
+        assert not [s for s in statements if "FROM turns" in s or "FROM tokens" in s]
+        seen = (log.ids.tolist(), log.turn_list(), log.events(), log.turns())
+        log.close()
+        again = store.open(log.session)
+        assert (again.ids.tolist(), again.turn_list(), again.events(), again.turns()) == seen
+        again.start_turn([("user", {})], [9])
+        again.close()
+        store.check(log.session)

@@ -63,7 +63,16 @@ def observations(home: Path) -> dict[str, Callable[[], Any]]:
         finally:
             log.close()
 
-    found: dict[str, Callable[[], Any]] = {"all": store.all, "latest": lambda: store.latest("/w", "m")}
+    def unharmed(value: Any) -> Any:
+        """What lists give leaves out damaged sessions, which are named apart."""
+        if problems := store.problems():
+            raise StoreError(problems[0])
+        return value
+
+    found: dict[str, Callable[[], Any]] = {
+        "all": lambda: unharmed(store.all()),
+        "latest": lambda: unharmed(store.latest("/w", "m")),
+    }
     for name in ("work", "other", "fork"):
         found[f"find {name}"] = lambda name=name: store.find(name)
         found[f"branches {name}"] = lambda name=name: store.branches(named(name))
@@ -246,6 +255,11 @@ def test_a_damaged_session_does_not_keep_the_others_from_their_work(tmp_path: Pa
         log = store.open(other)
         log.start_turn([("user", {"text": "hello"})], [1, 2])
         log.close()
-        for lookup in (lambda: store.find("one"), lambda: store.open(one), store.all):
+        for lookup in (lambda: store.find("one"), lambda: store.open(one), lambda: store.branches(one)):
             with pytest.raises(StoreError, match="session 'one' is damaged"):
                 lookup()
+        assert [session.name for session in store.all()] == ["other"]
+        assert ["session 'one' is damaged at row 1" in line for line in store.problems()] == [True]
+        assert store.problems("somebody") == []  # a stranger's damage is not theirs to know
+        store.remove(log.session)
+        assert store.all() == []

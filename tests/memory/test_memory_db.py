@@ -1,15 +1,18 @@
 """Promises of the data directory's file: private, migrated in order, and one clear line when it cannot be used."""
 
 import multiprocessing
+import os
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from memory import Database, SessionStore, StoreError
+from memory import BlobStore, Database, SessionStore, SnapshotStore, StoreError
 from memory.schema import MIGRATIONS
 
 
@@ -18,7 +21,8 @@ def test_a_new_home_is_private_to_its_owner(tmp_path: Path) -> None:
     database = Database(home)
     SessionStore(database).create("/w", "m")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [home, *home.iterdir()]}
-    assert modes == {"home": 0o700, "holdfast.db": 0o600, "holdfast.db-wal": 0o600, "holdfast.db-shm": 0o600}
+    files = ("holdfast.db", "holdfast.db-wal", "holdfast.db-shm", "writer")
+    assert modes == {"home": 0o700, **dict.fromkeys(files, 0o600)}
     database.close()
 
 
@@ -109,3 +113,108 @@ def test_processes_that_open_a_new_home_at_once_all_succeed(tmp_path: Path) -> N
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 12
     assert len(SessionStore(Database(tmp_path / "home")).all()) == 12
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda home: os.rename(home / "holdfast.db", home / "elsewhere"),
+        lambda home: os.replace(shutil.copy(home / "holdfast.db", home / "copy"), home / "holdfast.db"),
+        lambda home: (home / "holdfast.db-wal").unlink(),
+        lambda home: os.rename(home, home.with_name("moved")),
+    ],
+    ids=["moved", "replaced", "log deleted", "directory moved"],
+)
+def test_nothing_is_acknowledged_into_a_file_that_lost_its_name(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    home = tmp_path / "home"
+    database = Database(home)
+    store = SessionStore(database)
+    log = store.open(store.create("/w", "m"))
+    log.start_turn([], [1])
+    change(home)
+    with pytest.raises(StoreError, match=r"holdfast\.db or its -wal file was moved, replaced or deleted"):
+        log.append([], [2])
+    assert log.ids.tolist() == [1]
+    there = home.exists()
+    with pytest.raises(StoreError, match="was moved"):
+        SnapshotStore(database, BlobStore(home) if there else BlobStore(tmp_path / "other"))
+    assert home.exists() == there
+
+
+def _write_until_told(home: Path, number: int) -> None:
+    store = SessionStore(Database(home))
+    log = store.open(store.create("/w", "m", f"s{number}"))
+    log.start_turn([], [])
+    for n in range(150):
+        log.append([("text", {"text": "x" * 3000, "n": n})], [n])
+
+
+def test_processes_that_write_and_checkpoint_together_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memory.db.WAL_BYTES", 100_000)  # every few commits of each
+    Database(tmp_path).close()
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=_write_until_told, args=(tmp_path, number)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 4
+    database = Database(tmp_path)
+    assert database.rows("PRAGMA integrity_check")[0][0] == "ok"
+    store = SessionStore(database)
+    for session in store.all():
+        assert [event.payload["n"] for event in store.events(session)] == list(range(150))
+
+
+def test_a_checkpoint_and_a_writer_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite makes none by itself, and ours holds what every writer waits for."""
+    monkeypatch.setattr("memory.db.WAL_BYTES", 0)
+    monkeypatch.setattr("memory.db.BUSY_TIMEOUT_S", 0.05)
+    database, other = Database(tmp_path), Database(tmp_path)
+    assert database.rows("PRAGMA wal_autocheckpoint")[0][0] == 0
+    statements: list[str] = []
+
+    def trace(statement: str) -> None:
+        statements.append(statement)
+        if "checkpoint" in statement:
+            with pytest.raises(StoreError, match=rf"in use by process {os.getpid()} for"), other.transaction():
+                pass
+
+    database._connection.set_trace_callback(trace)
+    SessionStore(database).create("/w", "m")
+    assert "PRAGMA wal_checkpoint(TRUNCATE)" in statements
+    assert (tmp_path / "holdfast.db-wal").stat().st_size == 0
+    other.close()
+
+
+HOLDER = """
+import os, signal, sys
+from pathlib import Path
+from memory import Database
+database = Database(Path(sys.argv[1]))
+with database.transaction():
+    print(os.getpid(), flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_a_stopped_process_that_writes_is_named_and_waited_for_no_longer_than_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline()
+        os.waitpid(holder.pid, os.WUNTRACED)
+        monkeypatch.setattr("memory.db.BUSY_TIMEOUT_S", 0.2)
+        with pytest.raises(StoreError, match=rf"in use by process {holder.pid} \(stopped: continue or end it\) for"):
+            SessionStore(database).create("/w", "m")
+        assert SessionStore(database).all() == []  # readers go on
+    finally:
+        holder.kill()
+        holder.wait()
+    SessionStore(database).create("/w", "m")  # its lock went with it

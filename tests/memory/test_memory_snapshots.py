@@ -426,3 +426,16 @@ def test_processes_save_and_remove_in_one_home_at_once(store: SnapshotStore, tmp
     store.gc()
     usage = store.usage()
     assert len(list(files(tmp_path))) == usage.pages + usage.tails
+
+
+def test_what_is_removed_between_finding_and_reading_is_not_called_damaged(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    row = save(store, "a", 3)
+    tail = store.find([row.id])
+    assert tail is not None
+    store._database.rows("DELETE FROM tail_uses")
+    store.gc()
+    for read in (lambda: store.read_tail(tail), lambda: list(store.read_pages(tail))):
+        with pytest.raises(DamagedBlob, match="of the stored state was removed meanwhile") as caught:
+            read()
+        assert "damaged" not in str(caught.value)

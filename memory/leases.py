@@ -1,0 +1,92 @@
+"""The lock files of sessions: who has one open, and what each says of how far its session's log has come.
+
+Owns `locks/` of a data directory. Must not know what a session's rows say, nor what a missing one means.
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from .db import StoreError
+from .witness import Witness
+from .witness import read as read_witness
+from .witness import write as write_witness
+
+
+class SessionInUse(StoreError):
+    """Another process, or another part of this one, has the session open."""
+
+
+class Leases:
+    """Lock files by the number of the session; the system frees a lock when its process ends, however it ends."""
+
+    def __init__(self, home: Path):
+        self._directory = home / "locks"
+
+    def take(self, session_id: int, name: str) -> int:
+        """Descriptor that holds the lock; `name` is for messages. Raises SessionInUse with the process that has it."""
+        path = self.path(session_id)
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            lock_fd = self._lock(path)
+        except OSError as e:
+            raise StoreError(
+                f"{path} cannot be written ({e.strerror}): make room on its disk, or check the disk and the permissions"
+            ) from e
+        if lock_fd is None:
+            holder = self._holder(path)
+            raise SessionInUse(
+                f"session {name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
+            )
+        write_witness(lock_fd, read_witness(lock_fd)[1])
+        return lock_fd
+
+    def forget(self, session_id: int, lock_fd: int) -> None:
+        """A session is about to be removed: its lock file says nothing any more, even after a power cut. Closes the lock.
+
+        Cleared and synced before its name goes: of what was not synced a power cut may keep any part.
+        """
+        try:
+            write_witness(lock_fd, None)
+            with suppress(
+                OSError
+            ):  # a disk that takes nothing: what is said then can be made undone by `verify --repair`
+                os.fsync(lock_fd)
+        finally:
+            os.close(lock_fd)
+
+    def witness(self, session_id: int) -> Witness | None:
+        """What a lock file says now; nothing once its session was removed."""
+        try:
+            lock_fd = os.open(self.path(session_id), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return read_witness(lock_fd)[1]
+        finally:
+            os.close(lock_fd)
+
+    def ids(self) -> set[int]:
+        """Sessions that were open at some time."""
+        numbers = (path.name.removeprefix("session-") for path in self._directory.glob("session-*"))
+        return {int(number) for number in numbers if number.isdecimal()}
+
+    def path(self, session_id: int) -> Path:
+        return self._directory / f"session-{session_id}"
+
+    def _lock(self, path: Path) -> int | None:
+        lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock_fd)
+            return None
+        return lock_fd
+
+    def _holder(self, path: Path) -> str:
+        lock_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_witness(lock_fd)[0]
+        finally:
+            os.close(lock_fd)
