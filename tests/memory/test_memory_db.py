@@ -21,7 +21,7 @@ def test_a_new_home_is_private_to_its_owner(tmp_path: Path) -> None:
     database = Database(home)
     SessionStore(database).create("/w", "m")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [home, *home.iterdir()]}
-    files = ("holdfast.db", "holdfast.db-wal", "holdfast.db-shm", "writer")
+    files = ("holdfast.db", "holdfast.db-wal", "holdfast.db-shm", "writer", "reserve")
     assert modes == {"home": 0o700, **dict.fromkeys(files, 0o600)}
     database.close()
 
