@@ -5,7 +5,7 @@ Owns which session a workspace means. Must not know who is in front: terminal, c
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from agent.approvals import Approvals, Ask, Policy
 from agent.config import Settings, UsageError
 from agent.encoding import ProtocolTexts, encode_messages
 from agent.faults import logged
+from agent.fresh import Fresh, OpenSession, Timeline
 from agent.keeper import Keeper
 from agent.loop import Live, opening, shown_in
 from agent.messages import Notice
+from agent.places import belongs_elsewhere, moved_here
 from agent.rolling import rolls_of
 from agent.session import Session
 from agent.threads import to_end
 from engine import Engine, EngineConfig, Sequence, Tokenizer
-from memory import BlobStore, Database, SessionInfo, SessionLog, SessionStore, SnapshotStore, StoreError
+from memory import BlobStore, Database, SessionInfo, SessionInUse, SessionLog, SessionStore, SnapshotStore, StoreError
 from tools import ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
@@ -76,9 +78,11 @@ class App:
                     yield cls(settings, engine, database, keeper, texts, opening_tokens)
 
     async def session(
-        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False, owner: str = ""
-    ) -> Session:
-        """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`.
+        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False, owner: str = "",
+        prompt: str = "",
+    ) -> Session:  # fmt: skip
+        """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`. A
+        new one without a name is named after its first prompt, if that is known.
 
         Raises UsageError when the workspace is not a directory any more, StoreError when the session is open elsewhere, damaged,
         of another workspace or of another model.
@@ -89,7 +93,7 @@ class App:
         async with AsyncExitStack() as opened:  # undone where a later step fails: the session must not stay locked
             directory = await to_end(_opened, workspace, self.settings)
             opened.callback(directory.close)
-            log = await to_end(self._log, found, workspace, name, owner)
+            log = await to_end(self._log, found, workspace, name, owner, prompt)
             opened.callback(log.close)
             seq = await self.engine.start(owner=owner)
             opened.push_async_callback(self.engine.release, seq)
@@ -111,10 +115,7 @@ class App:
         if is_new:
             return None, problems
         found = self._find(workspace, name, owner)
-        return found, problems if found or name else [*self._other_models(workspace, owner), *problems]
-
-    def _log(self, found: SessionInfo | None, workspace: Path, name: str | None, owner: str) -> SessionLog:
-        return self.store.open(found or self.store.create(str(workspace), self.engine.identity, name, owner))
+        return found, problems if found or name else [*self.notes(workspace, owner), *problems]
 
     def _park(self, seq: Sequence) -> None:
         """Memory is short: the session of this sequence gives its own back."""
@@ -132,7 +133,7 @@ class App:
             return self.store.latest(str(workspace), self.engine.identity, owner)
         found = self.store.find(f"{owner}/{name}" if owner else name)
         if found is not None and found.workspace != str(workspace):
-            raise StoreError(f"session {name} belongs to {found.workspace}: open it with --workspace {found.workspace}")
+            raise StoreError(belongs_elsewhere(found, workspace))
         if found is not None and found.model != self.engine.identity:
             raise StoreError(
                 f"session {name} was written by model {found.model}, and this is {self.engine.identity}:"
@@ -140,24 +141,51 @@ class App:
             )
         return found
 
-    def _other_models(self, workspace: Path, owner: str) -> list[str]:
-        """Why this workspace's latest session is not the one that opens, when another model wrote it."""
-        other = self.store.latest(str(workspace), owner=owner)
-        if other is None:
-            return []
-        return [
-            f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
-        ]
+    def forget(self, name: str) -> None:
+        """Remove a session that is open nowhere. Raises StoreError."""
+        if session := self.store.find(name):
+            self.store.remove(session)
+
+    def notes(self, workspace: Path, owner: str = "") -> list[str]:
+        """Why a workspace without a session of this model starts with a new one, when there is something to know."""
+        sessions = [session for session in self.store.all() if session.owner == owner]
+        other = next((session for session in sessions if session.workspace == str(workspace)), None)
+        if other is not None:
+            return [
+                f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
+            ]
+        moved = moved_here(sessions, workspace, owner)
+        return [moved] if moved else []
+
+    def _log(self, found: SessionInfo | None, workspace: Path, name: str | None, owner: str, prompt: str) -> SessionLog:
+        """Of the session that was found; else of one that never had a turn and is open nowhere, else of a new one."""
+        if found is not None:
+            return self.store.open(found)
+        unused = None if name else self.store.unused(str(workspace), self.engine.identity, owner)
+        if unused is not None:
+            with suppress(SessionInUse):
+                return self.store.open(unused)
+        return self.store.open(self.store.create(str(workspace), self.engine.identity, name, owner, prompt))
 
 
 @asynccontextmanager
 async def sessions_here(
     settings: Settings, workspace: Path, approve: str, ask: Ask | None, tell: Callable[[Notice], None]
-) -> AsyncIterator[Callable[[str | None, bool], Awaitable[Session]]]:
+) -> AsyncIterator[OpenSession]:
     """Gives what opens sessions of a workspace in this process, see `App.session`. `tell` and errors as in `App.open`."""
     approvals = Approvals(Policy(approve), ask)
     async with App.open(settings, tell) as app:
-        yield lambda name, is_new: app.session(workspace, approvals, name, is_new)
+
+        async def open_session(name: str | None, is_new: bool) -> Timeline:
+            is_there = name or (not is_new and app.store.latest(str(workspace), app.engine.identity))
+            if is_there:
+                return await app.session(workspace, approvals, name, is_new)
+            notes = [] if is_new else app.notes(workspace)
+            return Fresh(
+                lambda prompt: app.session(workspace, approvals, is_new=True, prompt=prompt), notes, app.forget
+            )
+
+        yield open_session
 
 
 def _opened(workspace: Path, settings: Settings) -> Workspace:

@@ -7,13 +7,15 @@ events look like.
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
 
+from agent.behind import branch_line, files_line
+from agent.fresh import OpenSession, Timeline
 from agent.messages import ApprovalNeeded, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
 from agent.streams import say
 from agent.terminal import MAX_CALL_CHARS, Printer, call_lines
@@ -21,32 +23,11 @@ from agent.text import one_line
 from memory import StoreError
 
 HELP = (
-    "/turns lists the turns, /rewind N goes back to the end of turn N, /new starts a fresh session, /quit (or Ctrl-D) ends,"
+    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left, /branch N goes on with one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
     " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it; anything else is"
     " for the model"
 )
 MAX_SHOWN_TURNS = 20
-
-
-class Timeline(Protocol):
-    """What the terminal needs of a session: `Session` in this process, `RemoteSession` in a server."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def num_turns(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-    def turn(self, prompt: str) -> AsyncGenerator[Event, None]: ...
-    async def rewind(self, turn: int) -> None: ...
-    async def turns(self) -> list[tuple[int, str]]: ...
-    async def answer(self, is_allowed: bool) -> bool: ...
-    async def stop(self) -> bool: ...
-    def take_notices(self) -> list[str]: ...
-    async def aclose(self) -> None: ...
-
-
-OpenSession = Callable[[str | None, bool], Awaitable[Timeline]]  # its name, and whether it is to be a fresh one
 
 
 class Lines:
@@ -144,7 +125,7 @@ async def chat(session: Timeline, open_session: OpenSession, printer: Printer) -
                 await session.aclose()
                 session = fresh
                 printer.note(_greeting(session))
-            elif command.startswith("/") and (command[1:].isalpha() or command.split()[0] == "/rewind"):
+            elif command.startswith("/") and (command[1:].isalpha() or command.split()[0] in ("/rewind", "/branch")):
                 printer.note(await _command(session, *command.split()))
             elif command:
                 await _interruptible(show_turn(session, line.rstrip("\n"), printer.show))
@@ -193,8 +174,17 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
                 lines = [f"{number:>4}  {one_line(prompt, MAX_CALL_CHARS)}" for number, prompt in turns]
                 return "\n".join(lines) or "there is no turn yet"
             case "/rewind", (turn,) if turn.isdecimal():
-                await session.rewind(int(turn))
-                return f"the session goes on after turn {int(turn)}; what came after it stays as a branch"
+                files = files_line(await session.rewind(int(turn)))
+                said = f"the session goes on after turn {int(turn)}; what came after it stays as a branch"
+                return "\n".join([said, *([files] if files else [])])
+            case "/branches", ():
+                return "\n".join(map(branch_line, await session.branches())) or "there is no turn yet"
+            case "/branch", (branch,) if branch.isdecimal():
+                files = files_line(await session.rewind(branch=int(branch)))
+                said = f"the session goes on at the end of branch {int(branch)}"
+                return "\n".join([said, *([files] if files else [])])
+            case "/branch", _:
+                return "/branch needs the number of a branch; /branches lists them"
             case "/rewind", _:
                 return "/rewind needs the number of a turn; /turns lists them"
             case (("/yes" | "/no"), ()):
@@ -208,4 +198,4 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
 
 
 def _greeting(session: Timeline) -> str:
-    return f"session {session.name}: {session.num_turns} turns, {session.num_tokens:,} tokens · /help"
+    return f"{f'session {session.name}' if session.name else 'a new session'}: {session.num_turns} turns, {session.num_tokens:,} tokens · /help"

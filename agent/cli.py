@@ -256,10 +256,12 @@ def _sessions(args: argparse.Namespace) -> int:
 
     try:
         return timelines.run(args)
-    except SessionInUse:
+    except SessionInUse as e:
         server = find_server(data_home())
         if server is None:
             raise
+        if args.action_name == "move":
+            raise Failure(f"{e}; a session that the server holds open is not moved: stop the server first") from None
     from agent import held
 
     return held.run(args, server)

@@ -12,14 +12,14 @@ from agent.config import data_home
 from agent.connection import Connection
 from agent.presence import Server
 from agent.text import neutral
-from agent.timelines import removed_line, rewound_line
+from agent.timelines import removed_lines, rewound_lines
 
 
 def run(args: argparse.Namespace, server: Server) -> int:
     """As `timelines.run`. Raises StoreError when the server refuses or does not answer."""
     value = asyncio.run(_ask(args, server))
-    line = removed_line(value) if args.action_name == "rm" else rewound_line(value)
-    print(json.dumps(value) if args.json else neutral(line))
+    lines = removed_lines(value) if args.action_name == "rm" else rewound_lines(value)
+    print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
     return 0
 
 
@@ -33,6 +33,12 @@ async def _ask(args: argparse.Namespace, server: Server) -> dict[str, Any]:
         after = await connection.call("POST", f"{path}/rewind", body)
         branches = (await connection.call("GET", path))["branches"]
         current = next(branch["id"] for branch in branches if branch["is_current"])
-        return {"name": args.name, "branch": current, "turns": after["turns"], "tokens": after["tokens"]}
+        return {
+            "name": args.name,
+            "branch": current,
+            "turns": after["turns"],
+            "tokens": after["tokens"],
+            "files_changed": after["files_changed"],
+        }
     finally:
         await connection.close()

@@ -34,9 +34,9 @@ def read_prompt(words: Sequence[str], tell: Tell) -> str:
             continue
         text = _file_text(word) if word.startswith("@") else None
         if text is None and is_line:
-            parts[-1] += f" {word}"
+            parts[-1] += f" {_typed(word)}"
         else:
-            parts.append(word if text is None else text)
+            parts.append(_typed(word) if text is None else text)
         is_line = text is None
     is_wanted = not words or "-" in words
     given = _stdin_text(is_wanted, tell) if is_wanted or is_stream else ""
@@ -58,6 +58,11 @@ def _file_text(word: str) -> str | None:
             return _text(file.read(MAX_BYTES + 1), name)
     except (OSError, ValueError) as e:
         raise UsageError(f"{name} cannot be read: {getattr(e, 'strerror', e)}") from None
+
+
+def _typed(word: str) -> str:
+    """An argument as UTF-8, whatever the locale took its bytes for."""
+    return os.fsencode(word).decode("utf-8", "surrogateescape")
 
 
 def _stdin_text(is_wanted: bool, tell: Tell) -> str:

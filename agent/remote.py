@@ -7,17 +7,19 @@ turn goes on without us. Must not know HTTP (connection) nor how anything is sho
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from agent.behind import branch_value_of
 from agent.config import prompt_problem
 from agent.connection import Connection, Json, Refused, Unreachable
+from agent.fresh import Fresh, OpenSession, Timeline
 from agent.messages import ApprovalNeeded, Error, Event, Notice, Text, TurnDone
 from agent.presence import Server
 from agent.question import RETRY_S, Ask, Frame, Question
-from memory import StoreError
+from memory import SCANNED_CHARS, StoreError
 
 LOST_S = 20.0  # a server that is started again answers by then, unless its model is large
 STOP_S = 10.0  # for the end of a turn that was cancelled to be told
@@ -29,7 +31,7 @@ EVENTS = {kind.model_fields["type"].default: kind for kind in get_args(Event)}
 @asynccontextmanager
 async def attached(
     home: Path, server: Server, workspace: Path, approve: str, ask: Ask | None, on_other: Callable[[Event], None]
-) -> AsyncIterator[Callable[[str | None, bool], Awaitable["RemoteSession"]]]:
+) -> AsyncIterator[OpenSession]:
     """Gives what opens sessions in the server, see `App.session`. Raises UsageError, and what it gives StoreError.
 
     `ask` answers calls of our turns that `approve` leaves to the user; without it they are refused.
@@ -38,10 +40,22 @@ async def attached(
     if approve == "ask" and ask is None:
         approve = "read"
 
-    async def open_session(name: str | None, is_new: bool) -> RemoteSession:
-        body = {"workspace": str(workspace), "resume": not is_new} | ({"name": name} if name else {})
-        session = await connection.call("POST", "/v1/sessions", body)
+    async def begun(**body: Any) -> RemoteSession:
+        session = await connection.call("POST", "/v1/sessions", {"workspace": str(workspace), **body})
         return RemoteSession(connection, session, approve, ask, on_other)
+
+    async def open_session(name: str | None, is_new: bool) -> Timeline:
+        notices = []
+        if name:
+            return await begun(resume=not is_new, name=name)
+        if not is_new:
+            try:
+                return await begun(resume=True, create=False)
+            except Refused as e:
+                if e.code not in ("no_session", "session_moved"):
+                    raise
+                notices = [str(e)] if e.code == "session_moved" else []
+        return Fresh(lambda prompt: begun(prompt=prompt[:SCANNED_CHARS]), notices)
 
     try:
         yield open_session
@@ -95,11 +109,16 @@ class RemoteSession:
             while not own.empty():
                 self._hear(own.get_nowait()[1])
 
-    async def rewind(self, turn: int) -> None:
+    async def branches(self) -> list[Json]:
+        """As `Session.branches`."""
+        return [branch_value_of(branch) for branch in (await self._call("GET", ""))["branches"]]
+
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]:
         """As `Session.rewind`."""
         self._num_rewinds += 1
         try:
-            await self._call("POST", "/rewind", {"turn": turn})
+            place = {"turn": turn} if branch is None else {"branch": branch}
+            return list((await self._call("POST", "/rewind", place))["files_changed"])
         except StoreError:
             self._num_rewinds -= 1
             raise

@@ -10,7 +10,9 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from itertools import takewhile
+from typing import Any
 
+from agent.behind import UNKNOWN_OUTCOME, branch_value, changed_files
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
@@ -21,7 +23,6 @@ from agent.threads import to_end
 from engine import EngineError, Snapshot, StateError, TooManyTokens
 from memory import StoreError
 
-UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
 UNREAD = "the last prompt was interrupted before the model answered: it is left out, and not read again"
 BEFORE_AN_ANSWER = {"user", "rolled", "notice"}  # events of a turn to which the model has said nothing
 MAX_SAVES = 4  # of one session that wait for the disk: each holds its pages in memory
@@ -100,21 +101,27 @@ class Session:
         """Interrupt another client's turn, whether one runs: see `answer`."""
         return False
 
-    async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> None:
+    async def branches(self) -> list[dict[str, Any]]:
+        """Every branch of the session, see `branch_value`."""
+        return [branch_value(branch, events) for branch, events in self.live.log.branches()]
+
+    async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> list[str]:
         """Go on from the end of an earlier turn (0: the beginning) or from a token of the log, on a new branch; what
-        came after stays, as a branch of its own. Or go on where such a branch ended.
+        came after stays, as a branch of its own. Or go on where such a branch ended. Returns the files that the turns left
+        behind have changed on disk, where they stay as they are.
 
         Raises StoreError when there is no such place. The state is found again with the next turn.
         """
         await to_end(self._close_open_turn)
         log = self.live.log
         if branch is not None:
-            await to_end(log.switch, branch)
+            left = await to_end(log.switch, branch)
         else:
-            await to_end(log.rewind, turn, token)
+            left = await to_end(log.rewind, turn, token)
         events = await to_end(log.events)
         self.live.rolls = rolls_of(events)
         self.live.workspace.set_shown(shown_in(events))
+        return changed_files(left)
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""

@@ -23,6 +23,8 @@ from memory import (
 )
 
 Value = dict[str, Any]
+MAX_PROMPT_CHARS = 200  # of a prompt in a summary
+ENDS = {"turn_done": "text", "error": "message"}  # events that end a turn, and where they keep what it ended with
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,35 @@ class Stores:
     def summary(self, session: SessionInfo) -> Value:
         """A session in a few numbers."""
         seen = self.sessions.overview(session)
+        first = self.sessions.first_event(session)
         return {
             "name": session.name, "workspace": session.workspace, "turns": seen.num_turns, "tokens": seen.num_tokens,
             "branches": seen.num_branches, "tail_bytes": seen.tail_bytes, "used_at": session.used_at,
+            "first_prompt": first.payload["text"][:MAX_PROMPT_CHARS] if first and first.type == "user" else "",
         }  # fmt: skip
 
-    def tree(self, session: SessionInfo) -> list[Value]:
-        """Its branches, each with its own turns and where state of it is stored."""
+    def origin(self, session: SessionInfo) -> Value | None:
+        """What a fork was forked from, and how much of it the two share; None for another session. The name is None when
+        that session was removed."""
+        own = {branch.id: branch for branch in self.sessions.branches(session)}
+        first = next((b for b in own.values() if b.parent_id is not None and b.parent_id not in own), None)
+        if first is None or first.parent_id is None:
+            return None
+        holder = self.sessions.holder(first.parent_id)
+        name = holder.name if holder else None
+        return {"name": name, "turns": first.parent_turn, "tokens": first.parent_position}
+
+    def tree(self, session: SessionInfo, with_answers: bool = False) -> list[Value]:
+        """Its branches, each with its own turns and where state of it is stored; with what each turn ended with, too."""
         branches = []
         for branch in self.sessions.branches(session):
-            prompts = self._prompts(session, branch.id)
+            prompts, answers = self._said(session, branch.id)
             first = 1 if branch.parent_turn is None else branch.parent_turn + 1
             turns = [
                 {
                     "number": t.number, "state": t.state, "start": t.start_position, "end": t.end_position,
                     "started_at": t.started_at, "prompt": prompts.get(t.number, ""),
+                    **({"answer": answers.get(t.number, "")} if with_answers else {}),
                 }
                 for t in self.sessions.turn_list(session, branch.id)
                 if t.number >= first
@@ -101,9 +117,16 @@ class Stores:
         left = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
         return report, left, [line for line in found if line not in left]
 
-    def _prompts(self, session: SessionInfo, branch: int) -> dict[int, str]:
-        events = self.sessions.events(session, branch)
-        return {event.turn: event.payload["text"] for event in reversed(events) if event.type == "user"}
+    def _said(self, session: SessionInfo, branch: int) -> tuple[dict[int, str], dict[int, str]]:
+        """What each turn was asked, and what it ended with: the answer, or the error."""
+        prompts: dict[int, str] = {}
+        answers: dict[int, str] = {}
+        for event in self.sessions.events(session, branch):
+            if event.type == "user":
+                prompts.setdefault(event.turn, event.payload["text"])
+            elif event.type in ENDS:
+                answers[event.turn] = event.payload[ENDS[event.type]]
+        return prompts, answers
 
     def _ancestors(self, session: SessionInfo, branch: int | None, position: int) -> Iterable[tuple[int, int]]:
         """A branch of a session and those it grew from in the same session, with the position up to which each counts."""

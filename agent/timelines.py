@@ -1,4 +1,4 @@
-"""The commands on sessions: `holdfast sessions list|show|fork|rewind|rm|verify|gc`. None of them needs the model.
+"""The commands on sessions: `holdfast sessions list|show|branches|fork|rewind|move|rm|verify|gc`. None of them needs the model.
 
 Each gives a value for `--json` and lines for a person. Owns how a timeline is shown; what may be done to one is memory's.
 """
@@ -10,13 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from agent.config import UsageError, data_home, printable
+from agent.behind import branch_line, branch_value_of, changed_files, files_line
+from agent.config import UsageError, data_home, printable, workspace_directory
 from agent.options import session_name
+from agent.places import gone, is_gone
 from agent.stores import Stores
 from agent.text import neutral, one_line
-from memory import BlobStore, Database, ResponseStore, SessionInfo, SessionStore, SnapshotStore, StoreError, owner_of
+from memory import (
+    BlobStore,
+    Database,
+    LoggedEvent,
+    ResponseStore,
+    SessionInfo,
+    SessionStore,
+    SnapshotStore,
+    StoreError,
+    owner_of,
+)
 
 PROMPT_CHARS = 70
+LISTED_CHARS = 40
 Result = tuple[Any, list[str]]  # for --json, for a person
 
 
@@ -44,14 +57,18 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
         return parser
 
     command("list", _list, "all sessions, the one used last first")
-    show = command("show", _show, "the turns of a session, branch by branch, and what is stored of them")
+    show = command("show", _show, "what was asked and answered, branch by branch, and what is stored of it")
+    branches = command("branches", _branches, "the branches of a session, to rewind to with --branch")
     fork = command("fork", _fork, "a new session that shares the history of another up to a turn")
     rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch of its own")
+    move = command("move", _move, "let a session go on in another directory, when its own was moved")
     remove = command("rm", _remove, "delete a session; what forks of it need stays")
     verify = command("verify", _verify, "re-read everything stored and check it")
     command("gc", _collect, "delete stored state that no session needs")
-    for parser in (show, fork, rewind, remove):
+    for parser in (show, branches, fork, rewind, move, remove):
         parser.add_argument("name", metavar="NAME")
+    show.add_argument("--full", action="store_true", help="all that was said and done, not a line of each turn")
+    move.add_argument("directory", metavar="DIR", help="where its workspace is now")
     for parser in (fork, rewind):
         point = parser.add_mutually_exclusive_group(required=parser is rewind)
         point.add_argument("--turn", type=int, metavar="N", help="the end of this turn (0: before the first)")
@@ -99,24 +116,69 @@ def _list(stores: Stores, args: argparse.Namespace) -> Result:
     lines += map(printable, damaged)
     if not values:
         return answers, ["there is no session yet", *lines]
-    rows = [["session", "turns", "tokens", "branches", "last used", "workspace"]]
+    rows = [["session", "turns", "tokens", "branches", "last used", "workspace", "first prompt"]]
     for v in values:
         counts = [f"{v[key]:,}" for key in ("turns", "tokens", "branches")]
-        rows.append([v["name"], *counts, _when(v["used_at"]), printable(v["workspace"])])
+        prompt = one_line(v["first_prompt"], LISTED_CHARS)
+        rows.append([v["name"], *counts, _when(v["used_at"]), printable(v["workspace"]), prompt])
     return [*values, *answers], [*_table(rows), *lines]
 
 
 def _show(stores: Stores, args: argparse.Namespace) -> Result:
     session = _named(stores, args.name)
-    branches = stores.tree(session)
-    value = {"name": session.name, "workspace": session.workspace, "model": session.model, "branches": branches}
+    branches, origin = stores.tree(session, with_answers=True), stores.origin(session)
+    value = {
+        "name": session.name, "workspace": session.workspace, "model": session.model, "forked_from": origin,
+        "branches": branches,
+    }  # fmt: skip
     lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
+    if is_gone(session):
+        lines.append(gone(session))
+    if origin:
+        name = origin["name"] or "a session that was removed"
+        lines.append(f"forked from {name}: {origin['turns']} turns and {origin['tokens']:,} tokens are shared with it")
     for b in branches:
-        lines += _branch_lines(b)
+        lines += _branch_lines(b, _full_turns(stores, session, b["id"]) if args.full else None)
     return value, lines
 
 
-def _branch_lines(branch: dict[str, Any]) -> list[str]:
+def _full_turns(stores: Stores, session: SessionInfo, branch: int) -> dict[int, list[str]]:
+    """All that was said and done in each turn of a branch."""
+    lines: dict[int, list[str]] = {}
+    for event in stores.sessions.events(session, branch):
+        text = _event_text(event)
+        lines.setdefault(event.turn, []).extend(f"          {line}" for line in text.split("\n") if text)
+    return lines
+
+
+def _event_text(event: LoggedEvent) -> str:
+    """An event as it is shown in full; nothing for one that repeats others."""
+    match event.type, event.payload:
+        case "user", {"text": text}:
+            return f"> {text}"
+        case (("text" | "thinking"), {"delta": text}):
+            return str(text)
+        case "tool_call", {"name": name, "arguments": arguments}:
+            return f"· {name} {arguments}"
+        case ("tool_result", {"output": text}) | (("notice" | "error"), {"message": text}):
+            return f"  {text}"
+    return ""
+
+
+def _branches(stores: Stores, args: argparse.Namespace) -> Result:
+    tree = stores.tree(_named(stores, args.name))
+    values = [branch_value_of(branch) for branch in tree]
+    return values, [branch_line(value) for value in values]
+
+
+def _move(stores: Stores, args: argparse.Namespace) -> Result:
+    directory = workspace_directory(args.directory)
+    session = stores.sessions.move(_named(stores, args.name), str(directory))
+    value = {"name": session.name, "workspace": session.workspace}
+    return value, [f"{session.name} goes on in {printable(session.workspace)}"]
+
+
+def _branch_lines(branch: dict[str, Any], full: dict[int, list[str]] | None) -> list[str]:
     origin = f" from turn {branch['parent_turn']} of branch {branch['parent']}" if branch["parent"] else ""
     stored = f", stored up to token {branch['stored_at'][-1]:,}" if branch["stored_at"] else ", nothing stored"
     mark = "* " if branch["is_current"] else "  "
@@ -127,6 +189,10 @@ def _branch_lines(branch: dict[str, Any]) -> list[str]:
         lines.append(
             f"    {t['number']:>4}  {_when(t['started_at'])}  {t['start']:>9,} - {t['end']:>9,}  {prompt}{state}"
         )
+        if full is not None:
+            lines += full.get(t["number"], [])
+        elif t["answer"]:
+            lines.append(f"{'':48}{one_line(t['answer'], PROMPT_CHARS)}")
     return lines
 
 
@@ -146,32 +212,33 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
         if log.open_turn is not None:
             raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
         if args.branch is not None:
-            log.switch(args.branch)
+            left = log.switch(args.branch)
         else:
-            log.rewind(args.turn, args.token)
+            left = log.rewind(args.turn, args.token)
             stores.rewound(session, log)
         value = {
-            "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids)
+            "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids),
+            "files_changed": changed_files(left),
         }  # fmt: skip
     finally:
         log.close()
-    return value, [rewound_line(value)]
+    return value, rewound_lines(value)
 
 
-def rewound_line(value: dict[str, Any]) -> str:
-    return (
-        f"{value['name']} goes on after turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
-    )
+def rewound_lines(value: dict[str, Any]) -> list[str]:
+    files = files_line(value["files_changed"])
+    place = f"turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
+    return [f"{value['name']} goes on after {place}", *([files] if files else [])]
 
 
 def _remove(stores: Stores, args: argparse.Namespace) -> Result:
     freed = stores.remove(_named(stores, args.name))
     value = {"name": args.name, "freed_bytes": freed.num_bytes}
-    return value, [removed_line(value)]
+    return value, removed_lines(value)
 
 
-def removed_line(value: dict[str, Any]) -> str:
-    return f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"
+def removed_lines(value: dict[str, Any]) -> list[str]:
+    return [f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"]
 
 
 def _verify(stores: Stores, args: argparse.Namespace) -> Result:

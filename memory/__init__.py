@@ -5,14 +5,15 @@ Imports none of our other packages.
 
 from .backup import Copied, back_up, restore
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
-from .branches import LoggedEvent, TurnInfo
+from .branches import BranchInfo, LoggedEvent, TurnInfo
 from .db import Database, StoreError
 from .leases import SessionInUse
 from .log import SessionInfo, SessionLog
+from .names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
 from .reserve import making_room
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
-from .sessions import NAME_PATTERN, NAME_RULE, BranchInfo, SessionStore
+from .sessions import SessionStore
 from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
 from .snapshots import SnapshotStore
 from .verify import check_indexes, check_records, repair_indexes
@@ -21,6 +22,7 @@ __all__ = [
     "NAME_PATTERN",
     "NAME_RULE",
     "PAGES",
+    "SCANNED_CHARS",
     "TAILS",
     "BlobStore",
     "BranchInfo",

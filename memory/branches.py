@@ -78,6 +78,22 @@ class Branch:
         return (*values, row_checksum("branches", *values))
 
 
+@dataclass(frozen=True)
+class BranchInfo:
+    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
+    to another session; `num_turns` are its own, `last_turn` and `num_tokens` count the parent's too."""
+
+    id: int
+    parent_id: int | None
+    parent_turn: int
+    parent_position: int
+    num_turns: int
+    last_turn: int
+    num_tokens: int
+    created_at: float
+    is_current: bool
+
+
 class History:
     """The log of one branch. `turns` is in memory; events and tokens are read when asked for.
 
@@ -128,6 +144,12 @@ class History:
     def branches(self) -> dict[int, int]:
         """This branch and its ancestors, each with the last seq of it that belongs to this log."""
         return {b.id: younger.start.seq if younger else self.end.seq for b, younger in self._segments()}
+
+    def left_for(self, other: "History") -> list[LoggedEvent]:
+        """The events of this log that another one of the same session does not share."""
+        theirs = other.branches()
+        shared = [min(seq, theirs[branch]) for branch, seq in self.branches().items() if branch in theirs]
+        return self.events(max(shared, default=0) + 1, self.end.seq)
 
     def point(self, turn: int | None, position: int | None) -> Point:
         """The end of a turn, or a place among the tokens, or the end of the last closed turn. Raises StoreError."""
@@ -247,6 +269,21 @@ class History:
             yield event
         if len(rows) != last - first + 1:
             raise self.damaged(f"event {first + len(rows)} of its event log")
+
+
+def branch_info(history: History, current_id: int) -> BranchInfo:
+    branch, end = history.branch, history.end
+    return BranchInfo(
+        id=branch.id,
+        parent_id=branch.parent_id,
+        parent_turn=branch.start.turn,
+        parent_position=branch.start.position,
+        num_turns=end.turn - branch.start.turn,
+        last_turn=end.turn,
+        num_tokens=end.position,
+        created_at=branch.created_at,
+        is_current=branch.id == current_id,
+    )
 
 
 def checked_branch(row: Sequence[Any]) -> Branch | None:

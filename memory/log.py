@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .branches import History, LoggedEvent, Point, TurnInfo, damaged
+from .branches import BranchInfo, History, LoggedEvent, Point, TurnInfo, branch_info, damaged
 from .db import Database, StoreError
 from .rows import row_checksum, text_of, to_blob, token_checksum
 from .search import Found, index_events, search_events
@@ -38,6 +38,8 @@ class SessionInfo:
     created_at: float
     used_at: float
     branch: int
+    use_number: int  # the session with the highest was used last
+    inode: int  # of the workspace's directory; 0 where it is not known
 
     @property
     def owner(self) -> str:
@@ -47,7 +49,7 @@ class SessionInfo:
     def checksum(self) -> bytes:
         """Of its row."""
         columns = (self.id, self.name, self.workspace, self.model, self.created_at, self.used_at, self.branch)
-        return row_checksum("sessions", *columns)
+        return row_checksum("sessions", *columns, self.use_number, self.inode)
 
 
 class SessionLog:
@@ -70,8 +72,8 @@ class SessionLog:
         assert self.open_turn is None, self.open_turn
         now, end = time.time(), self._history.end
         turn = TurnInfo(end.turn + 1, "open", now, None, end.position, end.position, end.seq)
-        session = replace(self.session, used_at=now)
         with self._appending(turn, entries, ids) as connection:
+            session = replace(self.session, used_at=now, use_number=next_use(connection))
             connection.execute(
                 "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(self.session.branch, turn)
             )
@@ -80,7 +82,7 @@ class SessionLog:
                 "UPDATE branches SET last_turn = ?, checksum = ? WHERE id = ?",
                 (last_turn, checksum, self.session.branch),
             )
-            _update_session(connection, session)
+            update_session(connection, session)
         self.session = session
         return turn.number
 
@@ -124,22 +126,25 @@ class SessionLog:
         """Events of this branch whose texts hold words of the query, best first; up to a position of the token log."""
         return search_events(self._database, self._history, query, limit, max_position)
 
-    def rewind(self, turn: int | None = None, position: int | None = None) -> None:
-        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays.
+    def rewind(self, turn: int | None = None, position: int | None = None) -> list[LoggedEvent]:
+        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns the
+        events that are left behind there.
 
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
         assert self.open_turn is None, self.open_turn
-        self._begin_branch(self._history.point(turn, position))
+        return self._begin_branch(self._history.point(turn, position))
 
-    def _begin_branch(self, point: Point) -> None:
+    def _begin_branch(self, point: Point) -> list[LoggedEvent]:
         with self._writing() as connection:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
-            _update_session(connection, session)
+            update_session(connection, session)
             history = self._history.left_at(point, self._history.read_branch(branch_id))
+            left = self._history.left_for(history)
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
+        return left
 
     def empty_turn(self, last_seq: int) -> None:
         """Go on as if the last turn, which was interrupted, had ended with this event and without tokens.
@@ -148,8 +153,9 @@ class SessionLog:
         assert turn.state == "interrupted", turn
         self._begin_branch(Point(turn.number, last_seq, turn.start_position, is_cut=True))
 
-    def switch(self, branch_id: int) -> None:
-        """Go on where another branch of this session ended. No turn may be open on the current one."""
+    def switch(self, branch_id: int) -> list[LoggedEvent]:
+        """Go on where another branch of this session ended. No turn may be open on the current one. Returns the events
+        of the current one that the other does not share."""
         assert self.open_turn is None, self.open_turn
         with self._writing() as connection:
             own = own_branches(self._database, self.session)
@@ -158,9 +164,25 @@ class SessionLog:
                 raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
             session = replace(self.session, branch=branch_id)
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
-            _update_session(connection, session)
+            left = self._history.left_for(history)
+            update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
         self._witness()
+        return left
+
+    def branches(self) -> list[tuple[BranchInfo, list[LoggedEvent]]]:
+        """All branches of the session, oldest first, each with the events that are its own."""
+        with self._database.reading():
+            histories = [
+                History(self._database, self.session.name, id_) for id_ in own_branches(self._database, self.session)
+            ]
+            return [
+                (
+                    branch_info(history, self.session.branch),
+                    history.events(history.branch.start.seq + 1, history.end.seq),
+                )
+                for history in histories
+            ]
 
     def close(self) -> None:
         """Let another process open the session."""
@@ -253,10 +275,24 @@ def own_branches(database: Database, session: SessionInfo) -> list[int]:
     return ids
 
 
-def _update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
+def next_use(connection: sqlite3.Connection) -> int:
+    """The number of a use that begins in this transaction."""
+    return int(connection.execute("SELECT COALESCE(MAX(use_number), 0) + 1 FROM sessions").fetchone()[0])
+
+
+def update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
+    """Bring the row of a session to what `session` says."""
     connection.execute(
-        "UPDATE sessions SET used_at = ?, branch_id = ?, checksum = ? WHERE id = ?",
-        (session.used_at, session.branch, session.checksum(), session.id),
+        "UPDATE sessions SET workspace = ?, used_at = ?, branch_id = ?, use_number = ?, inode = ?, checksum = ? WHERE id = ?",
+        (
+            session.workspace,
+            session.used_at,
+            session.branch,
+            session.use_number,
+            session.inode,
+            session.checksum(),
+            session.id,
+        ),
     )
 
 

@@ -187,4 +187,23 @@ def _identity(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(8))))")
 
 
-MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity)
+def _uses(connection: sqlite3.Connection) -> None:
+    """Sessions in the order of their use: `use_number` counts it, and no clock moves it. `inode` is of the workspace's
+    directory, by which it is known when it was moved; 0 where it is not known.
+
+    A damaged row keeps its checksum, which is then wrong as before.
+    """
+    for column in ("use_number", "inode"):
+        connection.execute(f"ALTER TABLE sessions ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+    rows = connection.execute(
+        "SELECT id, name, workspace, model, created_at, used_at, branch_id, checksum FROM sessions ORDER BY used_at, id"
+    ).fetchall()
+    for number, (*values, checksum) in enumerate(rows, start=1):
+        is_sound = checksum == row_checksum("sessions", *values)
+        connection.execute(
+            "UPDATE sessions SET use_number = ?, checksum = ? WHERE id = ?",
+            (number, row_checksum("sessions", *values, number, 0) if is_sound else checksum, values[0]),
+        )
+
+
+MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity, _uses)

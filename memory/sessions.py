@@ -9,40 +9,34 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from .branches import BRANCH_COLUMNS, History, LoggedEvent, Point, TurnInfo, checked_branch, damaged
+from .branches import (
+    BRANCH_COLUMNS,
+    Branch,
+    BranchInfo,
+    History,
+    LoggedEvent,
+    Point,
+    TurnInfo,
+    branch_info,
+    checked_branch,
+    checked_event,
+    damaged,
+)
 from .db import Database, StoreError
 from .leases import Leases
-from .log import SessionInfo, SessionLog, insert_branch, own_branches
+from .log import SessionInfo, SessionLog, insert_branch, next_use, own_branches, update_session
+from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
 from .overview import Overview, overview
 from .reserve import keep_reserve, making_room
 from .search import unindex_events
 from .witness import Witness
 from .witness import read as read_witness
 
-SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, checksum"
+SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
 EVENTS_AT_ONCE = 16  # deleted in one transaction
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-NAME_RULE = "1-64 letters, digits, '.', '_' or '-', the first a letter or digit"
-
-
-@dataclass(frozen=True)
-class BranchInfo:
-    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
-    to another session; `num_turns` are its own, `last_turn` and `num_tokens` count the parent's too."""
-
-    id: int
-    parent_id: int | None
-    parent_turn: int
-    parent_position: int
-    num_turns: int
-    last_turn: int
-    num_tokens: int
-    created_at: float
-    is_current: bool
 
 
 class SessionStore:
@@ -52,11 +46,17 @@ class SessionStore:
         self.database = self._database = database
         self._leases = Leases(database.home)
 
-    def create(self, workspace: str, model: str, name: str | None = None, owner: str = "") -> SessionInfo:
-        """A new, empty session. Without a name it takes the workspace's last component and a number."""
+    def create(
+        self, workspace: str, model: str, name: str | None = None, owner: str = "", prompt: str = ""
+    ) -> SessionInfo:
+        """A new, empty session. Without a name it takes words of its first prompt, or the workspace's last component and
+        a number."""
         keep_reserve(self._database.home)
         with self._database.transaction() as connection:
-            return self._insert(connection, workspace, model, name, owner, None, Point(0, 0, 0, False))
+            taken, prefix = self._names(), f"{owner}/" if owner else ""
+            full = f"{prefix}{_checked(name)}" if name is not None else name_from_prompt(taken, prefix, prompt)
+            full = full or name_from_workspace(taken, prefix, workspace)
+            return self._insert(connection, workspace, model, full, None, Point(0, 0, 0, False))
 
     def fork(
         self,
@@ -75,7 +75,9 @@ class SessionStore:
             history = self._history(session, branch)
             point = history.point(turn, position)
             parent_id = history.owner(point)
-            return self._insert(connection, session.workspace, session.model, name, session.owner, parent_id, point)
+            prefix = f"{session.owner}/" if session.owner else ""
+            full = name_of_fork(self._names(), session.name) if name is None else f"{prefix}{_checked(name)}"
+            return self._insert(connection, session.workspace, session.model, full, parent_id, point)
 
     def find(self, name: str) -> SessionInfo | None:
         """The session of that name. Raises StoreError where it is damaged or lost, or may be: a name is damaged too."""
@@ -97,9 +99,10 @@ class SessionStore:
         return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
-        """All sessions, the one used last first, but for those whose row is damaged: `problems` names them."""
+        """All sessions, the one used last first, whatever the clock said, but for those whose row is damaged: `problems`
+        names them."""
         sound = [session for session, is_sound in self._read() if is_sound]
-        return sorted(sound, key=lambda s: (s.used_at, s.id), reverse=True)
+        return sorted(sound, key=lambda s: (s.use_number, s.id), reverse=True)
 
     def problems(self, owner: str | None = None) -> list[str]:
         """A line for each session that is not listed as it should be, its row damaged or lost; those of one owner, or all.
@@ -109,6 +112,29 @@ class SessionStore:
         for session_id, witness in self._lost(sessions).items():
             found.append((witness.name.rpartition("/")[0], self._gone(session_id, witness)))
         return [str(error) for of_owner, error in found if owner is None or owner == of_owner]
+
+    def unused(self, workspace: str, model: str, owner: str = "") -> SessionInfo | None:
+        """A session of this workspace that never had a turn, and that nobody named: it is to be taken before a new one."""
+        rows = self._database.rows(
+            "SELECT s.id FROM sessions s JOIN branches b ON b.session_id = s.id WHERE s.workspace = ? AND s.model = ?"
+            " GROUP BY s.id HAVING COUNT(*) = 1 AND MAX(b.last_turn) = 0",
+            (workspace, model),
+        )
+        ids = {row[0] for row in rows}
+        first = name_from_workspace(set(), f"{owner}/" if owner else "", workspace)
+        numbered = re.compile(re.escape(first.removesuffix("1")) + r"\d+")
+        return next((s for s in self.all() if s.id in ids and s.owner == owner and numbered.fullmatch(s.name)), None)
+
+    def move(self, session: SessionInfo, workspace: str) -> SessionInfo:
+        """Let a session that is open nowhere work in another directory: its own was moved."""
+        lock_fd = self._leases.take(session.id, session.name)
+        try:
+            with self._database.transaction() as connection:
+                session = replace(self._current(session), workspace=workspace, inode=_inode(workspace))
+                update_session(connection, session)
+                return session
+        finally:
+            os.close(lock_fd)
 
     def open(self, session: SessionInfo) -> SessionLog:
         """The session's log, locked for this process; StoreError names the process that has it open."""
@@ -151,7 +177,27 @@ class SessionStore:
         with self._database.reading():
             session = self._current(session)
             histories = [History(self._database, session.name, id_) for id_ in own_branches(self._database, session)]
-        return [_branch_info(history, session.branch) for history in histories]
+        return [branch_info(history, session.branch) for history in histories]
+
+    def holder(self, branch_id: int) -> SessionInfo | None:
+        """The session that a branch belongs to; None when it was removed."""
+        rows = self._database.rows("SELECT session_id FROM branches WHERE id = ?", (branch_id,))
+        return next((s for s in self.all() if rows and s.id == rows[0][0]), None)
+
+    def first_event(self, session: SessionInfo) -> LoggedEvent | None:
+        """What the log of the current branch begins with, without reading the rest. Raises StoreError where it is damaged."""
+        branch_id = session.branch
+        with self._database.reading():
+            while (branch := self._branch(session, branch_id)).start.seq:  # the beginning lies in an ancestor
+                assert branch.parent_id is not None
+                branch_id = branch.parent_id
+            columns = "branch_id, seq, turn, position, type, payload, checksum"
+            rows = self._database.rows(f"SELECT {columns} FROM events WHERE branch_id = ? AND seq = 1", (branch_id,))
+        if not rows:
+            return None
+        if (event := checked_event(rows[0])) is None:
+            raise damaged(self._database, session.name, "event 1 of its event log")
+        return event
 
     def parents(self, session: SessionInfo) -> dict[int, tuple[int | None, int]]:
         """Of each branch of a session, which one it goes on from and at which token."""
@@ -225,30 +271,27 @@ class SessionStore:
         connection: sqlite3.Connection,
         workspace: str,
         model: str,
-        name: str | None,
-        owner: str,
+        name: str,
         parent_id: int | None,
         start: Point,
     ) -> SessionInfo:
-        if name is not None and not re.fullmatch(NAME_PATTERN, name):
-            raise StoreError(f"session name {name!a} cannot be used: take {NAME_RULE}")
-        names = {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
-        prefix = f"{owner}/" if owner else ""
-        name = f"{prefix}{name}" if name else _free_name(names, workspace, prefix)
-        if name in names:
+        if name in self._names():
             raise StoreError(f"session {name} exists already: open it without --new, or choose another name")
-        now = time.time()
+        now, use_number = time.time(), next_use(connection)
         cursor = connection.execute(
             "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES (?, ?, ?, ?, ?)",
             (name, workspace, model, now, now),
         )
         assert cursor.lastrowid is not None
         branch_id = insert_branch(connection, cursor.lastrowid, parent_id, start)
-        session = SessionInfo(cursor.lastrowid, name, workspace, model, now, now, branch_id)
-        connection.execute(
-            "UPDATE sessions SET branch_id = ?, checksum = ? WHERE id = ?", (branch_id, session.checksum(), session.id)
+        session = SessionInfo(
+            cursor.lastrowid, name, workspace, model, now, now, branch_id, use_number, _inode(workspace)
         )
+        update_session(connection, session)
         return session
+
+    def _names(self) -> set[str]:
+        return {row[0] for row in self._database.rows("SELECT name FROM sessions NOT INDEXED")}
 
     def _read(self) -> list[tuple[SessionInfo, bool]]:
         """Every session and whether its row is sound.
@@ -312,6 +355,13 @@ class SessionStore:
             raise StoreError(f"session {session.name} has no branch {branch}: take one of {listed}")
         return History(self._database, session.name, session.branch if branch is None else branch)
 
+    def _branch(self, session: SessionInfo, branch_id: int) -> Branch:
+        rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
+        branch = checked_branch(rows[0]) if rows else None
+        if branch is None or branch.id != branch_id:
+            raise damaged(self._database, session.name, f"branch {branch_id}")
+        return branch
+
     def _unneeded_branches(self) -> list[int]:
         """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. None while a
         session or branch is damaged: what only seems to be needed by nobody must not be removed."""
@@ -331,26 +381,25 @@ class SessionStore:
         return [branch_id for branch_id in branch_ids if branch_id not in needed]
 
 
+def _checked(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StoreError(f"session name {name!a} cannot be used: take {NAME_RULE}")
+    return name
+
+
+def _inode(workspace: str) -> int:
+    """Of a directory, as a number that SQLite can hold; 0 where it cannot be seen."""
+    try:
+        return os.stat(workspace).st_ino & (2**63 - 1)
+    except (OSError, ValueError):
+        return 0
+
+
 def _checked_session(row: Sequence[Any]) -> tuple[SessionInfo, bool]:
     """A row of SESSION_COLUMNS, and whether it is sound."""
     *values, checksum = row
     session = SessionInfo(*values)
     return session, checksum == session.checksum()
-
-
-def _branch_info(history: History, current_id: int) -> BranchInfo:
-    branch, end = history.branch, history.end
-    return BranchInfo(
-        id=branch.id,
-        parent_id=branch.parent_id,
-        parent_turn=branch.start.turn,
-        parent_position=branch.start.position,
-        num_turns=end.turn - branch.start.turn,
-        last_turn=end.turn,
-        num_tokens=end.position,
-        created_at=branch.created_at,
-        is_current=branch.id == current_id,
-    )
 
 
 def _remove_branch(database: Database, branch_id: int) -> None:
@@ -363,12 +412,3 @@ def _remove_branch(database: Database, branch_id: int) -> None:
     with database.transaction() as connection:
         for table, column in (("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
             connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (branch_id,))
-
-
-def _free_name(taken: set[str], workspace: str, prefix: str) -> str:
-    """`project-1`, `project-2`, ... for a workspace /home/me/project."""
-    stem = prefix + (re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workspace).name).strip("-._")[:50] or "session")
-    number = 1
-    while f"{stem}-{number}" in taken:
-        number += 1
-    return f"{stem}-{number}"

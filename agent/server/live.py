@@ -95,12 +95,12 @@ class LiveSession:
         self._questions.pop(call_id).set_result(is_approved)
         self.feed.emit({"type": "approval_done", "id": call_id, "approved": is_approved})
 
-    async def rewind(self, turn: int | None, token: int | None, branch: int | None, stores: Stores) -> None:
+    async def rewind(self, turn: int | None, token: int | None, branch: int | None, stores: Stores) -> list[str]:
         """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
         await self._settled()
         before, log = self.info, self.session.live.log
         try:
-            await self.session.rewind(turn, token, branch)
+            files = await self.session.rewind(turn, token, branch)
         except StoreError as e:
             raise bad(str(e)) from None
         if branch is None:
@@ -108,6 +108,7 @@ class LiveSession:
         self.used_at = time.monotonic()
         self.feed.begin_turn()
         self.feed.emit({"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)})
+        return files
 
     async def ask(self, call: ApprovalNeeded) -> bool:
         """Somebody's answer; the question itself is in the feed."""
@@ -213,23 +214,25 @@ class LiveSessions:
             live.used_at = time.monotonic()
             return live
 
-    async def create(self, workspace: Path, owner: str, name: str | None) -> LiveSession:
-        """A fresh session."""
+    async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> LiveSession:
+        """A fresh session; see `App.session`."""
         async with self._lock:
-            return await self._opened(workspace, owner, name, is_new=True)
+            return await self._opened(workspace, owner, name, is_new=True, prompt=prompt)
 
     async def close(self, name: str) -> None:
         async with self._lock:
             if (live := self._open.pop(name, None)) is not None:
                 await live.aclose()
 
-    async def _opened(self, workspace: Path, owner: str, name: str | None, is_new: bool = False) -> LiveSession:
+    async def _opened(
+        self, workspace: Path, owner: str, name: str | None, is_new: bool = False, prompt: str = ""
+    ) -> LiveSession:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         await self._make_room(owner)
         approvals = Approvals(Policy.ASK, lambda call: live.ask(call))
         try:
-            session = await self.app.session(workspace, approvals, name, is_new, owner)
+            session = await self.app.session(workspace, approvals, name, is_new, owner, prompt)
         except SessionInUse as e:
             raise ApiError(409, str(e), "session_in_use") from None
         except UsageError as e:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from agent.config import UsageError, workspace_directory
+from agent.places import belongs_elsewhere, gone, is_gone, moved_here
 from agent.server.access import User
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.wire import ApiError, bad
@@ -33,6 +34,8 @@ async def open_session(sessions: LiveSessions, user: User, name: str) -> LiveSes
     info = await find_session(sessions, user, name)
     if not user.may_work_in(Path(info.workspace)):
         raise ApiError(403, f"{info.workspace} is none of your workspaces any more", "workspace_forbidden")
+    if sessions.find(info) is None and is_gone(info):
+        raise ApiError(409, gone(info), "workspace_gone")
     return await sessions.open(info)
 
 
@@ -62,10 +65,11 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
 
 
 async def start_session(
-    sessions: LiveSessions, user: User, default: Path, given: str | None, name: str | None, resume: bool
-) -> LiveSession:
-    """The session that a client wants to work in: a fresh one, or with `resume` the named one or the workspace's latest,
-    if there is one. Raises ApiError."""
+    sessions: LiveSessions, user: User, default: Path, given: str | None, name: str | None, resume: bool,
+    create: bool = True, prompt: str = "",
+) -> LiveSession:  # fmt: skip
+    """The session that a client wants to work in: a fresh one, named or named after its first prompt, or with `resume` the
+    named one or the workspace's latest, if there is one. Raises ApiError, also when there is none and `create` is false."""
     if name is not None and not NAME.fullmatch(name):
         raise bad(f"name must be {NAME_RULE}", "name")
     store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity
@@ -75,11 +79,15 @@ async def start_session(
     if resume and name is None:
         info = await asyncio.to_thread(store.latest, str(workspace), identity, owner)
     if info is None:
-        return await sessions.create(workspace, owner, name)
+        if not create:
+            moved = moved_here(await asyncio.to_thread(store.all), workspace, owner)
+            message = moved or f"there is no session of {workspace} yet"
+            raise ApiError(404, message, "session_moved" if moved else "no_session", "workspace")
+        return await sessions.create(workspace, owner, name, prompt)
     if not resume or not info.workspace:
         raise ApiError(409, f"a session {name} exists already: resume it, or choose another name", "session_exists")
     if info.workspace != str(workspace):
-        raise ApiError(409, f"session {name} belongs to {info.workspace}", "session_of_other_workspace", "workspace")
+        raise ApiError(409, belongs_elsewhere(info, workspace), "session_of_other_workspace", "workspace")
     if info.model != identity:
         raise ApiError(409, f"session {name} was written by another model", "session_of_other_model", "name")
     return await sessions.open(info)

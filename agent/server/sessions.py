@@ -40,6 +40,8 @@ class NewSession(Body):
     workspace: str | None = None
     name: str | None = None
     resume: bool = False
+    create: bool = True  # where there is none to resume
+    prompt: str = Field("", max_length=MAX_PROMPT_CHARS)  # the first, which it is named after; it is not asked
 
 
 class NewTurn(Body):
@@ -109,7 +111,9 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
 
 async def create_session(request: web.Request) -> web.StreamResponse:
     sessions, user, body = request.app[SESSIONS], request[USER], await body_of(request, NewSession)
-    live = await start_session(sessions, user, request.app[WORKSPACE], body.workspace, body.name, body.resume)
+    live = await start_session(
+        sessions, user, request.app[WORKSPACE], body.workspace, body.name, body.resume, body.create, body.prompt
+    )
     return json_response(await summary(sessions, live.info), 201)
 
 
@@ -215,8 +219,8 @@ async def rewind(request: web.Request) -> web.StreamResponse:
     live, place, sessions = await opened(request), await body_of(request, Place), request.app[SESSIONS]
     if [place.turn, place.token, place.branch].count(None) != 2:
         raise bad("name one place: a turn, a token or a branch", "turn", "missing_required_parameter")
-    await live.rewind(place.turn, place.token, place.branch, sessions.stores)
-    return json_response(await summary(sessions, live.info))
+    files = await live.rewind(place.turn, place.token, place.branch, sessions.stores)
+    return json_response({**await summary(sessions, live.info), "files_changed": files})
 
 
 async def usage(request: web.Request) -> web.StreamResponse:

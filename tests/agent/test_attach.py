@@ -69,11 +69,10 @@ def test_attaching_loads_no_engine_and_no_tools(place: Place) -> None:
     out, err = place.start("run", "hello", "--json", program=program).communicate(timeout=60)
     assert out.splitlines()[-2:] == ["0", "[]"], err
     code, events, err = place.run("hello", "--max-context", "2048", own_engine=True)
-    assert code == 1 and "--max-context needs a model of its own" in events[0]["message"] and len(events) == 1
+    assert code == 1 and "--max-context needs a model of its own" in events[0]["message"] and err == ""
     server = find_server(place.home)
-    assert (
-        server is not None and f"session ws-1 is open in another process (pid {server.pid})" in err and "--new" in err
-    )
+    assert server is not None and [event["type"] for event in events[1:]] == ["error"]
+    assert f"session hello is open in another process (pid {server.pid})" in events[1]["message"]
     place.script(says("From here."))  # another model
     code, events, err = place.run("hello", "--new", own_engine=True)
     assert code == 0 and err == "" and events[-1]["text"] == "From here."
@@ -115,16 +114,16 @@ def test_a_run_waits_for_no_other_and_ctrl_c_ends_it_with_its_turn(place: Place)
     process = place.start("run", "--json", "wait")
     until(process, "text")
     code, events, err = place.run("me too")
-    message = "session ws-1 is in a turn of another client: wait for its end, or start a fresh session with --new"
+    message = "session wait is in a turn of another client: wait for its end, or start a fresh session with --new"
     assert (code, events, err) == (1, [{"type": "error", "message": message}], "")
     code, events, _ = place.run("another", "--new")
-    assert code == 0 and events[-1]["session"] == "ws-2"
+    assert code == 0 and events[-1]["session"] == "another"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err == ""
     interrupted = {"type": "notice", "message": "interrupted; the session keeps what was done"}
     assert json.loads(out.splitlines()[-1]) == interrupted
-    code, events, _ = place.run("go on", "--session", "ws-1")
+    code, events, _ = place.run("go on", "--session", "wait")
     assert code == 0 and (events[-1]["turn"], events[-1]["text"]) == (2, "Going on.")
 
 
@@ -159,7 +158,7 @@ def test_two_chats_watch_and_drive_one_session(place: Place) -> None:
     second.expect("goes on after turn 1")
     first.expect("another client went back to the end of turn 1")
     first.type("/new\r")
-    first.expect("session ws-1: 0 turns")
+    first.expect("a new session: 0 turns")
     first.type("/quit\r")
     second.type("/quit\r")
     assert first.process.wait(60) == 0 and second.process.wait(60) == 0
@@ -212,7 +211,7 @@ def test_a_chat_without_a_terminal_uses_the_server(place: Place) -> None:
     lines = "hello\n\n/turns\n/new\nagain\n/quit\nnever\n"
     done = subprocess.run(command, cwd=ROOT, env=place.env, input=lines, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == "One.\nTwo.\n", done.stderr
-    assert "session ws-1: 0 turns" in done.stderr and "session ws-2: 0 turns" in done.stderr
+    assert done.stderr.count("a new session: 0 turns") == 2
     assert "   1  hello" in done.stderr
 
 
@@ -229,7 +228,7 @@ def test_a_server_killed_in_a_turn_leaves_the_session_whole(place: Place) -> Non
     place.script(says("Going on."))
     code, events, err = place.run("go on", own_engine=True)
     assert code == 0 and err == "" and events[-1]["text"] == "Going on."
-    assert place.sessions() == [("ws-1", [(1, "interrupted"), (2, "done")])]
+    assert place.sessions() == [("edit-it", [(1, "interrupted"), (2, "done")])]
 
 
 def test_a_server_that_is_started_again_is_found_again(place: Place) -> None:
@@ -279,13 +278,44 @@ def test_commands_on_a_session_that_the_server_holds_go_through_it(place: Place)
         command = [sys.executable, "-m", "agent.cli", "sessions", *arguments]
         return subprocess.run(command, cwd=ROOT, env=place.env, capture_output=True, text=True, timeout=60)
 
-    rewound = sessions("rewind", "ws-1", "--turn", "1")
-    assert rewound.returncode == 0 and rewound.stdout.startswith("ws-1 goes on after turn 1 ("), rewound.stderr
-    value = json.loads(sessions("rewind", "ws-1", "--turn", "1", "--json").stdout)
-    assert value.keys() == {"name", "branch", "turns", "tokens"} and value["turns"] == 1
-    assert sessions("rewind", "ws-1", "--turn", "7").returncode == 1
+    rewound = sessions("rewind", "first", "--turn", "1")
+    assert rewound.returncode == 0 and rewound.stdout.startswith("first goes on after turn 1 ("), rewound.stderr
+    value = json.loads(sessions("rewind", "first", "--turn", "1", "--json").stdout)
+    assert value.keys() == {"name", "branch", "turns", "tokens", "files_changed"} and value["turns"] == 1
+    assert sessions("rewind", "first", "--turn", "7").returncode == 1
     code, events, _ = place.run("third")
     assert code == 0 and (events[-1]["turn"], events[-1]["text"]) == (2, "Three.")
-    removed = sessions("rm", "ws-1")
-    assert removed.returncode == 0 and removed.stdout.startswith("ws-1 is deleted, "), removed.stderr
+    removed = sessions("rm", "first")
+    assert removed.returncode == 0 and removed.stdout.startswith("first is deleted, "), removed.stderr
     assert sessions("list").stdout == "there is no session yet\n"
+
+
+def test_a_session_in_a_server_begins_with_its_first_prompt_too(place: Place) -> None:
+    place.script(says("One."), EDIT, says("Two."), says("Three.")).serve()
+    for _ in range(2):
+        screen = place.chat()
+        screen.type("/turns\r")
+        screen.expect("there is no turn yet")
+        screen.type("/quit\r")
+        assert screen.process.wait(60) == 0
+    assert place.sessions() == []
+    screen = place.chat("--approve", "edit")
+    screen.type("Say one!\r")
+    screen.expect("One.")
+    screen.expect(READY)
+    screen.type("edit it\r")
+    screen.expect("Two.")
+    screen.expect(READY)
+    screen.type("/rewind 1\r")
+    screen.expect("what it left behind changed a.py: the files stay as they are on disk")
+    screen.type("/branches\r")
+    screen.expect("branch 1, 2 turns")
+    screen.expect("* branch 2, 1 turns")
+    screen.type("/branch 1\r")
+    screen.expect("the session goes on at the end of branch 1")
+    screen.type("/turns\r")
+    screen.expect("2  edit it")
+    screen.type("/branch 9\r")
+    screen.expect("no branch 9")
+    screen.type("/quit\r")
+    assert screen.process.wait(60) == 0

@@ -95,13 +95,13 @@ def test_a_workspace_goes_on_in_its_latest_session(ws: Path, capfd: pytest.Captu
         done = events_of(capfd.readouterr().out)[-1]
         return done["session"], done["turn"], done["usage"]["prefilled_again"] > 0
 
-    assert session_of() == ("ws-1", 1, False)
-    assert session_of() == ("ws-1", 2, True)
-    assert session_of("--new") == ("ws-2", 1, False)
-    assert session_of() == ("ws-2", 2, True)
+    assert session_of() == ("hello", 1, False)
+    assert session_of() == ("hello", 2, True)
+    assert session_of("--new") == ("hello-2", 1, False)
+    assert session_of() == ("hello-2", 2, True)
     assert session_of("--session", "mine") == ("mine", 1, False)
-    assert session_of("--session", "ws-1") == ("ws-1", 3, True)
-    assert session_of() == ("ws-1", 4, True)
+    assert session_of("--session", "hello") == ("hello", 3, True)
+    assert session_of() == ("hello", 4, True)
 
 
 @pytest.mark.parametrize(("policy", "is_edited"), [("ask", False), ("read", False), ("edit", True), ("all", True)])
@@ -281,7 +281,7 @@ def test_two_processes_on_one_session(ws: Path, capfd: pytest.CaptureFixture[str
     try:
         assert run(ws) == 1
         err = capfd.readouterr().err
-        assert f"session ws-1 is open in another process (pid {process.pid})" in err and err.count("\n") == 1
+        assert f"session go is open in another process (pid {process.pid})" in err and err.count("\n") == 1
         assert run(ws, "--json") == 1
         assert [event["type"] for event in events_of(capfd.readouterr().out)] == ["error"]
         assert run(ws, "--new") == 0
@@ -309,5 +309,5 @@ def test_chat_reads_lines_when_there_is_no_terminal(ws: Path) -> None:
     )
     out, err = process.communicate(lines, timeout=60)
     assert process.returncode == 0 and out == "One.\nTwo.\nThree.\n"
-    assert "session ws-1: 0 turns" in err and "session ws-2: 0 turns" in err
+    assert err.count("a new session: 0 turns") == 2
     assert "/new starts a fresh session" in err and "unknown command /nonsense" in err and "not valid UTF-8" in err

@@ -52,6 +52,8 @@ def test_a_file_and_a_prompt_of_any_size(place: Place) -> None:
     )
     assert ask(place, "-", stdin=text.encode())[:2] == (0, text)
     assert ask(place, "@property is what?")[1] == "@property is what?"
+    place.env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert ask(place, "prüfe", "“es”")[:2] == (0, "prüfe “es”")
 
 
 @pytest.mark.parametrize(

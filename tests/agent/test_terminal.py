@@ -157,7 +157,7 @@ def test_chat_asks_before_an_edit_and_ctrl_c_ends_only_the_turn(tmp_path: Path) 
     env = {**os.environ, "HOLDFAST_HOME": str(tmp_path / "home"), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
     screen = Screen([*command, "--workspace", str(tmp_path / "ws")], env)
     try:
-        screen.expect("session ws-1: 0 turns")
+        screen.expect("a new session: 0 turns")
         screen.expect(READY)
         screen.type("edit it\r")
         screen.expect("edit wants to run with")

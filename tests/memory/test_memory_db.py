@@ -21,7 +21,7 @@ def test_a_new_home_is_private_to_its_owner(tmp_path: Path) -> None:
     database = Database(home)
     SessionStore(database).create("/w", "m")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [home, *home.iterdir()]}
-    files = ("holdfast.db", "holdfast.db-wal", "holdfast.db-shm", "writer")
+    files = ("holdfast.db", "holdfast.db-wal", "holdfast.db-shm", "writer", "reserve")
     assert modes == {"home": 0o700, **dict.fromkeys(files, 0o600)}
     database.close()
 
@@ -93,7 +93,9 @@ def test_a_home_that_is_a_file_raises_an_os_error(tmp_path: Path) -> None:
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     database = Database(tmp_path)
     with pytest.raises(ZeroDivisionError), database.transaction() as connection:
-        connection.execute("INSERT INTO sessions VALUES (1, 'a', '/w', 'm', 0, 0, 1, 0, x'')")
+        connection.execute(
+            "INSERT INTO sessions (name, workspace, model, created_at, used_at) VALUES ('a', '/w', 'm', 0, 0)"
+        )
         raise ZeroDivisionError
     assert SessionStore(database).all() == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memory import Database, SessionStore, StoreError
+from memory.rows import row_checksum
 from memory.schema import MIGRATIONS
 
 VERSION_1 = """
@@ -99,6 +100,38 @@ def test_a_version_1_file_reads_the_same_and_goes_on(old_home: Path) -> None:
     assert fork.ids.tolist() == list(range(1, 8)) and fork.num_turns == 1
     empty = store.find("empty")
     assert empty is not None and store.open(empty).start_turn([], []) == 1
+
+
+def test_sessions_of_an_older_file_stay_in_the_order_of_their_use(
+    old_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("memory.db.MIGRATIONS", MIGRATIONS[:5])
+        Database(old_home).close()
+    connection = sqlite3.connect(old_home / "holdfast.db", isolation_level=None)
+    values = (11, "future", "/w", "m", 5.0, 9e9, 99)
+    connection.execute(
+        "INSERT INTO sessions (id, name, workspace, model, created_at, used_at, branch_id, checksum)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, row_checksum("sessions", *values)),
+    )
+    connection.close()
+    store = SessionStore(Database(old_home))
+    assert [(s.name, s.use_number, s.inode) for s in store.all()] == [("future", 3, 0), ("work", 2, 0), ("empty", 1, 0)]
+    assert store.create("/w", "m", "next").use_number == 4
+
+
+def test_a_damaged_row_of_an_older_file_stays_damaged(old_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("memory.db.MIGRATIONS", MIGRATIONS[:5])
+        Database(old_home).close()
+    connection = sqlite3.connect(old_home / "holdfast.db", isolation_level=None)
+    connection.execute("UPDATE sessions SET workspace = '/v' WHERE name = 'work'")
+    connection.close()
+    store = SessionStore(Database(old_home))
+    assert [session.name for session in store.all()] == ["empty"]
+    (problem,) = store.problems()
+    assert problem.startswith("session 'work' is damaged")
 
 
 def test_new_sessions_and_branches_do_not_take_old_ids(old_home: Path) -> None:

@@ -1,15 +1,17 @@
 """Promises of the logs: what was acknowledged is there, in order and unharmed, and one process writes at a time."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from memory import Database, SessionInfo, SessionLog, SessionStore, StoreError
+from memory import NAME_PATTERN, Database, SessionInfo, SessionInUse, SessionLog, SessionStore, StoreError
 
 WRITER = """
 import sys
@@ -203,3 +205,80 @@ def test_a_name_that_cannot_be_used_is_refused(store: SessionStore, name: str) -
 )
 def test_a_session_without_a_name_gets_one_from_its_workspace(store: SessionStore, workspace: str, name: str) -> None:
     assert store.create(workspace, "m").name == name
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("Where is Session.turn defined?\nAnd why?", "where-is-session.turn-defined-and-why"),
+        ("Prüfe die Größe, “bitte”!", "prufe-die-grosse-bitte"),
+        ("review\n\n<stdin>\n+ line\n</stdin>", "review"),
+        ("-rf / --no-preserve-root", "rf-no-preserve-root"),
+        ("../../etc/passwd \x1b[2J $(reboot) `x`", "etc-passwd-2j-reboot-x"),
+        ("word " * 100, "word-word-word-word-word-word-word-word"),
+        ("x" * 500, "x" * 40),
+        ("读取配置文件", "w-1"),
+        (" \n ?!", "w-1"),
+        ("", "w-1"),
+    ],
+)
+def test_a_session_is_named_after_its_first_prompt(store: SessionStore, prompt: str, name: str) -> None:
+    assert store.create("/w", "m", prompt=prompt).name == name
+    again = store.create("/w", "m", prompt=prompt).name
+    assert again != name and re.fullmatch(NAME_PATTERN, again)
+    assert store.create("/w", "m", owner="ann", prompt=prompt).name == f"ann/{name}"
+
+
+def test_a_fork_is_named_after_what_it_was_forked_from(store: SessionStore) -> None:
+    session = store.create("/w", "m", prompt="fix the bug")
+    assert [store.fork(session).name for _ in range(2)] == ["fix-the-bug-2", "fix-the-bug-3"]
+    assert store.fork(store.create("/w", "m", owner="ann", prompt="fix the bug")).name == "ann/fix-the-bug-2"
+
+
+def test_the_session_used_last_is_the_latest_whatever_the_clock_said(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = store.create("/w", "m", "first"), store.create("/w", "m", "second")
+
+    def use(session: SessionInfo, now: float) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: now)
+            log = store.open(session)
+            log.start_turn([], [])
+            log.end_turn("done")
+            log.close()
+
+    use(first, 9e9)  # a clock far in the future
+    use(second, 1e9)  # set right, or back
+    assert [s.name for s in store.all()] == ["second", "first"]
+    latest = store.latest("/w", "m")
+    assert latest is not None and latest.name == "second" and latest.used_at == 1e9
+
+
+def test_a_session_that_never_had_a_turn_is_found_to_be_used(store: SessionStore) -> None:
+    empty = store.create("/w", "m")
+    store.create("/w", "m", "named")
+    assert store.unused("/w", "m") == empty
+    assert store.unused("/w", "other") is None and store.unused("/v", "m") is None
+    assert store.unused("/w", "m", "ann") is None
+    log = store.open(empty)
+    log.start_turn([], [1])
+    log.end_turn("done")
+    log.rewind(turn=0)
+    log.close()
+    assert store.unused("/w", "m") is None
+
+
+def test_a_session_moves_to_another_directory(store: SessionStore, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    session = store.create(str(old), "m", "work")
+    assert session.inode == old.stat().st_ino
+    os.rename(old, new)
+    log = store.open(session)
+    with pytest.raises(SessionInUse):
+        store.move(session, str(new))
+    log.close()
+    moved = store.move(session, str(new))
+    assert (moved.workspace, moved.inode) == (str(new), session.inode) and store.find("work") == moved
+    assert store.latest(str(new), "m") == moved and store.latest(str(old)) is None

@@ -226,6 +226,27 @@ def test_what_is_not_possible_says_why(server: Server, place: Path) -> None:
         assert error(http.delete(f"{sessions}/mine")) == (404, "session_not_found")
 
 
+def test_a_session_is_made_only_where_it_may_be_and_named_after_its_prompt(server: Server, place: Path) -> None:
+    first, moved = place.parent / "first", place.parent / "moved"
+    first.mkdir()
+    with server.http() as http:
+
+        def post(workspace: Path, **body: Any) -> tuple[int, Any]:
+            answer = http.post("/v1/sessions", json={"workspace": str(workspace), **body})
+            return answer.status_code, answer.json()
+
+        status, value = post(first, resume=True, create=False)
+        assert (status, value["error"]["code"]) == (404, "no_session")
+        status, value = post(first, prompt="Fix the bug, please")
+        assert (status, value["name"]) == (201, "fix-the-bug-please")
+        assert post(first, resume=True, create=False)[1]["name"] == "fix-the-bug-please"
+        http.post("/v1/sessions", json={"workspace": str(first), "name": "closed"})
+        first.rename(moved)
+        status, value = post(moved, resume=True, create=False)
+        assert (status, value["error"]["code"]) == (404, "session_moved")
+        assert f"holdfast sessions move closed {moved}" in value["error"]["message"]
+
+
 def test_a_watcher_that_fell_behind_is_told_to_read_again(server: Server) -> None:
     name = new_session(server)
     begun = server.post(f"/v1/sessions/{name}/turns", {"prompt": TELL}).json()
