@@ -339,7 +339,7 @@ def test_an_import_inside_a_function_is_found_except_in_the_cli(tmp_path: Path) 
     ],
 )
 def test_work_at_import_is_found(tmp_path: Path, source: str, fault: str) -> None:
-    faults = import_faults(made_up(tmp_path, agent__a=source, agent__b="import json"), third_party=())
+    faults = import_faults(made_up(tmp_path, agent="", agent__a=source, agent__b="import json"), third_party=())
     assert any(fault in line for line in faults)
     assert not any("agent.b" in line for line in faults)
 
