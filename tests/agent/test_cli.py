@@ -4,6 +4,7 @@ The engine is scripted (see scripted_engine); a test that needs a process of its
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -222,8 +223,12 @@ def test_a_model_says_where_its_output_stops(ws: Path, capfd: pytest.CaptureFixt
     events = events_of(capfd.readouterr().out)
     assert events[-1]["usage"]["output_tokens"] == 20
     assert {"type": "notice", "message": "the answer was cut at 20 tokens"} in events
-    for wrong in ('{"max_new_tokens": 0}', "[]", "{"):
-        limits.write_text(wrong)
+    for wrong in ('{"max_new_tokens": 0}', "[]", "{", "[" * 100_000, " " * 2_000_000, None):
+        if wrong is None:
+            limits.unlink()
+            os.mkfifo(limits)
+        else:
+            limits.write_text(wrong)
         assert agent.cli.main(arguments) == 2
         assert "generation_config.json" in events_of(capfd.readouterr().out)[0]["message"]
 
