@@ -89,14 +89,16 @@ def served(
     names: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """A server on `home` until the block ends, stopped gracefully. Its agent works in `workspace`, else in `home`."""
+    """A server on `home` until the block ends, stopped gracefully. Its agent works in `workspace`, else in an empty directory."""
     settings = settings_of(home, max_context=max_context)
     access, token = access_of(settings, "127.0.0.1", users, names, origins)
     started, failed = threading.Event(), []
     loop, stop, found = asyncio.new_event_loop(), asyncio.Event(), []
 
     async def main() -> None:
-        async with running(settings, access, "127.0.0.1", port, workspace or home) as server:
+        place = workspace or home.with_name(f"{home.name}-workspace")
+        place.mkdir(exist_ok=True)
+        async with running(settings, access, "127.0.0.1", port, place) as server:
             found.append(server)
             started.set()
             await stop.wait()

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
@@ -83,3 +84,17 @@ def test_the_child_takes_nothing_from_the_working_directory(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert parser.symbols("a.py", FINE, Cancellation()) == FINE_SYMBOLS
     assert not (tmp_path / "ran").exists()
+
+
+def test_descriptors_of_any_number_can_be_waited_for(parser: Parser) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1200:
+        pytest.skip("so many descriptors are not allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert parser.symbols("a.py", FINE, Cancellation()) == FINE_SYMBOLS
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
