@@ -86,6 +86,8 @@ class Database:
                 migration(self._connection)
             if version < len(MIGRATIONS):
                 self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        if version < len(MIGRATIONS):
+            self._merge()
 
     def again(self) -> "Database":
         """Another connection to the same file. Raises StoreError when another one has its name by now."""
@@ -105,6 +107,7 @@ class Database:
         """What lies beside the file and names another database does not count from now on."""
         with self.transaction() as connection:
             connection.execute("UPDATE identity SET id = lower(hex(randomblob(8)))")
+        self._merge()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -157,10 +160,20 @@ class Database:
                 f"{self.path} was in use by {self._turnstile.holder()} for {BUSY_TIMEOUT_S:.0f} s: try again"
             )
 
-    def _checkpoint(self) -> None:
+    def _merge(self) -> None:
+        """Bring the write-ahead log into the file: a log that is damaged later must not take the database's id with it,
+        by which a loss is told from another database."""
+        with self._lock, self._errors_explained():
+            self._enter()
+            try:
+                self._checkpoint(0)
+            finally:
+                self._turnstile.leave()
+
+    def _checkpoint(self, most_bytes: int | None = None) -> None:
         """Copy a long write-ahead log into the file, while nobody else may write; what a reader still needs of it stays
         for the next time. SQLite's own would run beside writers of other processes, see `turnstile`."""
-        if os.stat(self._wal_path).st_size <= WAL_BYTES:
+        if os.stat(self._wal_path).st_size <= (WAL_BYTES if most_bytes is None else most_bytes):
             return
         self._connection.execute("PRAGMA busy_timeout = 0")
         try:
