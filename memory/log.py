@@ -133,18 +133,19 @@ class SessionLog:
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
         assert self.open_turn is None, self.open_turn
-        return self._begin_branch(self._history.point(turn, position))
+        point = self._history.point(turn, position)
+        left = self._history.events(point.seq + 1, self._history.end.seq)  # long to read: no writer is kept waiting
+        self._begin_branch(point)
+        return left
 
-    def _begin_branch(self, point: Point) -> list[LoggedEvent]:
+    def _begin_branch(self, point: Point) -> None:
         with self._writing() as connection:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
             update_session(connection, session)
             history = self._history.left_at(point, self._history.read_branch(branch_id))
-            left = self._history.left_for(history)
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
-        return left
 
     def empty_turn(self, last_seq: int) -> None:
         """Go on as if the last turn, which was interrupted, had ended with this event and without tokens.
