@@ -102,8 +102,10 @@ def filled(directory: Path, closes: bool) -> Home:
 
 
 def read_logs(database: Database) -> dict[tuple[str, int], Log]:
-    """Every branch of every session. Raises StoreError."""
+    """Every branch of every session. Raises StoreError, also for a session that lists leave out and name apart."""
     store, logs = SessionStore(database), {}
+    if problems := store.problems():
+        raise StoreError(problems[0])
     for session in store.all():
         log = store.open(session)
         try:
