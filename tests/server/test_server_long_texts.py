@@ -15,8 +15,7 @@ TEXT = "The quick brown fox jumps over 13 lazy dogs.\n" * 30_000  # 1.4 MB
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("home")
-    with served(home, max_context=MOST_TOKENS, workspace=home) as server:
+    with served(tmp_path_factory.mktemp("home"), max_context=MOST_TOKENS) as server:
         yield server
 
 

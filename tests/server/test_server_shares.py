@@ -63,7 +63,7 @@ WORK: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
-    with served(home, workspace=home) as server:
+    with served(home) as server:
         for name in ("open", "other", "closed"):
             server.post("/v1/sessions", {"name": name})
         asyncio.run_coroutine_threadsafe(server.running.service.agent.sessions.close("closed"), server.loop).result()
@@ -165,7 +165,8 @@ def test_a_session_whose_directory_is_gone_is_not_left_locked(tmp_path: Path) ->
         shutil.move(place, aside)
         for _ in range(2):
             answer = server.post("/v1/sessions/s/turns", {"prompt": TELL})
-            assert answer.status_code == 400 and "place" in answer.json()["error"]["message"]
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (409, "workspace_gone") and "place" in error["message"]
         shutil.move(aside, place)
         assert server.post("/v1/sessions/s/turns", {"prompt": TELL}).status_code == 202
 
