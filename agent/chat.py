@@ -5,17 +5,17 @@ events look like.
 """
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing, nullcontext
+from difflib import get_close_matches
 from typing import Any
-
-from prompt_toolkit import PromptSession
-from prompt_toolkit.patch_stdout import patch_stdout
 
 from agent.behind import branch_line, files_line
 from agent.fresh import OpenSession, Timeline
+from agent.keyboard import Keyboard
 from agent.messages import ApprovalNeeded, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
 from agent.streams import say
 from agent.terminal import MAX_CALL_CHARS, Printer, call_lines
@@ -23,32 +23,14 @@ from agent.text import one_line
 from memory import StoreError
 
 HELP = (
-    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left, /branch N goes on with one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
+    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left, /branch N goes on with"
+    " one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
     " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it; anything else is"
-    " for the model"
+    " for the model, also what begins with a slash if a space is before it"
 )
+COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
+ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
-
-
-class Lines:
-    """Where prompts come from: an editable line on a terminal, else lines of stdin."""
-
-    def __init__(self) -> None:
-        self._prompt: PromptSession[str] | None = PromptSession() if sys.stdin.isatty() else None
-        if self._prompt is None and hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(
-                errors="surrogateescape"
-            )  # bytes that are no text are refused as a prompt, with a line
-
-    async def next(self) -> str | None:
-        """The next line, or None at the end of input or after Ctrl-C."""
-        try:
-            if self._prompt is not None:
-                with patch_stdout(raw=True):  # what others do is shown above the line
-                    return await self._prompt.prompt_async("> ")
-            return sys.stdin.readline() or None  # others are heard with the next turn
-        except (EOFError, KeyboardInterrupt):
-            return None
 
 
 class Others:
@@ -92,12 +74,17 @@ async def talk(
     prompt: str | None,
     show: Callable[[Event], None],
     printer: Printer,
+    keyboard: Keyboard | None,
 ) -> int:
-    """One turn when there is a prompt, else the chat; the exit code."""
-    async with opening as open_session:
-        session = await open_session(name, is_new)
+    """One turn when there is a prompt, else the chat; the exit code. Without a keyboard prompts are lines of stdin."""
+    async with AsyncExitStack() as stack:
+        if keyboard and prompt is None:
+            stack.enter_context(keyboard.taken())
+        with _held(keyboard if prompt is None else None):
+            open_session = await stack.enter_async_context(opening)
+            session = await open_session(name, is_new)
         if prompt is None:
-            await chat(session, open_session, printer)
+            await chat(session, open_session, printer, keyboard)
             return 0
         async with aclosing(session):
             code = 0 if await show_turn(session, prompt, show) else 1
@@ -106,17 +93,17 @@ async def talk(
         return code
 
 
-async def chat(session: Timeline, open_session: OpenSession, printer: Printer) -> None:
+async def chat(session: Timeline, open_session: OpenSession, printer: Printer, keyboard: Keyboard | None) -> None:
     """Until the input ends. `/new` goes on in a fresh session of `open_session`."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # between turns Ctrl-C ends the chat
+    next_line = keyboard.line if keyboard else _line_of_stdin
     try:
-        lines = Lines()
+        _set_interrupt(None, keyboard is not None)
         printer.note(_greeting(session))
-        while (line := await lines.next()) is not None:
-            command = line.strip()
-            if command == "/quit":
+        while (line := await next_line()) is not None:
+            command = command_of(line)
+            if command == ["/quit"]:
                 return
-            if command == "/new":
+            if command == ["/new"]:
                 try:
                     fresh = await open_session(None, True)
                 except StoreError as e:
@@ -125,12 +112,45 @@ async def chat(session: Timeline, open_session: OpenSession, printer: Printer) -
                 await session.aclose()
                 session = fresh
                 printer.note(_greeting(session))
-            elif command.startswith("/") and (command[1:].isalpha() or command.split()[0] in ("/rewind", "/branch")):
-                printer.note(await _command(session, *command.split()))
             elif command:
-                await _interruptible(show_turn(session, line.rstrip("\n"), printer.show))
+                printer.note(await _command(session, *command))
+            elif line.strip():
+                with _held(keyboard):
+                    turn = show_turn(session, line.rstrip("\n"), printer.show)
+                    await _interruptible(turn, printer, keyboard is not None)
     finally:
         await session.aclose()
+
+
+def _held(keyboard: Keyboard | None) -> AbstractContextManager[None]:
+    """What is typed in the block waits in the next prompt; what comes through a pipe does so anyway."""
+    return keyboard.holding() if keyboard else nullcontext()
+
+
+async def _line_of_stdin() -> str | None:
+    """The next line, or None at the end of input or after Ctrl-C."""
+    try:
+        return sys.stdin.readline() or None  # others are heard with the next turn
+    except KeyboardInterrupt:
+        return None
+
+
+def command_of(line: str) -> list[str]:
+    """The words of a command; empty for what the model is to read.
+
+    That is every text of several lines, one that begins with a space, and one whose first word is an absolute path that
+    exists. All else that begins with a slash is a command, perhaps an unknown one, and so is `!` for a shell.
+    """
+    line = line.removesuffix("\n")
+    if not line.strip() or line[0].isspace() or "\n" in line:
+        return []
+    first, *rest = line.split()
+    if line.strip() in ALIASES:
+        return [ALIASES[line.strip()]]
+    if first.startswith("!"):
+        return ["!", line]
+    is_path = len(first) > 1 and first not in COMMANDS and os.path.exists(first.rstrip(",.:;?!)"))
+    return [first, *rest] if first.startswith("/") and not is_path else []
 
 
 async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None]) -> bool:
@@ -148,19 +168,34 @@ async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None
     return isinstance(event, TurnDone)
 
 
-async def _interruptible(turn: Coroutine[Any, Any, bool]) -> None:
-    """Run a turn that Ctrl-C cancels, and nothing but the turn."""
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(turn)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+async def _interruptible(turn: Coroutine[Any, Any, bool], printer: Printer, is_raw: bool) -> None:
+    """Run a turn that Ctrl-C cancels, once, and nothing but the turn."""
+    task = asyncio.ensure_future(turn)
+
+    def stop() -> None:
+        _set_interrupt(lambda: None, is_raw)
+        printer.note("stopping")
+        task.cancel()
+
+    _set_interrupt(stop, is_raw)
     try:
         await asyncio.wait({task})
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _set_interrupt(None, is_raw)
         task.cancel()
         await asyncio.wait({task})
     if not task.cancelled():
         task.result()
+
+
+def _set_interrupt(act: Callable[[], None] | None, is_raw: bool) -> None:
+    """What Ctrl-C does; None between turns: there it is a key like others (`is_raw`), or ends the chat."""
+    loop = asyncio.get_running_loop()
+    if act or is_raw:
+        loop.add_signal_handler(signal.SIGINT, act or (lambda: None))
+        return
+    loop.remove_signal_handler(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def _command(session: Timeline, command: str, *arguments: str) -> str:
@@ -192,9 +227,12 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
                 return "answered" if is_waiting else "no turn of another client waits for an answer"
             case "/stop", ():
                 return "stopped" if await session.stop() else "no turn of another client runs"
+            case "!", (line,):
+                return f"there is no shell here; to ask the model, begin with a space: {one_line(f' {line}', MAX_CALL_CHARS)}"
     except StoreError as e:
         return str(e)
-    return f"unknown command {command}; {HELP}"
+    nearest = get_close_matches(command, COMMANDS, 1)
+    return f"unknown command {one_line(command, MAX_CALL_CHARS)}{f'; did you mean {nearest[0]}?' if nearest else ''}; {HELP}"
 
 
 def _greeting(session: Timeline) -> str:

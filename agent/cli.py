@@ -34,6 +34,7 @@ from agent.encoding import EncodingError
 from agent.options import Parser, add_max_context, add_ranks, add_session_options, port
 from agent.presence import find_server
 from agent.prompt import read_prompt
+from agent.terminal_mode import TerminalMode
 from agent.workspaces import chosen_workspace
 from memory import SessionInUse, StoreError
 
@@ -194,15 +195,21 @@ def _talk(args: argparse.Namespace) -> int:
     """`run` has a prompt and does one turn; `chat` has none."""
     can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
     settings, workspace = _settings(args), chosen_workspace(args.workspace, can_ask)
+    mode = TerminalMode() if sys.stdin.isatty() else None
+    if mode and args.prompt is None:
+        mode.take()  # before all that takes time: what is typed meanwhile waits in the first prompt
     prompt = None if args.prompt is None else _prompt(args)
     server = find_server(settings.home)
     if server is not None and server.model != os.path.realpath(settings.model_dir):
         server = None
     from agent.chat import Others, talk
+    from agent.keyboard import Keyboard
     from agent.messages import Notice
     from agent.terminal import Printer, ask_person
 
-    ask, printer = ask_person if can_ask else None, Printer()
+    printer = Printer()
+    keyboard = Keyboard(mode, printer.note) if mode else None
+    ask = partial(ask_person, keyboard) if keyboard and can_ask else None
     show = _print_json if args.json else printer.show
     if server is not None and not (args.max_context or args.ranks > 1):
         from agent.remote import attached
@@ -211,7 +218,7 @@ def _talk(args: argparse.Namespace) -> int:
             printer.note(f"using the server at {server.url}")
         others = Others(printer).show if prompt is None else lambda event: None
         there = attached(settings.home, server, workspace, args.approve, ask, others)
-        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer)))
+        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer, keyboard)))
     if server is not None:
         option = "--max-context" if args.max_context else "--ranks"
         show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
@@ -221,7 +228,7 @@ def _talk(args: argparse.Namespace) -> int:
     try:
         tell = show if args.json else printer.waiting
         here = sessions_here(settings, workspace, args.approve, ask, tell)
-        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer)))
+        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer, keyboard)))
     except EngineError as e:
         raise Failure(str(e)) from None
 

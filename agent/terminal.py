@@ -3,14 +3,11 @@
 Nothing from a model, a file or a tool is shown but through `text`. Must not know sessions.
 """
 
-import asyncio
 import json
-import sys
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.output import create_output
 from rich.console import Console
 
+from agent.keyboard import Keyboard
 from agent.messages import (
     ApprovalNeeded,
     Error,
@@ -119,22 +116,14 @@ def _shown_arguments(arguments: str) -> str:
     return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
 
 
-async def ask_person(call: ApprovalNeeded) -> bool:
-    """Show the whole call and ask; anything but yes is no. Ctrl-C ends the turn."""
+async def ask_person(keyboard: Keyboard, call: ApprovalNeeded) -> bool:
+    """Show the whole call and ask. Ctrl-C ends the turn."""
     err = Console(stderr=True, highlight=False)
     first, *rest = call_lines(call)
     err.print(first, style="yellow", markup=False)
     for line in rest:
         err.print(line, markup=False, soft_wrap=True)
-    prompt: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
-    try:
-        # the turn has its own handler for SIGINT, which must still be there afterwards
-        answer = await prompt.prompt_async("allow? [y/N] ", handle_sigint=False)
-    except EOFError:
-        return False
-    except KeyboardInterrupt:
-        raise asyncio.CancelledError from None
-    return answer.strip().lower() in ("y", "yes")
+    return await keyboard.allows("allow? [y/N] ")
 
 
 def call_lines(call: ApprovalNeeded) -> list[str]:

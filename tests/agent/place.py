@@ -66,12 +66,24 @@ class Place:
         out, err = process.communicate(timeout=120)
         return process.returncode, [json.loads(line) for line in out.splitlines()], err
 
-    def chat(self, *options: str) -> Screen:
-        screen = Screen(self.command("chat", "--workspace", str(self.workspace), *options), self.env)
-        self.stack.callback(screen.close)
+    def chat(self, *options: str, own_engine: bool = False) -> Screen:
+        screen = self.screen(*options, own_engine=own_engine)
         screen.expect("/help")
         screen.expect(READY)
         return screen
+
+    def screen(self, *options: str, own_engine: bool = False) -> Screen:
+        """A chat from its first moment on."""
+        command = self.command("chat", "--workspace", str(self.workspace), *options, own_engine=own_engine)
+        screen = Screen(command, self.env)
+        self.stack.callback(screen.close)
+        return screen
+
+    def prompts(self) -> list[str]:
+        """What was asked in the only session."""
+        store = SessionStore(Database(self.home))
+        (session,) = store.all()
+        return [event.payload["text"] for event in store.events(session, session.branch) if event.type == "user"]
 
     def sessions(self) -> list[tuple[str, list[tuple[int, str]]]]:
         """Every session with the state of its turns, which checks its whole log."""

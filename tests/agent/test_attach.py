@@ -21,7 +21,6 @@ from tests.agent.real_session import ASK, KNOWN, TELL
 from tests.agent.scripted_engine import HANG, calls, says
 from tests.agent.test_terminal import READY, ROOT
 
-CLOSED = "\x1b[?2004l"  # a prompt has ended
 EDIT = calls("edit", path="a.py", old="fox", new="cat")
 
 
@@ -154,11 +153,15 @@ def test_two_chats_watch_and_drive_one_session(place: Place) -> None:
     second.type("/turns\r")
     second.expect("2  from the second")
     second.expect("3  wait")
+    second.expect(READY)
     second.type("/rewind 1\r")
     second.expect("goes on after turn 1")
+    second.expect(READY)
     first.expect("another client went back to the end of turn 1")
+    first.expect(READY)
     first.type("/new\r")
     first.expect("a new session: 0 turns")
+    first.expect(READY)
     first.type("/quit\r")
     second.type("/quit\r")
     assert first.process.wait(60) == 0 and second.process.wait(60) == 0
@@ -174,7 +177,6 @@ def test_a_question_that_is_answered_elsewhere_ends(place: Place) -> None:
     other.expect("/yes allows it, /no refuses it")
     other.type("/yes\r")
     other.expect("answered")
-    asked.expect(CLOSED)
     asked.expect("another client allowed it")
     asked.expect("Done.")
     other.expect("Done.")
@@ -253,6 +255,7 @@ def test_a_server_that_is_started_again_is_found_again(place: Place) -> None:
     screen.expect(READY)
     screen.type("third\r")
     screen.expect("Three.")
+    screen.expect(READY)
     screen.type("/quit\r")
     assert screen.process.wait(60) == 0
 

@@ -12,6 +12,7 @@ import termios
 import time
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -140,6 +141,9 @@ class Screen:
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
+    def mode(self) -> list[Any]:
+        return termios.tcgetattr(self._fd)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -179,7 +183,7 @@ def test_chat_asks_before_an_edit_and_ctrl_c_ends_only_the_turn(tmp_path: Path) 
         screen.type("back?\r")
         screen.expect("Back.")
         screen.expect(READY)
-        screen.type("\x03")
+        screen.type("\x04")
         assert screen.process.wait(60) == 0
     finally:
         screen.close()
