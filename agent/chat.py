@@ -31,6 +31,7 @@ HELP = (
 COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
 ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
+TICK_S = 0.2
 
 
 class Others:
@@ -87,7 +88,7 @@ async def talk(
             await chat(session, open_session, printer, keyboard)
             return 0
         async with aclosing(session):
-            code = 0 if await show_turn(session, prompt, show) else 1
+            code = 0 if await show_turn(session, prompt, show, printer) else 1
         for notice in session.take_notices():  # of the last save
             say(notice)
         return code
@@ -116,7 +117,7 @@ async def chat(session: Timeline, open_session: OpenSession, printer: Printer, k
                 printer.note(await _command(session, *command))
             elif line.strip():
                 with _held(keyboard):
-                    turn = show_turn(session, line.rstrip("\n"), printer.show)
+                    turn = show_turn(session, line.rstrip("\n"), printer.show, printer)
                     await _interruptible(turn, printer, keyboard is not None)
     finally:
         await session.aclose()
@@ -153,9 +154,10 @@ def command_of(line: str) -> list[str]:
     return [first, *rest] if first.startswith("/") and not is_path else []
 
 
-async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None]) -> bool:
+async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None], printer: Printer) -> bool:
     """One turn, each event shown as it comes; whether it was answered."""
     event: Event | None = None
+    ticking = asyncio.ensure_future(_tick(printer))
     try:
         async with aclosing(session.turn(prompt)) as events:
             async for event in events:
@@ -165,7 +167,15 @@ async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None
         for notice in session.take_notices():
             show(Notice(message=notice))
         raise
+    finally:
+        ticking.cancel()
     return isinstance(event, TurnDone)
+
+
+async def _tick(printer: Printer) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        printer.tick()
 
 
 async def _interruptible(turn: Coroutine[Any, Any, bool], printer: Printer, is_raw: bool) -> None:

@@ -218,6 +218,28 @@ def is_acceptable(tools: Mapping[str, Tool], call: ToolCallParsed) -> bool:
     return True
 
 
+class Progress:
+    """Of one request that reads `total` tokens together with others, `before` of which came before it."""
+
+    def __init__(self, before: int, total: int):
+        self._before, self._total = before, total
+        self._updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
+
+    def report(self, done: int, _: int) -> None:
+        """What the engine calls."""
+        self._updates.put_nowait(PrefillProgress(done=self._before + done, total=self._total))
+
+    async def until(self, request: "asyncio.Future[Any]") -> AsyncGenerator[PrefillProgress, None]:
+        """What was reported up to the request's end; it is cancelled, and over, when this is closed."""
+        request.add_done_callback(lambda _: self._updates.put_nowait(None))
+        try:
+            while (update := await self._updates.get()) is not None:
+                yield update
+        finally:
+            request.cancel()
+            await asyncio.wait({request})
+
+
 async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, None]:
     """Let the model write its next message; fill `step`. However this ends, what was sampled is in the log."""
     log, seq, tokenizer = live.log, live.seq, live.engine.tokenizer
@@ -264,22 +286,14 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
         max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - live.context_used),
         stop_ids=live.stop_ids,
     )
-    updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
-
-    def on_prefill(done: int, _: int) -> None:
-        updates.put_nowait(PrefillProgress(done=before + done, total=total))
-
-    sampled = live.engine.extend(live.seq, waiting, params, on_prefill=on_prefill)
+    progress = Progress(before, total)
+    sampled = live.engine.extend(live.seq, waiting, params, on_prefill=progress.report)
     async with aclosing(sampled) as tokens:  # type: ignore[type-var]
         started = time.perf_counter()
         first = asyncio.ensure_future(anext(tokens, None))
-        first.add_done_callback(lambda _: updates.put_nowait(None))
-        try:
-            while (update := await updates.get()) is not None:
+        async with aclosing(progress.until(first)) as updates:
+            async for update in updates:
                 yield update
-        finally:
-            first.cancel()
-            await asyncio.wait({first})
         token = first.result()
         usage.prefill_s += time.perf_counter() - started
         while token is not None:
@@ -301,9 +315,14 @@ async def _feed_ahead(live: Live, usage: Usage, total: int) -> AsyncGenerator[Pr
         end = live.shared_tokens if fed < live.shared_tokens else (fed // every + 1) * every
         if end >= len(live.log.ids):
             break
-        await live.engine.feed(live.seq, live.log.ids[len(live.seq.token_ids) : end].tolist())
+        progress = Progress(total - (len(live.log.ids) - live.seq.num_tokens), total)
+        ids = live.log.ids[len(live.seq.token_ids) : end].tolist()
+        feeding = asyncio.ensure_future(live.engine.feed(live.seq, ids, progress.report))
+        async with aclosing(progress.until(feeding)) as updates:
+            async for update in updates:
+                yield update
+        feeding.result()
         await live.checkpoint()
-        yield PrefillProgress(done=total - (len(live.log.ids) - end), total=total)
     usage.prefill_s += time.perf_counter() - started
 
 

@@ -4,6 +4,7 @@ Nothing from a model, a file or a tool is shown but through `text`. Must not kno
 """
 
 import json
+import time
 
 from rich.console import Console
 
@@ -25,6 +26,8 @@ from agent.text import exact, neutral, one_line
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
+PROGRESS_CHARS = 60
+LEAST_RATED_S = 0.5  # a rate of less is chance
 
 
 def usage_line(usage: Usage) -> str:
@@ -40,6 +43,29 @@ def usage_line(usage: Usage) -> str:
     )
 
 
+class Reading:
+    """How far a prompt is read, how fast, and how long it will take."""
+
+    def __init__(self) -> None:
+        self._started_s = self._told_s = 0.0
+        self._first = self._done = self._total = 0
+
+    def tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if total != self._total or done < self._done:  # another prompt
+            self._started_s, self._first, self._total = now, done, total
+        self._told_s, self._done = now, done
+
+    def line(self) -> str:
+        """As of now: the time left goes on between what is told."""
+        line = f"reading {_short(self._done)} of {_short(self._total)} tokens"
+        seconds, count = self._told_s - self._started_s, self._done - self._first
+        if seconds < LEAST_RATED_S or not count:
+            return line
+        left_s = (self._total - self._done) * seconds / count - (time.monotonic() - self._told_s)
+        return f"{line} · {_short(count / seconds)}/s · {_duration(max(left_s, 0))} left"
+
+
 class Printer:
     """Draws events: the answer and the tool calls on `out`, everything else on `err`."""
 
@@ -48,9 +74,15 @@ class Printer:
         self.out, self.err = out or Console(), err or Console(stderr=True)
         self._is_open = False  # the last line on `out` has no end yet
         self._has_progress = False
+        self._reading: Reading | None = None
 
     def show(self, event: Event) -> None:
         """Draw one event; approvals are drawn by whoever asks."""
+        if isinstance(event, PrefillProgress):
+            self._reading = self._reading or Reading()
+            self._reading.tell(event.done, event.total)
+            self.tick()
+            return
         self._clear_progress()
         match event:
             case Text(delta=delta):
@@ -63,14 +95,17 @@ class Printer:
                 first, _, rest = output.partition("\n")
                 more = f" (+{rest.count(chr(10)) + 1} lines)" if rest else ""
                 self._line(self.out, f"  {one_line(first, MAX_RESULT_CHARS)}{more}", "dim" if ok else "dim red")
-            case PrefillProgress(done=done, total=total):
-                self._progress(f"reading {done:,} of {total:,} tokens")
             case Notice(message=message):
                 self._line(self.err, neutral(message), "yellow")
             case Error(message=message):
                 self._line(self.err, f"holdfast: {neutral(message)}", "red")
             case TurnDone(usage=usage):
                 self._line(self.err, usage_line(usage), "dim")
+
+    def tick(self) -> None:
+        """Draw again what changes by itself. To be called several times a second."""
+        if self._reading is not None:
+            self._progress(self._reading.line())
 
     def waiting(self, notice: Notice) -> None:
         """What the start is doing: on a terminal each in the place of the one before."""
@@ -97,13 +132,31 @@ class Printer:
 
     def _progress(self, text: str) -> None:
         if self.err.is_terminal and not self._is_open:
-            self.err.print(text, style="dim", end="\r", markup=False, highlight=False, soft_wrap=True)
+            width = min(PROGRESS_CHARS, self.err.width - 1)
+            line = text[:width].ljust(width)  # over the line before
+            self.err.print(line, style="dim", end="\r", markup=False, highlight=False, soft_wrap=True)
             self._has_progress = True
 
     def _clear_progress(self) -> None:
+        self._reading = None
         if self._has_progress:
-            self.err.print(" " * 60, end="\r")
+            self.err.print(" " * min(PROGRESS_CHARS, self.err.width - 1), end="\r")
             self._has_progress = False
+
+
+def _short(number: float) -> str:
+    """`812`, `3.0k`, `49k`, `1.2M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{0 if number >= 10 * size else 1}f}{unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `2 min`, `1.6 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _shown_arguments(arguments: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from agent.app import App
 from agent.approvals import Approvals, Policy
 from agent.config import POCKET_DIR, Settings
-from agent.messages import Error, Event
+from agent.messages import Error, Event, PrefillProgress
 from memory import Database, SessionStore
 from tests.agent.real_session import (
     ASK,
@@ -86,6 +86,15 @@ def test_a_run_that_is_ended_in_the_middle_of_a_turn_is_gone_on_with(
     with closing(Database(home)) as database:
         states = [turn.state for turn in SessionStore(database).turn_list(session)]
     assert states == ["done", "interrupted" if was_interrupted else "done", "done"]
+
+
+def test_reading_is_told_between_the_points_where_it_is_saved(tmp_path: Path) -> None:
+    events = ask_anew(tmp_path / "home", make_workspace(tmp_path / "ws"), LONG)
+    told = [(event.done, event.total) for event in events if isinstance(event, PrefillProgress)]
+    total = told[-1][1]
+    assert told[-1][0] == total > 8192 and told == sorted(told)
+    before = [0, *(done for done, _ in told)]
+    assert max(done - last for last, done in zip(before, before[1:], strict=False)) <= 512  # a step on a CPU
 
 
 def token_log(home: Path) -> list[int]:

@@ -29,7 +29,7 @@ from agent.messages import (
     TurnDone,
     Usage,
 )
-from agent.terminal import Printer, usage_line
+from agent.terminal import Printer, Reading, usage_line
 from agent.text import exact, neutral, one_line
 from tests.agent.scripted_engine import HANG, Reply, calls, make_model, says
 
@@ -108,6 +108,22 @@ def test_a_turn_is_drawn_line_by_line() -> None:
 def test_usage_says_what_was_read_again_and_why() -> None:
     line = usage_line(Usage(new=5, prefilled_again=900, why="no stored state", load_s=0.5))
     assert "905 tokens in (5 new, 900 prefilled again (no stored state))" in line and line.endswith("load 0.50 s")
+
+
+def test_reading_tells_how_fast_it_is_and_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("agent.terminal.time.monotonic", lambda: now)
+    reading = Reading()
+    reading.tell(0, 443_000)
+    assert reading.line() == "reading 0 of 443k tokens"
+    for now, done in ((100.2, 512), (116.0, 49_000)):
+        reading.tell(done, 443_000)
+    assert reading.line() == "reading 49k of 443k tokens · 3.1k/s · 2 min left"
+    now += 60  # no news: the time goes on all the same
+    assert reading.line() == "reading 49k of 443k tokens · 3.1k/s · 69 s left"
+    now = 500.0
+    reading.tell(200, 900)  # another prompt
+    assert reading.line() == "reading 200 of 900 tokens"
 
 
 class Screen:
