@@ -16,7 +16,8 @@ from typing import Any
 from agent.behind import branch_line, files_line
 from agent.fresh import OpenSession, Timeline
 from agent.keyboard import Keyboard
-from agent.messages import ApprovalNeeded, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
+from agent.messages import ApprovalNeeded, Error, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
+from agent.outcome import Outcome
 from agent.streams import say
 from agent.terminal import MAX_CALL_CHARS, Printer, call_lines
 from agent.text import one_line
@@ -32,6 +33,7 @@ COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit
 ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
 TICK_S = 0.2
+DONE, FAILED, REFUSED = 0, 1, 3  # exit codes of a turn
 
 
 class Others:
@@ -88,7 +90,7 @@ async def talk(
             await chat(session, open_session, printer, keyboard)
             return 0
         async with aclosing(session):
-            code = 0 if await show_turn(session, prompt, show, printer) else 1
+            code = await show_turn(session, prompt, show, printer)
         for notice in session.take_notices():  # of the last save
             say(notice)
         return code
@@ -154,22 +156,34 @@ def command_of(line: str) -> list[str]:
     return [first, *rest] if first.startswith("/") and not is_path else []
 
 
-async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None], printer: Printer) -> bool:
-    """One turn, each event shown as it comes; whether it was answered."""
-    event: Event | None = None
+async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None], printer: Printer) -> int:
+    """One turn, each event shown as it comes, and what it did on disk; the exit code."""
+    outcome, code = Outcome(), FAILED
     ticking = asyncio.ensure_future(_tick(printer))
     try:
         async with aclosing(session.turn(prompt)) as events:
             async for event in events:
+                outcome.add(event)
+                if isinstance(event, TurnDone | Error):
+                    _show_changes(outcome, show)
+                    code = DONE if isinstance(event, TurnDone) else FAILED
                 show(event)
     except asyncio.CancelledError:
+        _show_changes(outcome, show)
         show(Notice(message="interrupted; the session keeps what was done"))
         for notice in session.take_notices():
             show(Notice(message=notice))
         raise
     finally:
         ticking.cancel()
-    return isinstance(event, TurnDone)
+    changes = outcome.changes()
+    is_refused = changes is not None and any(call.why == "refused" for call in changes.not_done)
+    return REFUSED if is_refused and code == DONE else code
+
+
+def _show_changes(outcome: Outcome, show: Callable[[Event], None]) -> None:
+    if (changes := outcome.changes()) is not None:
+        show(changes)
 
 
 async def _tick(printer: Printer) -> None:
@@ -178,7 +192,7 @@ async def _tick(printer: Printer) -> None:
         printer.tick()
 
 
-async def _interruptible(turn: Coroutine[Any, Any, bool], printer: Printer, is_raw: bool) -> None:
+async def _interruptible(turn: Coroutine[Any, Any, int], printer: Printer, is_raw: bool) -> None:
     """Run a turn that Ctrl-C cancels, once, and nothing but the turn."""
     task = asyncio.ensure_future(turn)
 

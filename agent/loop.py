@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from agent.approvals import Approvals
@@ -19,6 +19,7 @@ from agent.messages import (
     ApprovalNeeded,
     Error,
     Event,
+    FileChange,
     Notice,
     PrefillProgress,
     Rolled,
@@ -277,8 +278,8 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
     """Progress of the prefill, then sampled tokens; counts the seconds spent waiting for each."""
     total = len(live.log.ids) - live.seq.num_tokens
     async with aclosing(_feed_ahead(live, usage, total)) as fed:
-        async for progress in fed:
-            yield progress
+        async for update in fed:
+            yield update
     waiting = live.log.ids[len(live.seq.token_ids) :].tolist()
     before = total - (len(live.log.ids) - live.seq.num_tokens)
     params = SamplingParams(
@@ -355,7 +356,7 @@ async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[
         if refusal is None:
             result = await _run(live, usage, ToolCall(made.id, call.name, call.arguments_json), room)
         else:
-            result = ToolResultGiven(id=made.id, ok=False, output=refusal)
+            result = ToolResultGiven(id=made.id, ok=False, output=refusal, refused=call.malformed is None)
             await to_end(live.log.append, [entry(result)])
         room -= len(live.engine.tokenizer.encode(result.output))
         yield result
@@ -383,4 +384,5 @@ def _result(live: Live, result: ToolResult, room: int) -> ToolResultGiven:
     num_tokens = len(live.engine.tokenizer.encode(output))
     if num_tokens > room:
         output = f"(the call ran, but its output of {num_tokens} tokens does not fit into the {max(room, 0)} left; ask for less)"
-    return ToolResultGiven(id=result.id, ok=result.ok, output=output)
+    changed = tuple(FileChange(**asdict(change)) for change in live.workspace.take_changes())
+    return ToolResultGiven(id=result.id, ok=result.ok, output=output, changed=changed)

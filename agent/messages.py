@@ -87,13 +87,23 @@ class ToolCallMade(Wire):
     arguments: str
 
 
+class FileChange(Wire):
+    """A file that was written: lines that are new in it, and gone from it."""
+
+    path: str
+    added: int
+    removed: int
+
+
 class ToolResultGiven(Wire):
-    """What the model gets to read for a call."""
+    """What the model gets to read for a call; `changed` is what it did on disk, `refused` that it was not allowed to run."""
 
     type: Literal["tool_result"] = "tool_result"
     id: str
     ok: bool
     output: str
+    changed: tuple[FileChange, ...] = ()
+    refused: bool = False
 
 
 class ApprovalNeeded(Wire):
@@ -111,6 +121,22 @@ class PrefillProgress(Wire):
     type: Literal["prefill_progress"] = "prefill_progress"
     done: int
     total: int
+
+
+class NotDone(Wire):
+    """A call that should have changed something, and did not."""
+
+    name: str
+    path: str
+    why: Literal["refused", "failed"]
+
+
+class Changes(Wire):
+    """What a turn did on disk, as the tools wrote it, whatever the model says of it. Told by `run` and the chat."""
+
+    type: Literal["changes"] = "changes"
+    files: tuple[FileChange, ...]
+    not_done: tuple[NotDone, ...]
 
 
 class TurnDone(Wire):
@@ -138,7 +164,16 @@ class Error(Wire):
 
 
 Event: TypeAlias = (
-    Text | Thinking | ToolCallMade | ToolResultGiven | ApprovalNeeded | PrefillProgress | TurnDone | Notice | Error
+    Text
+    | Thinking
+    | ToolCallMade
+    | ToolResultGiven
+    | ApprovalNeeded
+    | PrefillProgress
+    | Changes
+    | TurnDone
+    | Notice
+    | Error
 )
 
 

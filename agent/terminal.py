@@ -11,6 +11,7 @@ from rich.console import Console
 from agent.keyboard import Keyboard
 from agent.messages import (
     ApprovalNeeded,
+    Changes,
     Error,
     Event,
     Notice,
@@ -41,6 +42,19 @@ def usage_line(usage: Usage) -> str:
         f"{usage.input_tokens:,} tokens in ({', '.join(shown)}), {usage.output_tokens:,} out"
         f" · context {usage.context_used:,} of {usage.context_limit:,} · {seconds}"
     )
+
+
+def changes_line(changes: Changes) -> str:
+    """`changed: a.py +2 -2; edit of b.py was refused`"""
+    files = [f"{one_line(file.path, MAX_CALL_CHARS)} +{file.added} -{file.removed}" for file in changes.files]
+    not_done = [
+        f"{one_line(f'{call.name} of {call.path}' if call.path else call.name, MAX_CALL_CHARS)}"
+        f" {'was refused' if call.why == 'refused' else 'failed'}"
+        for call in changes.not_done
+    ]
+    if not files:
+        return f"nothing was changed on disk: {', '.join(not_done)}"
+    return "; ".join([f"changed: {', '.join(files)}", *not_done])
 
 
 class Reading:
@@ -99,6 +113,8 @@ class Printer:
                 self._line(self.err, neutral(message), "yellow")
             case Error(message=message):
                 self._line(self.err, f"holdfast: {neutral(message)}", "red")
+            case Changes():
+                self._line(self.err, changes_line(event), "green" if event.files else "yellow")
             case TurnDone(usage=usage):
                 self._line(self.err, usage_line(usage), "dim")
 

@@ -10,9 +10,20 @@ from .index import FindSymbolArguments, OutlineArguments, SymbolIndex, find_symb
 from .recall import RecallArguments, Search, recall
 from .search import SearchArguments, search
 from .tool import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
-from .workspace import Workspace
+from .workspace import Change, Workspace
 
-__all__ = ["Cancellation", "Risk", "Tool", "ToolCall", "ToolError", "ToolResult", "Workspace", "run_tool", "toolset"]
+__all__ = [
+    "Cancellation",
+    "Change",
+    "Risk",
+    "Tool",
+    "ToolCall",
+    "ToolError",
+    "ToolResult",
+    "Workspace",
+    "run_tool",
+    "toolset",
+]
 
 
 def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,15 @@ class TextFile:
     digest: int
 
 
+@dataclass(frozen=True)
+class Change:
+    """A file that was written, and how many lines are new in it and gone from it."""
+
+    path: str
+    added: int
+    removed: int
+
+
 class Workspace:
     """A directory that the tools are confined to. Paths in and out are relative to it, with `/`. Open until `close`."""
 
@@ -55,6 +65,7 @@ class Workspace:
         self._closing = weakref.finalize(self, os.close, self.root_fd)
         self._shown: dict[str, int] = {}
         self._newly_shown: dict[str, int] = {}
+        self._changes: list[Change] = []
 
     def close(self) -> None:
         """Give the root's descriptor back; nothing can be opened any more."""
@@ -133,6 +144,11 @@ class Workspace:
         newly, self._newly_shown = self._newly_shown, {}
         return newly
 
+    def take_changes(self) -> list[Change]:
+        """What was written since the last time."""
+        changes, self._changes = self._changes, []
+        return changes
+
     def set_shown(self, shown: Mapping[str, int]) -> None:
         """Begin from what the model was shown before: the sum of what `take_shown` gave."""
         self._shown, self._newly_shown = dict(shown), {}
@@ -160,6 +176,7 @@ class Workspace:
                     raise ToolError(f"{old.path} is read-only; its mode is {stat.S_IMODE(status.st_mode):o}")
                 rewrite(directories[-1], name, fd, before, data, self._backups)
         self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
+        self._changes.append(_change(old, text))
         return status.st_nlink > 1
 
     @contextmanager
@@ -312,3 +329,8 @@ def _read_all(path: str, fd: int, max_bytes: int) -> bytes:
         raise ToolError(f"{path} is too large ({size_bytes} bytes; the limit is {max_bytes})")
     with os.fdopen(os.dup(fd), "rb") as f:
         return f.read(max_bytes)
+
+
+def _change(old: TextFile, text: str) -> Change:
+    before, after = Counter(old.text.splitlines()), Counter(text.splitlines())
+    return Change(old.path, (after - before).total(), (before - after).total())

@@ -107,10 +107,41 @@ def test_a_workspace_goes_on_in_its_latest_session(ws: Path, capfd: pytest.Captu
 
 @pytest.mark.parametrize(("policy", "is_edited"), [("ask", False), ("read", False), ("edit", True), ("all", True)])
 def test_approve_decides_about_edits(ws: Path, capfd: pytest.CaptureFixture[str], policy: str, is_edited: bool) -> None:
-    assert run(ws, "--json", "--approve", policy, replies=[EDIT, says("ok")]) == 0
+    assert run(ws, "--json", "--approve", policy, replies=[EDIT, says("ok")]) == (0 if is_edited else 3)
     assert ("cat" in (ws / "a.py").read_text()) is is_edited
     types = [e["type"] for e in events_of(capfd.readouterr().out)]
     assert "approval_needed" not in types
+
+
+DONE = says("Replaced fox by cat in a.py: 1 replacement.")  # what the model says, whatever happened
+AGAIN = calls("edit", path="a.py", old="cat = 1", new="cat = 2\ncow = 3")
+
+
+@pytest.mark.parametrize(
+    ("policy", "replies", "code", "line", "files", "not_done"),
+    [
+        ("read", [EDIT, DONE], 3, "nothing was changed on disk: edit of a.py was refused", [], ["refused"]),
+        ("edit", [AGAIN, DONE], 0, "nothing was changed on disk: edit of a.py failed", [], ["failed"]),
+        ("edit", [EDIT, DONE], 0, "changed: a.py +1 -1", [("a.py", 1, 1)], []),
+        ("edit", [AGAIN, EDIT, AGAIN, DONE], 0, "changed: a.py +3 -2", [("a.py", 3, 2)], []),
+        ("edit", [says("Replaced.")], 0, None, [], []),
+    ],
+)
+def test_the_program_says_what_changed_on_disk(
+    ws: Path, capfd: pytest.CaptureFixture[str], policy: str, replies: list[Reply], code: int, line: str | None,
+    files: list[tuple[str, int, int]], not_done: list[str],
+) -> None:  # fmt: skip
+    (ws / "a.py").write_text("fox = 1\n")
+    assert run(ws, "--approve", policy, replies=replies) == code
+    lines = capfd.readouterr().err.splitlines()
+    assert line in lines if line else not [said for said in lines if "changed" in said]
+    (ws / "a.py").write_text("fox = 1\n")
+    assert run(ws, "--approve", policy, "--json", "--new", replies=replies) == code
+    *_, before, last = events_of(capfd.readouterr().out)
+    assert last["type"] == "turn_done" and (before["type"] == "changes") is (line is not None)
+    if line:
+        assert [(f["path"], f["added"], f["removed"]) for f in before["files"]] == files
+        assert [call["why"] for call in before["not_done"]] == not_done
 
 
 @pytest.mark.parametrize(

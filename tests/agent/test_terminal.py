@@ -116,8 +116,8 @@ def test_reading_tells_how_fast_it_is_and_how_long_it_takes(monkeypatch: pytest.
     reading = Reading()
     reading.tell(0, 443_000)
     assert reading.line() == "reading 0 of 443k tokens"
-    for now, done in ((100.2, 512), (116.0, 49_000)):
-        reading.tell(done, 443_000)
+    now = 116.0
+    reading.tell(49_000, 443_000)
     assert reading.line() == "reading 49k of 443k tokens · 3.1k/s · 2 min left"
     now += 60  # no news: the time goes on all the same
     assert reading.line() == "reading 49k of 443k tokens · 3.1k/s · 69 s left"
