@@ -4,6 +4,7 @@ On a new machine one process compiles the CPU kernels before the tests: later al
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ from kernels.dispatch import jit  # not from kernels.cpu: the kernels have to be
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job ignores it, and so would what it starts
     is_worker = hasattr(session.config, "workerinput")
     num_needed = jit.num_kernels() - 4  # four are for several ranks
     if jit.AVAILABLE and not is_worker and jit.num_stored() < num_needed:

@@ -96,7 +96,7 @@ class ScriptedEngine:
     async def snapshot(self, seq: ScriptedSequence, is_followed: bool = False) -> None:
         return None
 
-    async def feed(self, seq: ScriptedSequence, ids: list[int]) -> None:
+    async def feed(self, seq: ScriptedSequence, ids: list[int], on_prefill: Any = None) -> None:
         seq.token_ids += ids
         self.fed.append(seq.token_ids[seq.num_tokens :])
         seq.num_tokens = len(seq.token_ids)

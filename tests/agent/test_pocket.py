@@ -27,12 +27,12 @@ def workspace(tmp_path: Path) -> Path:
     return make_workspace(tmp_path / "ws")
 
 
-def run(workspace: Path, prompt: str, *options: str, home: Path | None = None) -> list[dict[str, Any]]:
+def run(workspace: Path, prompt: str, *options: str, home: Path | None = None, code: int = 0) -> list[dict[str, Any]]:
     """The events of one `holdfast run --json` in its own process; runs on a workspace share a data directory."""
     command = [sys.executable, "-m", "agent.cli", "run", prompt, "--workspace", str(workspace), "--json", *options]
     env = {**os.environ, "HOLDFAST_HOME": str(home or workspace.parent / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -58,7 +58,7 @@ def test_a_fact_told_in_one_process_is_known_in_the_next(workspace: Path) -> Non
 
 def test_a_rename_changes_the_file_only_when_it_is_allowed(workspace: Path) -> None:
     prompt = "rename load_page to fetch_page in net/fetcher.py"
-    run(workspace, prompt, "--new")
+    run(workspace, prompt, "--new", code=3)
     assert (workspace / "net" / "fetcher.py").read_text() == SOURCE
     events = run(workspace, prompt, "--new", "--approve", "edit")
     assert answer(events) == "Replaced load_page with fetch_page in net/fetcher.py: 1 replacement."
