@@ -4,24 +4,21 @@ Owns the rule that `append` returns when its rows are on disk, and that a proces
 Must not know what an event means or what a token id stands for.
 """
 
-import json
 import os
 import sqlite3
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .branches import BranchInfo, History, LoggedEvent, Point, TurnInfo, branch_info, damaged
 from .db import Database, StoreError
-from .rows import row_checksum, text_of, to_blob, token_checksum
-from .search import Found, index_events, search_events
+from .log_rows import Entry, append_rows, insert_branch, update_last_turn
+from .rows import row_checksum
+from .search import Found, search_events
 from .witness import Witness
 from .witness import write as write_witness
-
-Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
 
 
 @dataclass(frozen=True)
@@ -72,31 +69,24 @@ class SessionLog:
         assert self.open_turn is None, self.open_turn
         now, end = time.time(), self._history.end
         turn = TurnInfo(end.turn + 1, "open", now, None, end.position, end.position, end.seq)
-        with self._appending(turn, entries, ids) as connection:
+        with self._writing() as connection:
             session = replace(self.session, used_at=now, use_number=next_use(connection))
-            connection.execute(
-                "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(self.session.branch, turn)
-            )
-            *_, last_turn, _, checksum = replace(self._history.branch, last_turn=turn.number).values()
-            connection.execute(
-                "UPDATE branches SET last_turn = ?, checksum = ? WHERE id = ?",
-                (last_turn, checksum, self.session.branch),
-            )
+            update_last_turn(connection, self._history.branch, turn.number)
             update_session(connection, session)
+            turn = append_rows(connection, session.branch, turn, ids, entries)
         self.session = session
+        self._grow(turn, ids)
         return turn.number
 
     def append(self, entries: Iterable[Entry], ids: Sequence[int] = ()) -> None:
         """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return."""
         assert self.open_turn is not None
-        with self._appending(self._history.turns[-1], entries, ids):
-            pass
+        self._append(self._history.turns[-1], entries, ids)
 
     def end_turn(self, state: str, entries: Iterable[Entry] = ()) -> None:
         """Close the open turn as `done`, `failed` or `interrupted`."""
         assert self.open_turn is not None
-        with self._appending(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, ()):
-            pass
+        self._append(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, ())
 
     def events(self, min_position: int = 0) -> list[LoggedEvent]:
         """The event log in order, or its end: events at or after a position of the token log."""
@@ -200,37 +190,14 @@ class SessionLog:
             history = History(self._database, session.name, session.branch)
             return history, history.read_ids()
 
-    @contextmanager
-    def _appending(self, turn: TurnInfo, entries: Iterable[Entry], ids: Sequence[int]) -> Iterator[sqlite3.Connection]:
-        """One transaction that ends with the tokens and events; the block may add statements before them. `turn` is
-        the last turn as it is to be, but for its ends."""
-        branch_id, start, new_ids = self.session.branch, len(self.ids), array("i", ids)
-        position = start + len(new_ids)
-        entries = list(entries)
-        rows = [
-            (branch_id, seq, turn.number, position, type_, json.dumps(payload, ensure_ascii=False))
-            for seq, (type_, payload) in enumerate(entries, start=turn.end_seq + 1)
-        ]
-        turn = replace(turn, end_position=position, end_seq=turn.end_seq + len(rows))
+    def _append(self, turn: TurnInfo, entries: Iterable[Entry], ids: Sequence[int]) -> None:
         with self._writing() as connection:
-            yield connection
-            if new_ids:
-                blob = to_blob(new_ids)
-                values = (branch_id, start, blob, token_checksum(branch_id, start, blob))
-                connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
-            _, _, state, _, ended_at, _, end_position, end_seq, checksum = turn_values(branch_id, turn)
-            connection.execute(
-                "UPDATE turns SET state = ?, ended_at = ?, end_position = ?, end_seq = ?, checksum = ?"
-                " WHERE branch_id = ? AND number = ?",
-                (state, ended_at, end_position, end_seq, checksum, branch_id, turn.number),
-            )
-            connection.executemany(
-                "INSERT INTO events (branch_id, seq, turn, position, type, payload, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(*row, row_checksum("events", *row)) for row in rows],
-            )
-            texts = [(row[1], text_of(payload)) for row, (_, payload) in zip(rows, entries, strict=True)]
-            index_events(connection, branch_id, texts)
-        self.ids.extend(new_ids)
+            turn = append_rows(connection, self.session.branch, turn, ids, entries)
+        self._grow(turn, ids)
+
+    def _grow(self, turn: TurnInfo, ids: Sequence[int]) -> None:
+        """Follow in memory what was committed."""
+        self.ids.extend(ids)
         self._history.grow(turn)
         self._witness()
 
@@ -245,24 +212,6 @@ class SessionLog:
                     " nothing more is written here; go on there, or open it again"
                 )
             yield connection
-
-
-def insert_branch(
-    connection: sqlite3.Connection, session_id: int, parent_id: int | None, start: Point, num_turns: int = 0
-) -> int:
-    """A new branch of a session that goes on from a point of the parent's log; returns its id. The caller inserts its
-    turns."""
-    point = (start.turn, start.seq, start.position, int(start.is_cut))
-    values = (session_id, parent_id, *point, start.turn + num_turns, time.time())
-    cursor = connection.execute(
-        "INSERT INTO branches (session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn,"
-        " created_at, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, x'')",
-        values,
-    )
-    assert cursor.lastrowid is not None
-    checksum = row_checksum("branches", cursor.lastrowid, *values)
-    connection.execute("UPDATE branches SET checksum = ? WHERE id = ?", (checksum, cursor.lastrowid))
-    return cursor.lastrowid
 
 
 def own_branches(database: Database, session: SessionInfo) -> list[int]:
@@ -295,10 +244,3 @@ def update_session(connection: sqlite3.Connection, session: SessionInfo) -> None
             session.id,
         ),
     )
-
-
-def turn_values(branch_id: int, turn: TurnInfo) -> tuple[Any, ...]:
-    """The row of a turn, its checksum included."""
-    ends = (turn.start_position, turn.end_position, turn.end_seq)
-    values = (branch_id, turn.number, turn.state, turn.started_at, turn.ended_at, *ends)
-    return (*values, row_checksum("turns", *values))

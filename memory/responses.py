@@ -14,9 +14,12 @@ from typing import Any
 
 from .branches import History, Point, TurnInfo, damaged
 from .db import Database, StoreError
-from .log import SessionInfo, insert_branch, turn_values
-from .rows import row_checksum, to_blob, token_checksum
+from .log import SessionInfo
+from .log_rows import append_rows, delete_branch, insert_branch
+from .removal import without_answer
+from .rows import row_checksum
 from .sessions import SessionStore
+from .snapshot_rows import drop_uses
 
 PREFIX = "responses-"  # of the names of sessions that hold answers
 COLUMNS = "id, owner, session_id, branch_id, fingerprint, created_at, body, checksum"
@@ -82,7 +85,9 @@ class ResponseStore:
             if start is None or start.position != known:
                 parent, start = 0, Point(0, 0, 0, False)
             branch_id = insert_branch(connection, response.session_id, parent or None, start, num_turns=1)
-            _insert_turn(connection, branch_id, start, ids[start.position :])
+            now = time.time()
+            turn = TurnInfo(start.turn + 1, "done", now, now, start.position, start.position, start.seq)
+            append_rows(connection, branch_id, turn, ids[start.position :])
             response = replace(response, branch_id=branch_id)
             self._insert(connection, response)
         return response
@@ -122,28 +127,10 @@ class ResponseStore:
         tails: list[bytes] = []
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM responses WHERE id = ?", (response.id,))
-            gone = self._unneeded(response.branch_id)
-            for id_ in gone:
-                tails += [r[0] for r in connection.execute("SELECT tail_id FROM tail_uses WHERE branch_id = ?", (id_,))]
-            for table, column in (("tail_uses", "branch_id"), ("events", "branch_id"), ("tokens", "branch_id"),
-                                  ("turns", "branch_id"), ("branches", "id")):  # fmt: skip
-                connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", [(id_,) for id_ in gone])
+            for id_ in without_answer(self._database, response.branch_id):
+                tails += drop_uses(connection, [id_])
+                delete_branch(connection, id_)
         return tails
-
-    def _unneeded(self, branch_id: int) -> list[int]:
-        """This branch and those before it that neither an answer, a session nor a younger branch needs."""
-        gone: list[int] = []
-        while branch_id:
-            rows = self._database.rows("SELECT parent_id FROM branches WHERE id = ?", (branch_id,))
-            needed = "SELECT (SELECT COUNT(*) FROM branches WHERE parent_id = ?1)" + "".join(
-                f" + (SELECT COUNT(*) FROM {table} WHERE branch_id = ?1)" for table in ("responses", "sessions")
-            )
-            num_needing = self._database.rows(needed, (branch_id,))[0][0] - bool(gone)  # the child that goes now
-            if not rows or num_needing:
-                break
-            gone.append(branch_id)
-            branch_id = rows[0][0] or 0
-        return gone
 
     def _end(self, branch_id: int) -> Point | None:
         rows = self._database.rows(
@@ -177,14 +164,3 @@ def owner_of(session: SessionInfo) -> str | None:
 
 def _owner(name: str) -> str | None:
     return name.removeprefix(PREFIX).rpartition("-")[0] if name.startswith(PREFIX) else None
-
-
-def _insert_turn(connection: sqlite3.Connection, branch_id: int, start: Point, ids: Sequence[int]) -> None:
-    """The one turn of a branch, with its tokens."""
-    now, end = time.time(), start.position + len(ids)
-    turn = TurnInfo(start.turn + 1, "done", now, now, start.position, end, start.seq)
-    connection.execute("INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", turn_values(branch_id, turn))
-    if ids:
-        blob = to_blob(array("i", ids))
-        values = (branch_id, start.position, blob, token_checksum(branch_id, start.position, blob))
-        connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)

@@ -27,16 +27,17 @@ from .branches import (
 )
 from .db import Database, StoreError
 from .leases import Leases
-from .log import SessionInfo, SessionLog, insert_branch, next_use, own_branches, update_session
+from .log import SessionInfo, SessionLog, next_use, own_branches, update_session
+from .log_rows import insert_branch
 from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
 from .overview import Overview, overview
+from .removal import remove_branch, without_session
 from .reserve import keep_reserve, making_room
-from .search import unindex_events
+from .snapshot_rows import drop_uses
 from .witness import Witness
 from .witness import read as read_witness
 
 SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
-EVENTS_AT_ONCE = 16  # deleted in one transaction
 
 
 class SessionStore:
@@ -166,11 +167,11 @@ class SessionStore:
         self._leases.forget(session.id, lock_fd)  # before its row: a row that is gone is missed while this speaks of it
         with self._database.transaction() as connection:
             own = [row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))]
-            connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in own])
+            drop_uses(connection, own)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
             unneeded = self._unneeded_branches()
-        for branch_id in unneeded:  # nobody can reach them any more; one that stays now goes with the next session
-            _remove_branch(self._database, branch_id)
+        for branch_id in unneeded:  # nothing reaches them any more; one that stays now goes with the next session
+            remove_branch(self._database, branch_id)
 
     def branches(self, session: SessionInfo) -> list[BranchInfo]:
         """All branches of a session, oldest first."""
@@ -363,22 +364,11 @@ class SessionStore:
         return branch
 
     def _unneeded_branches(self) -> list[int]:
-        """Branches that neither belong to a session nor are an ancestor of one that does, youngest first. None while a
-        session or branch is damaged: what only seems to be needed by nobody must not be removed."""
+        """Branches that no session needs. None while a session is damaged: it may need them after all."""
         sessions = self._read()
         if not all(is_sound for _, is_sound in sessions):
             return []
-        session_ids = {session.id for session, _ in sessions}
-        branch_ids: list[int] = []
-        needed: set[int | None] = set()
-        for row in self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches ORDER BY id DESC"):
-            branch = checked_branch(row)
-            if branch is None:
-                return []
-            branch_ids.append(branch.id)
-            if branch.session_id in session_ids or branch.id in needed:  # a parent is older than its children
-                needed |= {branch.id, branch.parent_id}
-        return [branch_id for branch_id in branch_ids if branch_id not in needed]
+        return without_session(self._database, {session.id for session, _ in sessions})
 
 
 def _checked(name: str) -> str:
@@ -400,15 +390,3 @@ def _checked_session(row: Sequence[Any]) -> tuple[SessionInfo, bool]:
     *values, checksum = row
     session = SessionInfo(*values)
     return session, checksum == session.checksum()
-
-
-def _remove_branch(database: Database, branch_id: int) -> None:
-    """Delete a branch that nothing needs, a few events at a time: on a full disk there is no room for a long log of changes."""
-    some = "SELECT id FROM events WHERE branch_id = ? ORDER BY seq DESC LIMIT ?"
-    while ids := [row[0] for row in database.rows(some, (branch_id, EVENTS_AT_ONCE))]:
-        with database.transaction() as connection:
-            unindex_events(connection, ids)
-            connection.executemany("DELETE FROM events WHERE id = ?", [(id_,) for id_ in ids])
-    with database.transaction() as connection:
-        for table, column in (("tokens", "branch_id"), ("turns", "branch_id"), ("branches", "id")):
-            connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (branch_id,))

@@ -148,6 +148,20 @@ def insert_tail(connection: sqlite3.Connection, tail: StoredTail, used_at: float
     connection.execute("INSERT INTO tails VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*tail.values(), used_at))
 
 
+def insert_use(connection: sqlite3.Connection, tail_id: bytes, branch_id: int) -> None:
+    """Note that a branch can go on from a tail, if the tail is stored."""
+    connection.execute("INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?", (branch_id, tail_id))
+
+
+def drop_uses(connection: sqlite3.Connection, branch_ids: Iterable[int]) -> list[bytes]:
+    """Note that branches go on from no tail any more; returns the tails that they have used."""
+    tails: list[bytes] = []
+    for branch_id in branch_ids:
+        dropped = "DELETE FROM tail_uses WHERE branch_id = ? RETURNING tail_id"
+        tails += [row[0] for row in connection.execute(dropped, (branch_id,))]
+    return tails
+
+
 def read_by_id(database: Database, columns: str, table: str, ids: Iterable[bytes]) -> Iterator[Sequence[Any]]:
     """The rows with these ids, in any order."""
     remaining = iter(ids)

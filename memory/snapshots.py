@@ -33,8 +33,10 @@ from .snapshot_rows import (
     Usage,
     checked_page,
     checked_tail,
+    drop_uses,
     insert_pages,
     insert_tail,
+    insert_use,
     read_by_id,
     read_pages_of,
     tails_used_by,
@@ -161,9 +163,7 @@ class SnapshotStore:
             return False
         with self._database.transaction() as connection:
             connection.execute("UPDATE tails SET used_at = ? WHERE id = ?", (time.time(), tail_id))
-            connection.execute(
-                "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?", (branch_id, tail_id)
-            )
+            insert_use(connection, tail_id, branch_id)
             return bool(connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail_id,)).fetchall())
 
     def inherit(self, branch_id: int, ancestors: Iterable[tuple[int, int]]) -> None:
@@ -178,12 +178,12 @@ class SnapshotStore:
                 ).fetchall()
                 newest = max([tuple(row) for row in rows] + ([newest] if newest else []), default=None)
             if newest is not None:
-                connection.execute("INSERT OR IGNORE INTO tail_uses VALUES (?, ?)", (newest[1], branch_id))
+                insert_use(connection, newest[1], branch_id)
 
     def drop_uses(self, branch_ids: Iterable[int]) -> None:
         """Note that branches go on from no tail any more."""
         with self._database.transaction() as connection:
-            connection.executemany("DELETE FROM tail_uses WHERE branch_id = ?", [(id_,) for id_ in branch_ids])
+            drop_uses(connection, branch_ids)
 
     def tails_of(self, branch_ids: Iterable[int]) -> list[tuple[int, int, float]]:
         """(position, bytes, created_at) of the tails that these branches use, by position."""
@@ -258,7 +258,7 @@ class SnapshotStore:
         placed: list[Written] = []
         with self._database.transaction() as connection:
             if connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail.id,)).fetchone():
-                connection.execute("INSERT OR IGNORE INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
+                insert_use(connection, tail.id, branch_id)
                 return Saved(0, 0)
             missing = self.missing_pages(list(files))
             new = [files[page_id] for page_id in files if page_id in missing]
@@ -271,7 +271,7 @@ class SnapshotStore:
                 stored = StoredTail(tail, tail_file.num_bytes, tail_file.checksum, now)
                 insert_pages(connection, [row for _, row in new])
                 insert_tail(connection, stored, now)
-                connection.execute("INSERT INTO tail_uses VALUES (?, ?)", (tail.id, branch_id))
+                insert_use(connection, tail.id, branch_id)
                 read_pages_of(self._database, tail)
                 blob_files.crash_point("before commit")
             except BaseException:

@@ -22,6 +22,7 @@ from .snapshot_rows import (
     checked_tail,
     insert_pages,
     insert_tail,
+    insert_use,
     read_by_id,
     read_pages_of,
 )
@@ -110,10 +111,9 @@ def rebuild(database: Database) -> None:
             with suppress(DamagedBlob):
                 read_pages_of(database, tail.row)
                 insert_tail(connection, tail, used_at)
-        connection.executemany(
-            "INSERT OR IGNORE INTO tail_uses SELECT id, ? FROM tails WHERE id = ?",
-            [(branch_id, tail_id) for tail_id, branch_id in uses if isinstance(branch_id, int)],
-        )
+        for tail_id, branch_id in uses:
+            if isinstance(branch_id, int):
+                insert_use(connection, tail_id, branch_id)
 
 
 def remove_files(database: Database, blobs: BlobStore, files: list[tuple[str, bytes]]) -> None:

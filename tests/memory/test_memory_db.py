@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import memory
 from memory import BlobStore, Database, SessionStore, SnapshotStore, StoreError
 from memory.schema import MIGRATIONS
 
@@ -44,6 +46,18 @@ def test_a_process_that_ends_does_not_take_what_another_writes_with_it(tmp_path:
         assert int(done.stdout) == num_sessions
         assert (tmp_path / "holdfast.db-wal").exists()
     assert len(SessionStore(another).all()) == 3
+
+
+def test_each_table_of_logs_and_of_uses_is_written_by_one_module() -> None:
+    writes = r"(?:INSERT (?:OR \w+ )?INTO|UPDATE|DELETE FROM) (branches|turns|events|tokens|tail_uses)\b"
+    found = {
+        (table, path.name)
+        for path in Path(memory.__file__).parent.glob("*.py")
+        if path.name != "schema.py"
+        for table in re.findall(writes, path.read_text())
+    }
+    log = {(table, "log_rows.py") for table in ("branches", "turns", "events", "tokens")}
+    assert found == {*log, ("tail_uses", "snapshot_rows.py")}
 
 
 def test_an_open_file_of_this_version_stays_as_it_is(tmp_path: Path) -> None:
