@@ -1,7 +1,7 @@
 """The SQLite file of a data directory: opening it and bringing it to this build's schema.
 
 Owns `holdfast.db`, the one way to change it (`transaction`) and the words for what can go wrong with it. Must not know
-what the rows mean. Plain sqlite3: `user_version` is all the bookkeeping that ordered migrations need.
+what the rows mean. Plain sqlite3: sqlite-utils runs migrations, see `migrate`, and nothing that every start needs.
 """
 
 import os
@@ -82,12 +82,12 @@ class Database:
                     f"{self.path} was written by a newer holdfast (schema {version}, this build reads {len(MIGRATIONS)}):"
                     " update holdfast, or set HOLDFAST_HOME to another directory"
                 )
-            for migration in MIGRATIONS[version:]:
-                migration(self._connection)
-            if version < len(MIGRATIONS):
-                self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        if version < len(MIGRATIONS):
-            self._merge()
+            if version == len(MIGRATIONS):
+                return
+            from .migrate import bring_forward
+
+            bring_forward(self._connection, version, MIGRATIONS)
+        self._merge()
 
     def again(self) -> "Database":
         """Another connection to the same file. Raises StoreError when another one has its name by now."""

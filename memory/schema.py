@@ -5,10 +5,12 @@ Owns names, types and keys of columns, and how older files become newer ones. Mu
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .rows import TOKEN_BYTES, row_checksum, text_of
+
+Migration = Callable[[sqlite3.Connection], None]
 
 
 def _sessions(connection: sqlite3.Connection) -> None:
@@ -206,4 +208,13 @@ def _uses(connection: sqlite3.Connection) -> None:
         )
 
 
-MIGRATIONS = (_sessions, _branches, create_search, create_snapshot_tables, _responses, _identity, _uses)
+# The names are recorded in the file: a migration that gets another name is applied again.
+MIGRATIONS: tuple[tuple[str, Migration], ...] = (
+    ("sessions", _sessions),
+    ("branches", _branches),
+    ("search", create_search),
+    ("snapshots", create_snapshot_tables),
+    ("responses", _responses),
+    ("identity", _identity),
+    ("uses", _uses),
+)

@@ -51,6 +51,7 @@ LATE_IMPORTS = {
     "engine.model": "Triton may be absent, and is loaded only where a model runs on a GPU",
     "engine.placement": "as engine.model",
     "engine.cache": "as engine.model",
+    "memory.db": "sqlite-utils takes a fifth of a second to load: only a file that lacks a migration pays it",
     "agent.cli": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it",
 }
 

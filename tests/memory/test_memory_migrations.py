@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from array import array
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -172,11 +176,58 @@ def test_a_migration_that_fails_leaves_the_old_file(old_home: Path, monkeypatch:
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("memory.db.MIGRATIONS", (None, *MIGRATIONS[1:], fails))
+        patch.setattr("memory.db.MIGRATIONS", (*MIGRATIONS, ("fails", fails)))
         with pytest.raises(StoreError, match="cannot be used: disk I/O error"):
             Database(old_home)
     connection = sqlite3.connect(old_home / "holdfast.db")
     assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     assert len(connection.execute("SELECT * FROM events").fetchall()) == 5
+    assert not connection.execute("SELECT * FROM sqlite_schema WHERE name = '_sqlite_migrations'").fetchall()
     connection.close()
     Database(old_home).close()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from memory import Database, db
+migrations, at = list(db.MIGRATIONS), int(sys.argv[2])
+migrations.insert(at, ("dies", lambda connection: os.kill(os.getpid(), signal.SIGKILL)))
+db.MIGRATIONS = tuple(migrations)
+Database(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("at", range(1, len(MIGRATIONS) + 1))
+def test_a_process_killed_between_two_migrations_leaves_the_old_file(old_home: Path, at: int) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(old_home), str(at)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with closing(sqlite3.connect(old_home / "holdfast.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert len(connection.execute("SELECT session_id FROM events").fetchall()) == 5
+    test_a_version_1_file_reads_the_same_and_goes_on(old_home)
+
+
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_migrations_are_applied_once_each_and_recorded_by_name(
+    old_home: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """A file of a build before that record has the number alone, and one whose number was damaged has the record."""
+    with monkeypatch.context() as patch:
+        patch.setattr("memory.db.MIGRATIONS", MIGRATIONS[:version])
+        Database(old_home).close()
+    for damage in ("DROP TABLE IF EXISTS _sqlite_migrations", f"PRAGMA user_version = {version}"):
+        with closing(sqlite3.connect(old_home / "holdfast.db", isolation_level=None)) as connection:
+            connection.execute(damage)
+        with closing(Database(old_home)) as database:
+            names = [row[0] for row in database.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
+            assert names == [name for name, _ in MIGRATIONS]
+            assert database.rows("PRAGMA user_version")[0][0] == len(MIGRATIONS)
+            assert [session.name for session in SessionStore(database).all()] == ["work", "empty"]
+
+
+def test_a_start_with_a_file_of_this_schema_does_not_load_the_migrations(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from memory import Database; Database(Path(sys.argv[1])).close()"
+    code += "; print('sqlite_utils' in sys.modules)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert [subprocess.check_output(command, text=True).strip() for _ in range(2)] == ["True", "False"]
