@@ -14,6 +14,7 @@ EDITORS = ("edit",)  # the tools that change a file, which their `path` names
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
 PROMPT_CHARS = 70
 MAX_NAMED = 8
+CALLS = ("tool_call", "tool_result")  # the events that `changed_files` reads
 
 
 def changed_files(events: Iterable[LoggedEvent]) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 from itertools import takewhile
 from typing import Any
 
-from agent.behind import UNKNOWN_OUTCOME, branch_value, changed_files
+from agent.behind import CALLS, UNKNOWN_OUTCOME, branch_value, changed_files
 from agent.config import prompt_problem
 from agent.encoding import EncodingError
 from agent.keeper import UNREADABLE, Keeper
@@ -90,8 +90,8 @@ class Session:
 
     async def turns(self) -> list[tuple[int, str]]:
         """The number of every turn, and what was asked."""
-        events = await to_end(self.live.log.events)
-        return [(event.turn, event.payload["text"]) for event in events if event.type == "user"]
+        events = await to_end(self.live.log.events, 0, ("user",))
+        return [(event.turn, event.payload["text"]) for event in events]
 
     async def answer(self, is_allowed: bool) -> bool:
         """Answer what another client's turn asks, whether one does: a session of this process has no other client."""
@@ -115,10 +115,10 @@ class Session:
         await to_end(self._close_open_turn)
         log = self.live.log
         if branch is not None:
-            left = await to_end(log.switch, branch)
+            left = await to_end(log.switch, branch, CALLS)
         else:
-            left = await to_end(log.rewind, turn, token)
-        events = await to_end(log.events)
+            left = await to_end(log.rewind, turn, token, CALLS)
+        events = await to_end(log.events, 0, ("rolled", "shown"))
         self.live.rolls = rolls_of(events)
         self.live.workspace.set_shown(shown_in(events))
         return changed_files(left)
@@ -215,7 +215,7 @@ class Session:
             return False
         kept = list(takewhile(lambda event: event.type != "rolled", events))
         log.empty_turn(kept[-1].seq)
-        self.live.rolls = rolls_of(log.events())
+        self.live.rolls = rolls_of(log.events(types=("rolled",)))
         self._saved_at = max(self._saved_at, self.live.seq.num_tokens)  # what was read of it is of no use
         self._notices.append(UNREAD)
         return True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from agent.behind import branch_line, branch_value_of, changed_files, files_line
+from agent.behind import CALLS, branch_line, branch_value_of, changed_files, files_line
 from agent.config import UsageError, data_home, printable, workspace_directory
 from agent.options import session_name
 from agent.places import gone, is_gone
@@ -212,9 +212,9 @@ def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
         if log.open_turn is not None:
             raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
         if args.branch is not None:
-            left = log.switch(args.branch)
+            left = log.switch(args.branch, CALLS)
         else:
-            left = log.rewind(args.turn, args.token)
+            left = log.rewind(args.turn, args.token, CALLS)
             stores.rewound(session, log)
         value = {
             "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids),

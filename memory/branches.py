@@ -5,8 +5,8 @@ branch that goes on from a point of an older one. Must not write anything, nor k
 """
 
 import json
-import sqlite3
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
 BRANCH_COLUMNS = (
     "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"
 )
+EVENT_COLUMNS = "branch_id, seq, turn, position, type, payload, checksum"
 TURN_COLUMNS = "branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
 
 
@@ -145,22 +146,21 @@ class History:
         """This branch and its ancestors, each with the last seq of it that belongs to this log."""
         return {b.id: younger.start.seq if younger else self.end.seq for b, younger in self._segments()}
 
-    def left_for(self, other: "History") -> list[LoggedEvent]:
-        """The events of this log that another one of the same session does not share."""
+    def shared_seq(self, other: "History") -> int:
+        """The last event of this log that another one of the same session shares."""
         theirs = other.branches()
-        shared = [min(seq, theirs[branch]) for branch, seq in self.branches().items() if branch in theirs]
-        return self.events(max(shared, default=0) + 1, self.end.seq)
+        return max((min(seq, theirs[branch]) for branch, seq in self.branches().items() if branch in theirs), default=0)
 
     def point(self, turn: int | None, position: int | None) -> Point:
         """The end of a turn, or a place among the tokens, or the end of the last closed turn. Raises StoreError."""
         assert turn is None or position is None, (turn, position)
         if position is not None:
             return self._point_at(position)
-        closed = [0, *(t.number for t in self.turns if t.state != "open")]
-        turn = closed[-1] if turn is None else turn
-        if turn not in closed:
+        last_closed = len(self.turns) - sum(t.state == "open" for t in self.turns[-1:])
+        turn = last_closed if turn is None else turn
+        if not 0 <= turn <= last_closed:
             raise StoreError(
-                f"turn {turn} of session {self._name} is no point to go on from: take one from 0 to {closed[-1]}"
+                f"turn {turn} of session {self._name} is no point to go on from: take one from 0 to {last_closed}"
             )
         return self.end_of(self.turns[turn - 1]) if turn else Point(0, 0, 0, False)
 
@@ -171,19 +171,22 @@ class History:
                 return younger.id
         return self._lineage[-1].id
 
-    def events(self, first_seq: int, last_seq: int) -> list[LoggedEvent]:
-        """Events first_seq to last_seq, both included."""
+    def events(self, first_seq: int, last_seq: int, types: Sequence[str] = ()) -> list[LoggedEvent]:
+        """Events first_seq to last_seq, both included; of some types, the others unread, or all.
+
+        Events of some types are found by an index: where it is damaged, one may be missing.
+        """
         found: list[LoggedEvent] = []
         for branch, younger in self._segments():
             first = max(first_seq, branch.start.seq + 1)
             last = min(last_seq, younger.start.seq) if younger else last_seq
             if first <= last:
-                rows = self._database.rows(
-                    "SELECT branch_id, seq, turn, position, type, payload, checksum FROM events"
-                    " WHERE branch_id = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-                    (branch.id, first, last),
+                read = (
+                    self._read_events_of(branch.id, first, last, types)
+                    if types
+                    else self._read_events(branch.id, first, last)
                 )
-                found += self._checked_events(branch.id, first, last, rows)
+                found += read
         return found
 
     def read_ids(self) -> "array[int]":
@@ -252,16 +255,21 @@ class History:
             raise StoreError(
                 f"session {self._name} has no token position {position}: take one from 0 to {self.end.position}"
             )
-        turn = next((t for t in reversed(self.turns) if t.start_position < position), None)
-        if turn is None:
+        number = bisect_left(self.turns, position, key=lambda t: t.start_position)  # of the last turn before it
+        if number == 0:
             return Point(0, 0, 0, False)
+        turn = self.turns[number - 1]
         if position == turn.end_position:
             return Point(turn.number, turn.end_seq, position, turn.is_cut or turn.state == "open")
         first_seq = self.turns[turn.number - 2].end_seq + 1 if turn.number > 1 else 1
         before = [e.seq for e in self.events(first_seq, turn.end_seq) if e.position <= position]
         return Point(turn.number, before[-1] if before else first_seq - 1, position, True)
 
-    def _checked_events(self, branch_id: int, first: int, last: int, rows: list[sqlite3.Row]) -> Iterator[LoggedEvent]:
+    def _read_events(self, branch_id: int, first: int, last: int) -> Iterator[LoggedEvent]:
+        rows = self._database.rows(
+            f"SELECT {EVENT_COLUMNS} FROM events WHERE branch_id = ? AND seq BETWEEN ? AND ? ORDER BY seq",
+            (branch_id, first, last),
+        )
         for seq, row in enumerate(rows, start=first):
             event = checked_event(row)
             if event is None or (row["branch_id"], event.seq) != (branch_id, seq):
@@ -269,6 +277,18 @@ class History:
             yield event
         if len(rows) != last - first + 1:
             raise self.damaged(f"event {first + len(rows)} of its event log")
+
+    def _read_events_of(self, branch_id: int, first: int, last: int, types: Sequence[str]) -> Iterator[LoggedEvent]:
+        rows = self._database.rows(
+            f"SELECT {EVENT_COLUMNS} FROM events INDEXED BY events_by_type WHERE branch_id = ?"
+            f" AND type IN ({', '.join('?' * len(types))}) AND seq BETWEEN ? AND ? ORDER BY seq",
+            (branch_id, *types, first, last),
+        )
+        for row in rows:
+            event = checked_event(row)
+            if event is None or row["branch_id"] != branch_id or event.type not in types:
+                raise self.damaged(f"event {row['seq']} of its event log")
+            yield event
 
 
 def branch_info(history: History, current_id: int) -> BranchInfo:

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,11 +89,12 @@ class SessionLog:
         assert self.open_turn is not None
         self._append(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, ())
 
-    def events(self, min_position: int = 0) -> list[LoggedEvent]:
-        """The event log in order, or its end: events at or after a position of the token log."""
-        before = [turn.end_seq for turn in self._history.turns if turn.end_position < min_position]
+    def events(self, min_position: int = 0, types: Sequence[str] = ()) -> list[LoggedEvent]:
+        """The event log in order, or its end: events at or after a position of the token log; of some types, or all."""
+        num_before = bisect_left(self._history.turns, min_position, key=lambda turn: turn.end_position)
+        first = self._history.turns[num_before - 1].end_seq + 1 if num_before else 1
         with self._database.reading():
-            events = self._history.events((before[-1] if before else 0) + 1, self._history.end.seq)
+            events = self._history.events(first, self._history.end.seq, types)
         return [event for event in events if event.position >= min_position]
 
     def turns(self) -> list[tuple[int, str]]:
@@ -116,15 +118,17 @@ class SessionLog:
         """Events of this branch whose texts hold words of the query, best first; up to a position of the token log."""
         return search_events(self._database, self._history, query, limit, max_position)
 
-    def rewind(self, turn: int | None = None, position: int | None = None) -> list[LoggedEvent]:
+    def rewind(
+        self, turn: int | None = None, position: int | None = None, types: Sequence[str] = ()
+    ) -> list[LoggedEvent]:
         """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns the
-        events that are left behind there.
+        events that are left behind there, of some types or all.
 
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
         assert self.open_turn is None, self.open_turn
         point = self._history.point(turn, position)
-        left = self._history.events(point.seq + 1, self._history.end.seq)  # long to read: no writer is kept waiting
+        left = self._history.events(point.seq + 1, self._history.end.seq, types)  # no writer waits for this
         self._begin_branch(point)
         return left
 
@@ -144,9 +148,9 @@ class SessionLog:
         assert turn.state == "interrupted", turn
         self._begin_branch(Point(turn.number, last_seq, turn.start_position, is_cut=True))
 
-    def switch(self, branch_id: int) -> list[LoggedEvent]:
+    def switch(self, branch_id: int, types: Sequence[str] = ()) -> list[LoggedEvent]:
         """Go on where another branch of this session ended. No turn may be open on the current one. Returns the events
-        of the current one that the other does not share."""
+        of the current one that the other does not share, of some types or all."""
         assert self.open_turn is None, self.open_turn
         with self._writing() as connection:
             own = own_branches(self._database, self.session)
@@ -155,7 +159,7 @@ class SessionLog:
                 raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
             session = replace(self.session, branch=branch_id)
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
-            left = self._history.left_for(history)
+            left = self._history.events(self._history.shared_seq(history) + 1, self._history.end.seq, types)
             update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
         self._witness()

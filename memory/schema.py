@@ -208,6 +208,11 @@ def _uses(connection: sqlite3.Connection) -> None:
         )
 
 
+def _types(connection: sqlite3.Connection) -> None:
+    """Events of a type without reading the others: a rewind of a long session needs a few of very many."""
+    connection.execute("CREATE INDEX events_by_type ON events (branch_id, type, seq)")
+
+
 # The names are recorded in the file: a migration that gets another name is applied again.
 MIGRATIONS: tuple[tuple[str, Migration], ...] = (
     ("sessions", _sessions),
@@ -217,4 +222,5 @@ MIGRATIONS: tuple[tuple[str, Migration], ...] = (
     ("responses", _responses),
     ("identity", _identity),
     ("uses", _uses),
+    ("types", _types),
 )

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .branches import History, LoggedEvent, checked_event
+from .branches import EVENT_COLUMNS, History, LoggedEvent, checked_event
 from .db import Database
 from .rows import text_of
 from .schema import create_search
@@ -43,9 +43,8 @@ def unindex_events(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
     is not known, and its words stay, which point nowhere."""
     if not _has_index(connection):
         return
-    columns = "branch_id, seq, turn, position, type, payload, checksum"
     for id_ in ids:
-        for row in connection.execute(f"SELECT {columns} FROM events WHERE id = ?", (id_,)).fetchall():
+        for row in connection.execute(f"SELECT {EVENT_COLUMNS} FROM events WHERE id = ?", (id_,)).fetchall():
             event = checked_event(row)
             if event and (text := text_of(event.payload)):
                 connection.execute(

@@ -14,6 +14,7 @@ from typing import Any
 
 from .branches import (
     BRANCH_COLUMNS,
+    EVENT_COLUMNS,
     Branch,
     BranchInfo,
     History,
@@ -192,8 +193,9 @@ class SessionStore:
             while (branch := self._branch(session, branch_id)).start.seq:  # the beginning lies in an ancestor
                 assert branch.parent_id is not None
                 branch_id = branch.parent_id
-            columns = "branch_id, seq, turn, position, type, payload, checksum"
-            rows = self._database.rows(f"SELECT {columns} FROM events WHERE branch_id = ? AND seq = 1", (branch_id,))
+            rows = self._database.rows(
+                f"SELECT {EVENT_COLUMNS} FROM events WHERE branch_id = ? AND seq = 1", (branch_id,)
+            )
         if not rows:
             return None
         if (event := checked_event(rows[0])) is None:

@@ -342,3 +342,48 @@ def test_a_rewind_reads_no_turn_and_gives_what_reading_would(tmp_path: Path, pla
         again.start_turn([("user", {})], [9])
         again.close()
         store.check(log.session)
+
+
+def test_what_a_rewind_leaves_is_read_by_type_however_long_it_is(tmp_path: Path) -> None:
+    steps, costs = [0], []
+    with closing(Database(tmp_path)) as database:
+        database._connection.execute("PRAGMA synchronous = OFF")
+        store = SessionStore(database)
+        for num_turns in (50, 500):
+            log = store.open(store.create("/w", "m", f"of-{num_turns}"))
+            for number in range(num_turns):
+                calls = [("call", {"n": number})] if number in (5, 9) else []
+                log.start_turn([("user", {"n": number}), *calls], [1])
+                log.end_turn("done", [("text", {})])
+            steps[0] = 0
+            database._connection.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 10)
+            left = log.rewind(turn=7, types=("call", "result"))
+            database._connection.set_progress_handler(None, 0)
+            assert [(event.turn, event.type) for event in left] == [(10, "call")]
+            costs.append(steps[0])
+            log.close()
+    assert costs[1] < 2 * costs[0]
+
+
+def test_events_of_some_types_are_those_of_all(store: SessionStore) -> None:
+    rng = random.Random(1)
+    log = store.open(store.create("/w", "m", "mixed"))
+    for _ in range(40):
+        log.start_turn([(rng.choice("abc"), {"n": rng.random()}) for _ in range(rng.randrange(4))], [1, 2])
+        log.append([(rng.choice("abc"), {"n": rng.random()}) for _ in range(rng.randrange(4))], [3])
+        log.end_turn("done")
+        everything, position = log.events(), rng.randrange(len(log.ids) + 1)
+        for types in ("a", "bc"):
+            assert log.events(0, types) == [event for event in everything if event.type in types]
+            assert log.events(position, types) == [event for event in log.events(position) if event.type in types]
+        if rng.random() < 0.3:
+            left = log.rewind(position=position, types="b")
+            assert left == [event for event in everything[len(log.events()) :] if event.type == "b"]
+
+
+def test_a_damaged_event_of_a_type_that_is_asked_for_is_noticed(store: SessionStore) -> None:
+    log = three_turns(store)
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE events SET payload = '{}' WHERE seq = 1")
+    with pytest.raises(StoreError, match="event 1 of its event log"):
+        log.events(0, ("user",))
