@@ -5,7 +5,8 @@ Imports none of our other packages.
 
 from .backup import Copied, back_up, restore
 from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
-from .branches import BranchInfo, LoggedEvent, TurnInfo
+from .branch_rows import LoggedEvent, TurnInfo
+from .branches import BranchInfo
 from .db import Database, StoreError
 from .leases import SessionInUse
 from .log import SessionInfo, SessionLog

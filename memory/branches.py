@@ -1,82 +1,17 @@
-"""Reading a branch: its own rows after those of its ancestors, each row checked against its checksum and its place.
+"""The log of a branch: its own rows after those of its ancestors, up to where each younger branch leaves the older.
 
-Owns how a branch's log is put together and what counts as damage. A log only grows, and a fork or a rewind is a new
+Owns how the log is put together and where it may be left. A log only grows, and a fork or a rewind is a new
 branch that goes on from a point of an older one. Must not write anything, nor know which session is open where.
 """
 
-import json
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
+from .branch_rows import Branch, BranchReader, LoggedEvent, Point, TurnInfo
 from .db import Database, StoreError
-from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
-
-BRANCH_COLUMNS = (
-    "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"
-)
-EVENT_COLUMNS = "branch_id, seq, turn, position, type, payload, checksum"
-TURN_COLUMNS = "branch_id, number, state, started_at, ended_at, start_position, end_position, end_seq, checksum"
-
-
-@dataclass(frozen=True)
-class LoggedEvent:
-    """`seq` counts from 1 without gaps; `position` is the length of the token log when the event was appended."""
-
-    seq: int
-    turn: int
-    position: int
-    type: str
-    payload: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class TurnInfo:
-    """A turn as a branch sees it: its tokens are start_position up to end_position, its last event is `end_seq`.
-
-    `is_cut`: a fork or rewind inside the turn ended it here, as interrupted; the branch it came from holds more of it.
-    """
-
-    number: int
-    state: str
-    started_at: float
-    ended_at: float | None
-    start_position: int
-    end_position: int
-    end_seq: int
-    is_cut: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place in a log: after so many turns, events and tokens. `is_cut`: inside its last turn."""
-
-    turn: int
-    seq: int
-    position: int
-    is_cut: bool
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A row of `branches`; its log goes on from `start` of its parent's log."""
-
-    id: int
-    session_id: int
-    parent_id: int | None
-    start: Point
-    last_turn: int
-    created_at: float
-
-    def values(self) -> tuple[Any, ...]:
-        """The row, its checksum included."""
-        start = self.start
-        point = (start.turn, start.seq, start.position, int(start.is_cut))
-        values = (self.id, self.session_id, self.parent_id, *point, self.last_turn, self.created_at)
-        return (*values, row_checksum("branches", *values))
 
 
 @dataclass(frozen=True)
@@ -103,14 +38,13 @@ class History:
 
     def __init__(self, database: Database, name: str, branch_id: int):
         """`name` is the session's, for messages. Raises StoreError where a branch or turn is damaged or missing."""
-        self._database = database
-        self._name = name
+        self._name, self._rows = name, BranchReader(database, name)
         with database.reading():
-            self._lineage = [self.read_branch(branch_id)]  # youngest first
+            self._lineage = [self._rows.branch(branch_id)]  # youngest first
             while (parent_id := self._lineage[-1].parent_id) is not None:
-                parent = self.read_branch(parent_id)
+                parent = self._rows.branch(parent_id)
                 if not _within(parent.start, self._lineage[-1].start) or parent.id >= self._lineage[-1].id:
-                    raise self.damaged(f"branch {self._lineage[-1].id}")
+                    raise self._rows.damaged(f"branch {self._lineage[-1].id}")
                 self._lineage.append(parent)
             self.turns: list[TurnInfo] = []
             for branch, younger in self._segments():
@@ -128,9 +62,9 @@ class History:
     def end_of(self, turn: TurnInfo) -> Point:
         return Point(turn.number, turn.end_seq, turn.end_position, turn.is_cut)
 
-    def left_at(self, point: Point, branch: Branch) -> "History":
-        """The log of a new branch that goes on from a point of this one; nothing is read again."""
-        history = copy(self)
+    def left_at(self, point: Point, branch_id: int) -> "History":
+        """The log of a new branch that goes on from a point of this one; of the log nothing is read again."""
+        history, branch = copy(self), self._rows.branch(branch_id)
         history._lineage = [branch, *(b for b in self._lineage if b.id <= (branch.parent_id or 0))]
         history.turns = self.turns[: point.turn]
         if point.is_cut:
@@ -181,69 +115,31 @@ class History:
             first = max(first_seq, branch.start.seq + 1)
             last = min(last_seq, younger.start.seq) if younger else last_seq
             if first <= last:
-                read = (
-                    self._read_events_of(branch.id, first, last, types)
-                    if types
-                    else self._read_events(branch.id, first, last)
-                )
-                found += read
+                rows = self._rows
+                found += rows.events_of(branch.id, first, last, types) if types else rows.events(branch.id, first, last)
         return found
 
     def read_ids(self) -> "array[int]":
         """The token log."""
         ids = array("i")
         for branch, younger in self._segments():
-            end = younger.start.position if younger else self.end.position
-            rows = self._database.rows(
-                "SELECT start, ids, checksum FROM tokens WHERE branch_id = ? AND start < ? ORDER BY start",
-                (branch.id, end),
-            )
-            for start, blob, checksum in rows:
-                is_sound = start == len(ids) and isinstance(blob, bytes) and len(blob) % TOKEN_BYTES == 0
-                if not is_sound or checksum != token_checksum(branch.id, start, blob):
-                    raise self.damaged(f"token {len(ids)} of its token log")
-                ids.extend(from_blob(blob))
-            if len(ids) < end:
-                raise self.damaged(f"token {len(ids)} of its token log")
-            del ids[end:]
+            ids.extend(self._rows.ids(branch, younger.start.position if younger else self.end.position))
         return ids
-
-    def damaged(self, where: str) -> StoreError:
-        return damaged(self._database, self._name, where)
 
     def _segments(self) -> list[tuple[Branch, Branch | None]]:
         """Each branch of the lineage, oldest first, with the next one, which leaves it at its `start`."""
         oldest_first = self._lineage[::-1]
         return list(zip(oldest_first, [*oldest_first[1:], None], strict=True))
 
-    def read_branch(self, branch_id: int) -> Branch:
-        """A branch of the file. Raises StoreError where it is damaged or missing."""
-        rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
-        branch = checked_branch(rows[0]) if rows else None
-        if branch is None or branch.id != branch_id:
-            raise self.damaged(f"branch {branch_id}")
-        return branch
-
     def _read_turns(self, branch: Branch, younger: Branch | None) -> None:
         until = younger.start if younger else None
-        last = min(until.turn, branch.last_turn) if until else branch.last_turn
-        rows = self._database.rows(
-            f"SELECT {TURN_COLUMNS} FROM turns WHERE branch_id = ? AND number <= ? ORDER BY number",
-            (branch.id, last),
-        )
-        for number, (*values, checksum) in enumerate(rows, start=branch.start.turn + 1):
-            if values[:2] != [branch.id, number] or checksum != row_checksum("turns", *values):
-                raise self.damaged(f"turn {number}")
-            turn = TurnInfo(*values[1:])
-            if turn.start_position != self.end.position:
-                raise self.damaged(f"turn {number}")
-            self.turns.append(turn)
-        if len(self.turns) != max(last, branch.start.turn) or (until and len(self.turns) != until.turn):
-            raise self.damaged(f"turn {len(self.turns) + 1}")
+        self.turns += self._rows.turns(branch, min(until.turn, branch.last_turn) if until else branch.last_turn)
+        if until and len(self.turns) != until.turn:
+            raise self._rows.damaged(f"turn {len(self.turns) + 1}")
         if younger and younger.start.is_cut:
             self._cut(younger)
         if younger and self.end != younger.start:
-            raise self.damaged(f"branch {younger.id}")
+            raise self._rows.damaged(f"branch {younger.id}")
 
     def _cut(self, younger: Branch) -> None:
         """The last turn ends where a younger branch goes on from."""
@@ -265,31 +161,6 @@ class History:
         before = [e.seq for e in self.events(first_seq, turn.end_seq) if e.position <= position]
         return Point(turn.number, before[-1] if before else first_seq - 1, position, True)
 
-    def _read_events(self, branch_id: int, first: int, last: int) -> Iterator[LoggedEvent]:
-        rows = self._database.rows(
-            f"SELECT {EVENT_COLUMNS} FROM events WHERE branch_id = ? AND seq BETWEEN ? AND ? ORDER BY seq",
-            (branch_id, first, last),
-        )
-        for seq, row in enumerate(rows, start=first):
-            event = checked_event(row)
-            if event is None or (row["branch_id"], event.seq) != (branch_id, seq):
-                raise self.damaged(f"event {seq} of its event log")
-            yield event
-        if len(rows) != last - first + 1:
-            raise self.damaged(f"event {first + len(rows)} of its event log")
-
-    def _read_events_of(self, branch_id: int, first: int, last: int, types: Sequence[str]) -> Iterator[LoggedEvent]:
-        rows = self._database.rows(
-            f"SELECT {EVENT_COLUMNS} FROM events INDEXED BY events_by_type WHERE branch_id = ?"
-            f" AND type IN ({', '.join('?' * len(types))}) AND seq BETWEEN ? AND ? ORDER BY seq",
-            (branch_id, *types, first, last),
-        )
-        for row in rows:
-            event = checked_event(row)
-            if event is None or row["branch_id"] != branch_id or event.type not in types:
-                raise self.damaged(f"event {row['seq']} of its event log")
-            yield event
-
 
 def branch_info(history: History, current_id: int) -> BranchInfo:
     branch, end = history.branch, history.end
@@ -303,35 +174,6 @@ def branch_info(history: History, current_id: int) -> BranchInfo:
         num_tokens=end.position,
         created_at=branch.created_at,
         is_current=branch.id == current_id,
-    )
-
-
-def checked_branch(row: Sequence[Any]) -> Branch | None:
-    """A row of BRANCH_COLUMNS; None when it is damaged."""
-    *values, checksum = row
-    if checksum != row_checksum("branches", *values):
-        return None
-    id_, session_id, parent_id, turn, seq, position, is_cut, last_turn, created_at = values
-    return Branch(id_, session_id, parent_id, Point(turn, seq, position, bool(is_cut)), last_turn, created_at)
-
-
-def checked_event(row: Sequence[Any]) -> LoggedEvent | None:
-    """A row of `events` from branch_id to checksum; None when it is damaged."""
-    *values, checksum = row
-    if checksum != row_checksum("events", *values):
-        return None
-    _, seq, turn, position, type_, payload = values
-    try:
-        return LoggedEvent(seq, turn, position, type_, json.loads(payload))
-    except ValueError:  # damaged before rows had checksums
-        return None
-
-
-def damaged(database: Database, name: str, where: str) -> StoreError:
-    """The one line about a session whose rows are not what was written."""
-    return StoreError(
-        f"session {name} is damaged at {where}: restore {database.path} from a backup,"
-        " or start a fresh session with --new"
     )
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from .branches import BranchInfo, History, LoggedEvent, Point, TurnInfo, branch_info, damaged
+from .branch_rows import DamagedLog, LoggedEvent, Point, TurnInfo
+from .branches import BranchInfo, History, branch_info
 from .db import Database, StoreError
 from .log_rows import Entry, append_rows, insert_branch, update_last_turn
 from .rows import row_checksum
@@ -137,7 +138,7 @@ class SessionLog:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
             update_session(connection, session)
-            history = self._history.left_at(point, self._history.read_branch(branch_id))
+            history = self._history.left_at(point, branch_id)
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._witness()
 
@@ -225,7 +226,7 @@ def own_branches(database: Database, session: SessionInfo) -> list[int]:
         in_table = database.rows("SELECT id FROM branches NOT INDEXED WHERE session_id = ? ORDER BY id", (session.id,))
     ids = [row[0] for row in by_index]
     if ids != [row[0] for row in in_table] or session.branch not in ids:
-        raise damaged(database, session.name, "its list of branches")
+        raise DamagedLog(database, session.name, "its list of branches")
     return ids
 
 

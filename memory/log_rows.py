@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .branches import Branch, Point, TurnInfo
+from .branch_rows import Branch, Point, TurnInfo
 from .rows import row_checksum, text_of, to_blob, token_checksum
 from .search import index_events, unindex_events
 

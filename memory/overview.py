@@ -5,7 +5,7 @@ Must not read logs: a list costs the same however long its sessions are.
 
 from dataclasses import dataclass
 
-from .branches import BRANCH_COLUMNS, TURN_COLUMNS, checked_branch, damaged
+from .branch_rows import BRANCH_COLUMNS, TURN_COLUMNS, DamagedLog, checked_branch
 from .db import Database
 from .log import SessionInfo
 from .rows import row_checksum
@@ -29,14 +29,14 @@ def overview(database: Database, session: SessionInfo) -> Overview:
         rows = database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (session.branch,))
         branch = checked_branch(rows[0]) if rows else None
         if branch is None or (branch.id, branch.session_id) != (session.branch, session.id):
-            raise damaged(database, session.name, f"branch {session.branch}")
+            raise DamagedLog(database, session.name, f"branch {session.branch}")
         num_tokens = branch.start.position
         if branch.last_turn > branch.start.turn:
             where = (branch.id, branch.last_turn)
             last = database.rows(f"SELECT {TURN_COLUMNS} FROM turns WHERE branch_id = ? AND number = ?", where)
             *values, checksum = last[0] if last else (*where, None)
             if checksum != row_checksum("turns", *values) or tuple(values[:2]) != where:
-                raise damaged(database, session.name, f"turn {branch.last_turn}")
+                raise DamagedLog(database, session.name, f"turn {branch.last_turn}")
             num_tokens = values[6]
         num_branches = database.rows("SELECT COUNT(*) FROM branches WHERE session_id = ?", (session.id,))[0][0]
         tail_bytes = database.rows(f"SELECT TOTAL(bytes) FROM tails WHERE id IN ({USED})", (session.id,))[0][0]

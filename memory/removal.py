@@ -6,7 +6,7 @@ from it. Must not know why the session or the answer was removed.
 
 from collections.abc import Collection
 
-from .branches import BRANCH_COLUMNS, checked_branch
+from .branch_rows import BRANCH_COLUMNS, checked_branch
 from .db import Database
 from .log_rows import delete_branch, delete_events
 

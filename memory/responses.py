@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .branches import History, Point, TurnInfo, damaged
+from .branch_rows import DamagedLog, Point, TurnInfo
+from .branches import History
 from .db import Database, StoreError
 from .log import SessionInfo
+from .log_check import LogCheck
 from .log_rows import append_rows, delete_branch, insert_branch
 from .removal import without_answer
 from .rows import row_checksum
@@ -105,13 +107,12 @@ class ResponseStore:
         """Of all answers of all owners."""
         return [row[0] for row in self._database.rows("SELECT id FROM responses NOT INDEXED ORDER BY rowid")]
 
-    def check(self, id: str) -> None:
-        """Read an answer, and its own part of the log. Raises StoreError where something is damaged or missing."""
+    def check(self, id: str, logs: LogCheck) -> None:
+        """Read an answer and its log, but for what `logs` has read before. Raises StoreError where something is damaged or
+        missing."""
         response = self._one("id = ?", id)
         if response is not None and response.branch_id:
-            with self._database.reading():
-                history = History(self._database, "of responses", response.branch_id)
-                history.read_ids()
+            logs.check("of responses", response.branch_id)
 
     def latest(self, session_id: int, fingerprint: bytes) -> StoredResponse | None:
         """The last answer of a session with this content. Raises StoreError for a damaged one."""
@@ -153,7 +154,7 @@ class ResponseStore:
         *columns, checksum = rows[0]
         response = StoredResponse(*columns)
         if checksum != response.checksum():
-            raise damaged(self._database, "of responses", f"response {response.id}")
+            raise DamagedLog(self._database, "of responses", f"response {response.id}")
         return response
 
 

@@ -9,7 +9,8 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .branches import EVENT_COLUMNS, History, LoggedEvent, checked_event
+from .branch_rows import EVENT_COLUMNS, LoggedEvent, checked_event
+from .branches import History
 from .db import Database
 from .rows import text_of
 from .schema import create_search

@@ -12,23 +12,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .branches import (
+from .branch_rows import (
     BRANCH_COLUMNS,
     EVENT_COLUMNS,
-    Branch,
-    BranchInfo,
-    History,
+    BranchReader,
+    DamagedLog,
     LoggedEvent,
     Point,
     TurnInfo,
-    branch_info,
     checked_branch,
     checked_event,
-    damaged,
 )
+from .branches import BranchInfo, History, branch_info
 from .db import Database, StoreError
 from .leases import Leases
 from .log import SessionInfo, SessionLog, next_use, own_branches, update_session
+from .log_check import LogCheck
 from .log_rows import insert_branch
 from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
 from .overview import Overview, overview
@@ -188,18 +187,18 @@ class SessionStore:
 
     def first_event(self, session: SessionInfo) -> LoggedEvent | None:
         """What the log of the current branch begins with, without reading the rest. Raises StoreError where it is damaged."""
-        branch_id = session.branch
+        reader = BranchReader(self._database, session.name)
         with self._database.reading():
-            while (branch := self._branch(session, branch_id)).start.seq:  # the beginning lies in an ancestor
+            branch = reader.branch(session.branch)
+            while branch.start.seq:  # the beginning lies in an ancestor
                 assert branch.parent_id is not None
-                branch_id = branch.parent_id
-            rows = self._database.rows(
-                f"SELECT {EVENT_COLUMNS} FROM events WHERE branch_id = ? AND seq = 1", (branch_id,)
-            )
+                branch = reader.branch(branch.parent_id)
+            sql = f"SELECT {EVENT_COLUMNS} FROM events WHERE branch_id = ? AND seq = 1"
+            rows = self._database.rows(sql, (branch.id,))
         if not rows:
             return None
         if (event := checked_event(rows[0])) is None:
-            raise damaged(self._database, session.name, "event 1 of its event log")
+            raise reader.damaged("event 1 of its event log")
         return event
 
     def parents(self, session: SessionInfo) -> dict[int, tuple[int | None, int]]:
@@ -208,7 +207,7 @@ class SessionStore:
             rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE session_id = ?", (session.id,))
         checked = [branch for branch in map(checked_branch, rows) if branch is not None]
         if len(checked) != len(rows):
-            raise damaged(self._database, session.name, "its list of branches")
+            raise DamagedLog(self._database, session.name, "its list of branches")
         return {branch.id: (branch.parent_id, branch.start.position) for branch in checked}
 
     def overview(self, session: SessionInfo) -> Overview:
@@ -235,13 +234,12 @@ class SessionStore:
             before = history.turns[turn - 2].end_seq if turn > 1 else 0
             return history.events(before + 1, history.turns[turn - 1].end_seq)
 
-    def check(self, session: SessionInfo) -> None:
-        """Read every event and token of all branches of a session. Raises StoreError for the first that is damaged."""
+    def check(self, session: SessionInfo, logs: LogCheck | None = None) -> None:
+        """Read every event and token of all branches of a session, but for what `logs` has read before. Raises StoreError
+        for the first that is damaged."""
+        logs = logs or LogCheck(self._database)
         for branch_id in own_branches(self._database, session):
-            with self._database.reading():
-                history = self._history(session, branch_id)
-                history.events(1, history.end.seq)
-                history.read_ids()
+            logs.check(session.name, branch_id)
 
     def check_end(self, session: SessionInfo) -> None:
         """Raises StoreError when the log of a session ends before what was acknowledged to be in it."""
@@ -335,7 +333,7 @@ class SessionStore:
         )
 
     def _damaged_row(self, session: SessionInfo) -> StoreError:
-        return damaged(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
+        return DamagedLog(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
 
     def _current(self, session: SessionInfo) -> SessionInfo:
         """The session as it is now; another process may have used it since it was listed. Damage of others is theirs."""
@@ -357,13 +355,6 @@ class SessionStore:
             listed = ", ".join(map(str, own))
             raise StoreError(f"session {session.name} has no branch {branch}: take one of {listed}")
         return History(self._database, session.name, session.branch if branch is None else branch)
-
-    def _branch(self, session: SessionInfo, branch_id: int) -> Branch:
-        rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (branch_id,))
-        branch = checked_branch(rows[0]) if rows else None
-        if branch is None or branch.id != branch_id:
-            raise damaged(self._database, session.name, f"branch {branch_id}")
-        return branch
 
     def _unneeded_branches(self) -> list[int]:
         """Branches that no session needs. None while a session is damaged: it may need them after all."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from .db import Database, StoreError
+from .log_check import LogCheck
 from .responses import ResponseStore
 from .search import rebuild_index
 from .sessions import SessionStore
@@ -15,17 +16,18 @@ from .sessions import SessionStore
 def check_records(database: Database, sessions: SessionStore, responses: ResponseStore) -> Iterator[str]:
     """A line for each thing that is not as it was written: sessions and their logs, answers and theirs."""
     yield from sessions.problems()
+    logs = LogCheck(database)
     for session in sessions.all():
         if not session.workspace:
             continue  # its branches are those of answers
         try:
-            sessions.check(session)
+            sessions.check(session, logs)
             sessions.check_end(session)
         except StoreError as e:
             yield str(e)
     for id_ in responses.all_ids():
         try:
-            responses.check(id_)
+            responses.check(id_, logs)
         except StoreError as e:
             yield str(e)
 
