@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.config import UsageError, data_home, printable
+from agent.config import data_home, printable, stored_home
 from memory import Copied, StoreError, back_up, restore
 
 
@@ -21,10 +21,7 @@ def add_commands(command: Callable[..., Any]) -> None:
 
 
 def _backup(args: argparse.Namespace) -> int:
-    home = data_home()
-    if not (home / "holdfast.db").exists():
-        raise UsageError(f"there is nothing to back up in {home}: set HOLDFAST_HOME to a data directory")
-    copied = back_up(home, _file(args.file))
+    copied = back_up(stored_home(), _file(args.file))
     print(f"{printable(args.file)}: all sessions, and {_state(copied)}")
     return 0
 

@@ -53,6 +53,15 @@ def data_home() -> Path:
     return Path(home) if home else platformdirs.user_data_path("holdfast", appauthor=False)
 
 
+def stored_home() -> Path:
+    """The data directory, for a command that needs what is stored there. Raises UsageError where nothing is: a directory
+    that vanished must not be taken for a new one."""
+    home = data_home()
+    if not any((home / name).exists() for name in ("holdfast.db", "locks")):
+        raise UsageError(f"nothing is stored in {printable(str(home))}: begin a session, or set HOLDFAST_HOME")
+    return home
+
+
 def disk_budget() -> int:
     """Bytes that stored state may take: `$HOLDFAST_DISK_GB`, else 20 GiB."""
     value = os.environ.get("HOLDFAST_DISK_GB", "")

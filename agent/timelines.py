@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from agent.behind import CALLS, branch_line, branch_value_of, changed_files, files_line
-from agent.config import UsageError, data_home, printable, workspace_directory
+from agent.config import UsageError, printable, stored_home, workspace_directory
 from agent.options import session_name
 from agent.places import gone, is_gone
 from agent.stores import Stores
@@ -35,7 +35,7 @@ Result = tuple[Any, list[str]]  # for --json, for a person
 
 @contextmanager
 def _open_stores() -> Iterator[Stores]:
-    home = data_home()
+    home = stored_home()
     try:
         database = Database(home)
     except OSError as e:

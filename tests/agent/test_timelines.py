@@ -189,8 +189,6 @@ def test_a_data_directory_is_backed_up_and_put_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
-    assert agent.cli.main(["backup", str(tmp_path / "file")]) == 2
-    assert "nothing to back up" in capsys.readouterr().err
     with closing(Database(tmp_path / "home")) as database:
         SessionStore(database).create("/w", "m", "work")
     assert agent.cli.main(["backup", str(tmp_path / "file")]) == 0
@@ -200,6 +198,24 @@ def test_a_data_directory_is_backed_up_and_put_back(
     assert agent.cli.main(["restore", str(tmp_path / "file")]) == 0
     assert agent.cli.main(["sessions", "list"]) == 0
     assert "work" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+@pytest.mark.parametrize("command", ["sessions list", "sessions show work", "sessions verify --repair", "backup FILE"])
+def test_a_data_directory_that_vanished_is_not_taken_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str,
+    is_directory: bool,
+) -> None:  # fmt: skip
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOLDFAST_HOME", str(home))
+    if is_directory:  # such as where a disk is mounted
+        home.mkdir()
+    assert agent.cli.main(command.replace("FILE", str(tmp_path / "file")).split()) == 2
+    said = capsys.readouterr()
+    assert (
+        said.err == f"holdfast: nothing is stored in {home}: begin a session, or set HOLDFAST_HOME\n" and not said.out
+    )
+    assert sorted(tmp_path.rglob("*")) == ([home] if is_directory else [])
 
 
 def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -> None:
