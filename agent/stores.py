@@ -105,7 +105,8 @@ class Stores:
     def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
         """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.
 
-        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of.
+        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of. Only then
+        do the lock files count no more; while they are right, the next loss is noticed by them.
         """
         database = self.sessions.database
         report = self.snapshots.verify(repair=repair)
@@ -113,7 +114,8 @@ class Stores:
         if not repair or not found:
             return report, found, []
         repair_indexes(database)
-        database.renew_id()
+        if self.sessions.has_lost():
+            database.renew_id()
         left = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
         return report, left, [line for line in found if line not in left]
 

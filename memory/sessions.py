@@ -40,6 +40,10 @@ from .witness import read as read_witness
 SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
 
 
+class LostEnd(StoreError):
+    """A session or the end of its log is missing, though it was acknowledged."""
+
+
 class SessionStore:
     """All sessions of a data directory."""
 
@@ -246,6 +250,21 @@ class SessionStore:
         before = self._leases.witness(session.id)  # first: the log of one that is open grows meanwhile
         self._check_end(session, before)
 
+    def has_lost(self) -> bool:
+        """Whether a lock file speaks of a session, or of an end of its log, that the database lacks."""
+        sessions = self._read()
+        if self._lost(sessions):
+            return True
+        for session, is_sound in sessions:
+            try:
+                if is_sound:
+                    self.check_end(session)
+            except LostEnd:
+                return True
+            except StoreError:  # damage that hides where the log ends
+                continue
+        return False
+
     def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
         """Raises StoreError when a log ends before what was acknowledged to be in it."""
         if witness is None or not witness.is_of(self._database.id, session.name, session.created_at):
@@ -255,7 +274,7 @@ class SessionStore:
         else:
             end = Point(0, 0, 0, False)
         if end.seq < witness.seq or end.position < witness.position:
-            raise StoreError(
+            raise LostEnd(
                 f"session {session.name} has lost its end: {witness.seq} events and {witness.position} tokens were written,"
                 f" {end.seq} and {end.position} are left: {self._way_out(session.id)}"
             )
@@ -326,9 +345,9 @@ class SessionStore:
             and self._leases.witness(id_) is not None
         }
 
-    def _gone(self, session_id: int, witness: Witness) -> StoreError:
+    def _gone(self, session_id: int, witness: Witness) -> LostEnd:
         name = f"session {witness.name}" if witness.name else "a session"
-        return StoreError(
+        return LostEnd(
             f"{name}, of {witness.seq} events, is gone from {self._database.path}: {self._way_out(session_id)}"
         )
 

@@ -218,6 +218,26 @@ def test_a_data_directory_that_vanished_is_not_taken_for_a_new_one(
     assert sorted(tmp_path.rglob("*")) == ([home] if is_directory else [])
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_repair_lets_lock_files_speak_that_are_right(tmp_path: Path, is_lost: bool) -> None:
+    """The id of the database, which they name, changes only where they speak of what is not there."""
+    with closing(Database(tmp_path)) as database, closing(SnapshotStore(database, BlobStore(tmp_path))) as snapshots:
+        sessions = SessionStore(database)
+        for name in ("damaged", "sound"):
+            log = sessions.open(sessions.create("/w", "m", name))
+            log.start_turn([("user", {"text": "hello"})], [1])
+            log.end_turn("done", [("text", {})])
+            log.close()
+        with database.transaction() as connection:
+            connection.execute("UPDATE events SET payload = '{}' WHERE branch_id = 1 AND seq = 1")
+            if is_lost:
+                connection.execute("DELETE FROM sessions WHERE name = 'sound'")
+        before = database.id
+        _, left, repaired = Stores(sessions, snapshots, ResponseStore(database, sessions)).verify(repair=True)
+        assert any("damaged is damaged at event 1" in line for line in left)
+        assert (database.id != before) == is_lost == bool(repaired)
+
+
 def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -> None:
     with closing(Database(tmp_path)) as database, closing(SnapshotStore(database, BlobStore(tmp_path))) as snapshots:
         sessions = SessionStore(database)
