@@ -123,8 +123,9 @@ def _sqlite() -> Finding:
     return (
         NOTE,
         "sqlite",
-        f"{sqlite3.sqlite_version}: before {'.'.join(map(str, SAFE_SQLITE))} SQLite has a rare fault that can damage a"
-        " database to which several processes write at the same moment (its WAL-reset bug)",
+        f"{sqlite3.sqlite_version}: before {'.'.join(map(str, SAFE_SQLITE))} SQLite can lose a commit when one process"
+        " writes while another makes a checkpoint (its WAL-reset bug). holdfast's processes do both one at a time, so they"
+        " are safe from it; let no other program write to holdfast.db",
     )
 
 
