@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import blobs as blob_files
 from .blobs import KINDS, BlobStore, DamagedBlob
-from .db import Database, StoreError
+from .db import Database, StoreError, disk_errors_explained
 from .directories import make_directory, sync_directory
 from .snapshot_rows import PAGE_COLUMNS, TAIL_COLUMNS, checked_page, checked_tail
 from .turnstile import Turnstile
@@ -24,6 +24,7 @@ from .upkeep import forget
 
 FORMAT = b"holdfast backup 1\n"
 DATABASE = "holdfast.db"
+UNUSABLE = ("cannot be used", "check the disk and the permissions")
 Named = tuple[str, bytes, int, bytes]  # kind, id, size and checksum of a page or tail
 
 
@@ -41,7 +42,7 @@ def back_up(home: Path, target: Path) -> Copied:
 
     Raises StoreError, also where the file exists.
     """
-    with closing(Database(home)) as database, _errors_explained(target), _scratch(target) as scratch:
+    with closing(Database(home)) as database, disk_errors_explained(target, *UNUSABLE), _scratch(target) as scratch:
         if target.exists():
             raise StoreError(f"{target} exists already: choose another name, or remove it")
         copy, archive = scratch / DATABASE, scratch / "archive"
@@ -65,7 +66,7 @@ def restore(home: Path, source: Path, replace: bool = False) -> Copied:
     With `replace` a database that is there is kept beside, as `holdfast.db.replaced-N`. Raises StoreError, also where
     there is one without it, or while a process uses it.
     """
-    with _errors_explained(home), _opened(source) as tar:
+    with disk_errors_explained(home, *UNUSABLE), _opened(source) as tar:
         if (home / DATABASE).exists() and not replace:
             raise StoreError(f"{home} has a database already: add --replace, or set HOLDFAST_HOME to another directory")
         make_directory(home)
@@ -220,13 +221,3 @@ def _sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _errors_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise StoreError(
-            f"{e.filename or path} cannot be used ({e.strerror}): check the disk and the permissions"
-        ) from e

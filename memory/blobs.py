@@ -11,11 +11,11 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .db import StoreError
+from .db import StoreError, disk_errors_explained
 from .directories import make_directory, sync_directory
 
 PAGES = "pages"
@@ -69,7 +69,7 @@ class BlobStore:
     def __init__(self, home: Path):
         self._directories = {kind: home / "blobs" / kind for kind in KINDS}
         for directory in (home, home / "blobs", *self._directories.values()):
-            with _errors_explained(directory):
+            with disk_errors_explained(directory):
                 make_directory(directory)
 
     def write(self, kind: str, id: bytes, data: bytes | memoryview) -> Written:
@@ -78,7 +78,7 @@ class BlobStore:
         path = self._directories[kind] / temporary
         checksum = _checksum(data)
         try:
-            with _errors_explained(path):
+            with disk_errors_explained(path):
                 _write_file(path, memoryview(data).cast("B"), kind)
         except BaseException:
             with suppress(OSError):  # such as on a disk that takes no change at all
@@ -89,7 +89,7 @@ class BlobStore:
     def place(self, written: Written) -> None:
         """Give a file its name, in place of whatever has it."""
         path = self.path(written.kind, written.id)
-        with _errors_explained(path):
+        with disk_errors_explained(path):
             crash_point(f"before rename of {written.kind}")
             os.rename(written.path, path)
             crash_point(f"after rename of {written.kind}")
@@ -103,7 +103,7 @@ class BlobStore:
     def sync(self, kinds: Iterable[str]) -> None:
         """Make the names in these directories durable."""
         for kind in kinds:
-            with _errors_explained(self._directories[kind]):
+            with disk_errors_explained(self._directories[kind]):
                 crash_point(f"before sync of {kind}")
                 sync_directory(self._directories[kind])
                 crash_point(f"after sync of {kind}")
@@ -141,7 +141,7 @@ class BlobStore:
 
     def remove(self, kind: str, id: bytes) -> None:
         """Remove a file, if it is there."""
-        with _errors_explained(self.path(kind, id)):
+        with disk_errors_explained(self.path(kind, id)):
             self.path(kind, id).unlink(missing_ok=True)
 
     def ids(self, kind: str) -> Iterator[bytes]:
@@ -166,7 +166,7 @@ class BlobStore:
 
     def _entries(self, kind: str) -> Iterator[tuple[str, os.stat_result]]:
         """Name and status of every file of a kind."""
-        with _errors_explained(self._directories[kind]), os.scandir(self._directories[kind]) as entries:
+        with disk_errors_explained(self._directories[kind]), os.scandir(self._directories[kind]) as entries:
             for entry in entries:
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -217,13 +217,3 @@ def _is_alive(name: str) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
-
-
-@contextmanager
-def _errors_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise StoreError(
-            f"{path} cannot be written ({e.strerror}): make room on its disk, or check the disk and the permissions"
-        ) from e

@@ -24,6 +24,19 @@ class StoreError(Exception):
     """The data directory does not allow what was asked; one line naming the thing, the value and the way out."""
 
 
+@contextmanager
+def disk_errors_explained(
+    path: Path,
+    problem: str = "cannot be written",
+    way_out: str = "make room on its disk, or check the disk and the permissions",
+) -> Iterator[None]:
+    """Raises StoreError for an OSError of the block; `path` is what it works on, where the error names no file."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(f"{e.filename or path} {problem} ({e.strerror}): {way_out}") from e
+
+
 class Database:
     """One connection to `home/holdfast.db`, made private to its owner when it is created. Threads take turns at it."""
 

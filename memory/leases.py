@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from .db import StoreError
+from .db import StoreError, disk_errors_explained
 from .witness import Witness
 from .witness import read as read_witness
 from .witness import write as write_witness
@@ -27,13 +27,9 @@ class Leases:
     def take(self, session_id: int, name: str) -> int:
         """Descriptor that holds the lock; `name` is for messages. Raises SessionInUse with the process that has it."""
         path = self.path(session_id)
-        try:
+        with disk_errors_explained(path):
             self._directory.mkdir(mode=0o700, exist_ok=True)
             lock_fd = self._lock(path)
-        except OSError as e:
-            raise StoreError(
-                f"{path} cannot be written ({e.strerror}): make room on its disk, or check the disk and the permissions"
-            ) from e
         if lock_fd is None:
             holder = self._holder(path)
             raise SessionInUse(
