@@ -15,7 +15,7 @@ from .reserve import making_room
 from .responses import ResponseStore, StoredResponse, owner_of
 from .search import Found
 from .sessions import SessionStore
-from .snapshot_rows import Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow, Usage
+from .snapshot_rows import DiskUse, Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow
 from .snapshots import SnapshotStore
 from .verify import check_indexes, check_records, repair_indexes
 
@@ -30,6 +30,7 @@ __all__ = [
     "Copied",
     "DamagedBlob",
     "Database",
+    "DiskUse",
     "Found",
     "Freed",
     "LoggedEvent",
@@ -48,7 +49,6 @@ __all__ = [
     "StoredTail",
     "TailRow",
     "TurnInfo",
-    "Usage",
     "back_up",
     "check_indexes",
     "check_records",

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from .db import StoreError, disk_errors_explained
-from .witness import Witness
-from .witness import read as read_witness
-from .witness import write as write_witness
+from .witness import HighWater
+from .witness import read as read_high_water
+from .witness import write as write_high_water
 
 
 class SessionInUse(StoreError):
@@ -35,7 +35,7 @@ class Leases:
             raise SessionInUse(
                 f"session {name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
             )
-        write_witness(lock_fd, read_witness(lock_fd)[1])
+        write_high_water(lock_fd, read_high_water(lock_fd)[1])
         return lock_fd
 
     def forget(self, session_id: int, lock_fd: int) -> None:
@@ -44,7 +44,7 @@ class Leases:
         Cleared and synced before its name goes: of what was not synced a power cut may keep any part.
         """
         try:
-            write_witness(lock_fd, None)
+            write_high_water(lock_fd, None)
             with suppress(
                 OSError
             ):  # a disk that takes nothing: what is said then can be made undone by `verify --repair`
@@ -52,14 +52,14 @@ class Leases:
         finally:
             os.close(lock_fd)
 
-    def witness(self, session_id: int) -> Witness | None:
+    def high_water(self, session_id: int) -> HighWater | None:
         """What a lock file says now; nothing once its session was removed."""
         try:
             lock_fd = os.open(self.path(session_id), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            return read_witness(lock_fd)[1]
+            return read_high_water(lock_fd)[1]
         finally:
             os.close(lock_fd)
 
@@ -83,6 +83,6 @@ class Leases:
     def _holder(self, path: Path) -> str:
         lock_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return read_witness(lock_fd)[0]
+            return read_high_water(lock_fd)[0]
         finally:
             os.close(lock_fd)

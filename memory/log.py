@@ -19,8 +19,8 @@ from .db import Database, StoreError
 from .log_rows import Entry, append_rows, insert_branch, update_last_turn
 from .rows import row_checksum
 from .search import Found, search_events
-from .witness import Witness
-from .witness import write as write_witness
+from .witness import HighWater
+from .witness import write as write_high_water
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SessionLog:
         self._fence = fence
         self.session = session
         self._history, self.ids = self._read(session)
-        self._witness()
+        self._note_end()
 
     def start_turn(self, entries: Iterable[Entry], ids: Sequence[int]) -> int:
         """Open the next turn with its first events and tokens; returns its number."""
@@ -140,7 +140,7 @@ class SessionLog:
             update_session(connection, session)
             history = self._history.left_at(point, branch_id)
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
-        self._witness()
+        self._note_end()
 
     def empty_turn(self, last_seq: int) -> None:
         """Go on as if the last turn, which was interrupted, had ended with this event and without tokens.
@@ -163,7 +163,7 @@ class SessionLog:
             left = self._history.events(self._history.shared_seq(history) + 1, self._history.end.seq, types)
             update_session(connection, session)
         self.session, self._history, self.ids = session, history, ids
-        self._witness()
+        self._note_end()
         return left
 
     def branches(self) -> list[tuple[BranchInfo, list[LoggedEvent]]]:
@@ -184,11 +184,11 @@ class SessionLog:
         """Let another process open the session."""
         os.close(self._lock_fd)
 
-    def _witness(self) -> None:
+    def _note_end(self) -> None:
         end = self._history.end
         session = self.session
         of = (self._database_id, session.name, session.created_at)
-        write_witness(self._lock_fd, Witness(session.branch, end.seq, end.position, *of))
+        write_high_water(self._lock_fd, HighWater(session.branch, end.seq, end.position, *of))
 
     def _read(self, session: SessionInfo) -> tuple[History, "array[int]"]:
         with self._database.reading():
@@ -204,7 +204,7 @@ class SessionLog:
         """Follow in memory what was committed."""
         self.ids.extend(ids)
         self._history.grow(turn)
-        self._witness()
+        self._note_end()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

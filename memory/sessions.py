@@ -34,8 +34,8 @@ from .overview import Overview, overview
 from .removal import remove_branch, without_session
 from .reserve import keep_reserve, making_room
 from .snapshot_rows import drop_uses
-from .witness import Witness
-from .witness import read as read_witness
+from .witness import HighWater
+from .witness import read as read_high_water
 
 SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
 
@@ -93,9 +93,9 @@ class SessionStore:
         for session, is_sound in sessions:
             if not is_sound and (session.name == name or session.owner == name.rpartition("/")[0]):
                 raise self._damaged_row(session)
-        for session_id, witness in self._lost(sessions).items():
-            if witness.name in ("", name):
-                raise self._gone(session_id, witness)
+        for session_id, high_water in self._lost(sessions).items():
+            if high_water.name in ("", name):
+                raise self._gone(session_id, high_water)
         return None
 
     def latest(self, workspace: str, model: str | None = None, owner: str = "") -> SessionInfo | None:
@@ -114,8 +114,8 @@ class SessionStore:
         Whose a lost one was is known from what it said last."""
         sessions = self._read()
         found = [(session.owner, self._damaged_row(session)) for session, is_sound in sessions if not is_sound]
-        for session_id, witness in self._lost(sessions).items():
-            found.append((witness.name.rpartition("/")[0], self._gone(session_id, witness)))
+        for session_id, high_water in self._lost(sessions).items():
+            found.append((high_water.name.rpartition("/")[0], self._gone(session_id, high_water)))
         return [str(error) for of_owner, error in found if owner is None or owner == of_owner]
 
     def unused(self, workspace: str, model: str, owner: str = "") -> SessionInfo | None:
@@ -145,12 +145,12 @@ class SessionStore:
         """The session's log, locked for this process; StoreError names the process that has it open."""
         lock_fd = self._leases.take(session.id, session.name)
         try:
-            _, witness = read_witness(lock_fd)
+            _, high_water = read_high_water(lock_fd)
             with self._database.transaction() as connection:
                 connection.execute("UPDATE sessions SET fence = fence + 1 WHERE id = ?", (session.id,))
                 session = self._current(session)
                 fence = connection.execute("SELECT fence FROM sessions WHERE id = ?", (session.id,)).fetchone()[0]
-            self._check_end(session, witness)
+            self._check_end(session, high_water)
             return SessionLog(self._database, session, lock_fd, fence)
         except BaseException:
             os.close(lock_fd)
@@ -247,7 +247,7 @@ class SessionStore:
 
     def check_end(self, session: SessionInfo) -> None:
         """Raises StoreError when the log of a session ends before what was acknowledged to be in it."""
-        before = self._leases.witness(session.id)  # first: the log of one that is open grows meanwhile
+        before = self._leases.high_water(session.id)  # first: the log of one that is open grows meanwhile
         self._check_end(session, before)
 
     def has_lost(self) -> bool:
@@ -265,17 +265,17 @@ class SessionStore:
                 continue
         return False
 
-    def _check_end(self, session: SessionInfo, witness: Witness | None) -> None:
+    def _check_end(self, session: SessionInfo, high_water: HighWater | None) -> None:
         """Raises StoreError when a log ends before what was acknowledged to be in it."""
-        if witness is None or not witness.is_of(self._database.id, session.name, session.created_at):
+        if high_water is None or not high_water.is_of(self._database.id, session.name, session.created_at):
             return
-        if witness.branch_id in own_branches(self._database, session):
-            end = History(self._database, session.name, witness.branch_id).end
+        if high_water.branch_id in own_branches(self._database, session):
+            end = History(self._database, session.name, high_water.branch_id).end
         else:
             end = Point(0, 0, 0, False)
-        if end.seq < witness.seq or end.position < witness.position:
+        if end.seq < high_water.seq or end.position < high_water.position:
             raise LostEnd(
-                f"session {session.name} has lost its end: {witness.seq} events and {witness.position} tokens were written,"
+                f"session {session.name} has lost its end: {high_water.seq} events and {high_water.position} tokens were written,"
                 f" {end.seq} and {end.position} are left: {self._way_out(session.id)}"
             )
 
@@ -331,24 +331,24 @@ class SessionStore:
             )
         return sessions
 
-    def _lost(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> dict[int, Witness]:
+    def _lost(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> dict[int, HighWater]:
         """Sessions of this database that were open at some time and have no row any more, with what they said last. One
         that was opened or removed since the rows were read is looked for again."""
         database_id = self._database.id
-        lost = {id_: self._leases.witness(id_) for id_ in self._leases.ids().difference(s.id for s, _ in sessions)}
+        lost = {id_: self._leases.high_water(id_) for id_ in self._leases.ids().difference(s.id for s, _ in sessions)}
         return {
-            id_: witness
-            for id_, witness in lost.items()
-            if witness is not None
-            and witness.database in ("", database_id)
+            id_: high_water
+            for id_, high_water in lost.items()
+            if high_water is not None
+            and high_water.database in ("", database_id)
             and not self._database.rows("SELECT 1 FROM sessions WHERE id = ?", (id_,))
-            and self._leases.witness(id_) is not None
+            and self._leases.high_water(id_) is not None
         }
 
-    def _gone(self, session_id: int, witness: Witness) -> LostEnd:
-        name = f"session {witness.name}" if witness.name else "a session"
+    def _gone(self, session_id: int, high_water: HighWater) -> LostEnd:
+        name = f"session {high_water.name}" if high_water.name else "a session"
         return LostEnd(
-            f"{name}, of {witness.seq} events, is gone from {self._database.path}: {self._way_out(session_id)}"
+            f"{name}, of {high_water.seq} events, is gone from {self._database.path}: {self._way_out(session_id)}"
         )
 
     def _damaged_row(self, session: SessionInfo) -> StoreError:
@@ -363,8 +363,8 @@ class SessionStore:
         for other, is_sound in self._read():  # also where the tree that led to no row is damaged
             if other.id == session.id and not is_sound:
                 raise self._damaged_row(other)
-        if (witness := self._lost([]).get(session.id)) is not None:
-            raise self._gone(session.id, witness)
+        if (high_water := self._lost([]).get(session.id)) is not None:
+            raise self._gone(session.id, high_water)
         raise StoreError(f"session {session.name} was removed: start a fresh session with --new")
 
     def _history(self, session: SessionInfo, branch: int | None) -> History:

@@ -119,7 +119,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Usage:
+class DiskUse:
     """How much is stored, and how much may be."""
 
     pages: int

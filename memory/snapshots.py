@@ -23,6 +23,7 @@ from .shares import bytes_needed
 from .snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
+    DiskUse,
     Freed,
     PageData,
     PageRow,
@@ -30,7 +31,6 @@ from .snapshot_rows import (
     Saved,
     StoredTail,
     TailRow,
-    Usage,
     checked_page,
     checked_tail,
     drop_uses,
@@ -195,12 +195,12 @@ class SnapshotStore:
         )
         return [(position, num_bytes, created_at) for position, num_bytes, created_at, _ in rows]
 
-    def usage(self) -> Usage:
+    def usage(self) -> DiskUse:
         """How much is stored."""
         with self._database.reading():
             pages, page_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM pages")[0]
             tails, tail_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM tails")[0]
-        return Usage(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
+        return DiskUse(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
 
     def bytes_needed(self, session_ids: Sequence[int]) -> int:
         """How much of what is stored some sessions need, logs and answers included."""

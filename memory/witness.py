@@ -19,7 +19,7 @@ NUM_OLD_WORDS = 5  # of lines without database and session
 
 
 @dataclass(frozen=True)
-class Witness:
+class HighWater:
     """A branch, and the last event and token of its log; and whose: the id of the database, the name of the session and
     when it was made, all empty in a line of an older build."""
 
@@ -35,19 +35,19 @@ class Witness:
         return not self.database or (self.database, self.name, self.created_at) == (database, name, created_at)
 
 
-def write(lock_fd: int, witness: Witness | None) -> None:
+def write(lock_fd: int, high_water: HighWater | None) -> None:
     """Put down how far the log has come, or only who holds the lock."""
     line = str(os.getpid())
-    if witness:
-        line += f" {witness.branch_id} {witness.seq} {witness.position}"
-        if witness.database:
-            line += f" {witness.database} {quote(witness.name)} {witness.created_at!r}"
+    if high_water:
+        line += f" {high_water.branch_id} {high_water.seq} {high_water.position}"
+        if high_water.database:
+            line += f" {high_water.database} {quote(high_water.name)} {high_water.created_at!r}"
         line += f" {_checksum(line)}"
     with suppress(OSError):  # what it follows is durable; without it a later loss may go unseen
         os.pwrite(lock_fd, line.ljust(LINE_BYTES - 1).encode() + b"\n", 0)
 
 
-def read(lock_fd: int) -> tuple[str, Witness | None]:
+def read(lock_fd: int) -> tuple[str, HighWater | None]:
     """The process that held the lock last, and how far it came; None where that is not known."""
     words = os.pread(lock_fd, LINE_BYTES, 0).decode("ascii", "replace").split()
     holder = words[0] if words else "unknown"
@@ -55,8 +55,8 @@ def read(lock_fd: int) -> tuple[str, Witness | None]:
         return holder, None
     branch_id, seq, position = map(int, words[1:4])
     if len(words) == NUM_OLD_WORDS:
-        return holder, Witness(branch_id, seq, position)
-    return holder, Witness(branch_id, seq, position, words[4], unquote(words[5]), float(words[6]))
+        return holder, HighWater(branch_id, seq, position)
+    return holder, HighWater(branch_id, seq, position, words[4], unquote(words[5]), float(words[6]))
 
 
 def _checksum(line: str) -> str:
