@@ -1,4 +1,5 @@
-"""What outlives a process: sessions in one SQLite file per data directory, and files of stored attention state beside it.
+"""Durable state: sessions and responses in one SQLite file per data directory, stored attention state in files beside
+it.
 
 Imports none of our other packages.
 """

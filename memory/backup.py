@@ -1,7 +1,8 @@
 """A data directory as one file, and back: the database at one moment, and the state that it names.
 
-Owns the format: a tar archive of `format`, `holdfast.db` and files of `blobs/`. Any process may go on writing while it is
-made. State is a cache of the logs: what is gone or damaged by the time it is copied is left out, and computed again.
+Owns the format: a tar archive of `format`, `holdfast.db` and files of `blobs/`. Other processes may write while a
+backup is made. State is a cache of the logs: files that are missing or damaged when they are copied are left out of the
+backup, and computed again after a restore.
 """
 
 import io
@@ -30,7 +31,7 @@ Named = tuple[str, bytes, int, bytes]  # kind, id, size and checksum of a page o
 
 @dataclass(frozen=True)
 class Copied:
-    """What a backup holds, or what was put back: files of state with their bytes, and how many were left out."""
+    """Files of state in a backup or put back from one: their number and bytes, and how many were left out."""
 
     num_files: int
     num_bytes: int
@@ -38,9 +39,9 @@ class Copied:
 
 
 def back_up(home: Path, target: Path) -> Copied:
-    """Write everything in a data directory into a new file; it gets its name when it is whole and on disk.
+    """Copy a data directory into a new file, which gets its name when it is complete and synced.
 
-    Raises StoreError, also where the file exists.
+    Raises StoreError, also if the file exists.
     """
     with closing(Database(home)) as database, disk_errors_explained(target, *UNUSABLE), _scratch(target) as scratch:
         if target.exists():
@@ -61,10 +62,10 @@ def back_up(home: Path, target: Path) -> Copied:
 
 
 def restore(home: Path, source: Path, replace: bool = False) -> Copied:
-    """Put back what `back_up` wrote. The directory holds what it held, or all of the backup, whenever this ends.
+    """Put back what `back_up` wrote. After a crash at any point the directory has its old content or all of the backup.
 
-    With `replace` a database that is there is kept beside, as `holdfast.db.replaced-N`. Raises StoreError, also where
-    there is one without it, or while a process uses it.
+    With `replace` an existing database is kept as `holdfast.db.replaced-N`. Raises StoreError if there is a database
+    and no `replace`, or while a process has it open.
     """
     with disk_errors_explained(home, *UNUSABLE), _opened(source) as tar:
         if (home / DATABASE).exists() and not replace:
@@ -73,7 +74,7 @@ def restore(home: Path, source: Path, replace: bool = False) -> Copied:
         with _alone(home), _scratch(home / DATABASE) as scratch:
             _extract(tar, scratch / DATABASE)
             with closing(Database(scratch)) as database:
-                database.renew_id()  # what lies in this home already does not speak of it
+                database.renew_id()  # the lock files of this home are about the database before
                 copied = _place_state(tar, database, BlobStore(home))
             _sync_file(scratch / DATABASE)
             blob_files.crash_point("before rename of database")
@@ -98,7 +99,7 @@ def _add_state(tar: tarfile.TarFile, connection: sqlite3.Connection, blobs: Blob
 
 
 def _place_state(tar: tarfile.TarFile, database: Database, blobs: BlobStore) -> Copied:
-    """Write the files that the rows name, whole or not at all; rows of others go."""
+    """Write the files that the rows name; delete the rows whose file is missing or damaged."""
     members = {member.name: member for member in tar.getmembers() if member.isreg()}
     num_files = num_bytes = num_left_out = 0
     for kind, id_, size, checksum in list(_named(database)):
@@ -149,7 +150,7 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
                 raise StoreError(
                     f"{source} is no backup that this build reads: it was made by another program or version"
                 )
-            tar.getmember(DATABASE)  # the last one: a file that was cut has none
+            tar.getmember(DATABASE)  # the last member: a truncated file lacks it
             yield tar
     except (tarfile.TarError, KeyError, EOFError) as e:
         raise StoreError(f"{source} is no whole backup ({e}): take another one") from e
@@ -165,7 +166,8 @@ def _extract(tar: tarfile.TarFile, path: Path) -> None:
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """No other process has the database open, and none can write to it meanwhile. Its write-ahead log is in the file."""
+    """Holds the write lock, with the write-ahead log merged. Raises StoreError while another process has the database
+    open."""
     turnstile = Turnstile(home)
     try:
         if not turnstile.enter(0):
@@ -190,7 +192,7 @@ def _merge_log(path: Path) -> None:
 
 
 def _keep_replaced(home: Path) -> None:
-    """Give the database that goes another name too, with what a damaged one has not merged."""
+    """Link the old database to a second name, and move its write-ahead log, which a damaged one keeps, along."""
     if not (home / DATABASE).exists():
         return
     number = 1
@@ -205,7 +207,7 @@ def _keep_replaced(home: Path) -> None:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """A directory beside a file for what is not whole yet. One that a killed process left is replaced."""
+    """A temporary directory beside a file. One that a killed process left is replaced."""
     scratch = path.with_name(f".{path.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700)

@@ -1,7 +1,8 @@
 """The files of pages and tails: written whole or not at all, read only when they are what was written.
 
-Owns `blobs/pages` and `blobs/tails` of a data directory and the names in them. A file gets its name last (`place`); until
-then it has a temporary one that says which process writes it. Must not know what the bytes mean or who needs them.
+Owns `blobs/pages` and `blobs/tails` of a data directory and the names in them. A file is written under a temporary
+name, which contains the writer's pid, and gets its own last (`place`). Must not know what the bytes mean nor which are
+needed.
 """
 
 import errno
@@ -24,13 +25,11 @@ KINDS = (PAGES, TAILS)
 CHECKSUM_BYTES = 16
 SUFFIX = ".safetensors"
 TEMPORARY_SUFFIX = ".tmp"
-STALE_S = (
-    600.0  # an age at which a temporary file is looked at: its process may be on another machine or in a container
-)
+STALE_S = 600.0  # younger temporary files are left alone: the writer may run on another machine or in a container
 
 
 def crash_point(name: str) -> None:
-    """Called between the steps of a save. Tests put something here that ends the process."""
+    """Called between the steps of a save. Tests replace it with a function that kills the process."""
 
 
 class DamagedBlob(StoreError):
@@ -45,7 +44,7 @@ class DamagedBlob(StoreError):
 
 
 class RemovedBlob(DamagedBlob):
-    """A page or tail that was found, and removed by a collection before it was read: no damage."""
+    """A page or tail that another process removed before it was read: no damage."""
 
     def __init__(self, kind: str, id: bytes):
         super().__init__(kind, id, "it was removed")
@@ -54,7 +53,7 @@ class RemovedBlob(DamagedBlob):
 
 @dataclass(frozen=True)
 class Written:
-    """A file that is on disk under its temporary name."""
+    """A file that was synced under its temporary name."""
 
     kind: str
     id: bytes
@@ -73,7 +72,7 @@ class BlobStore:
                 make_directory(directory)
 
     def write(self, kind: str, id: bytes, data: bytes | memoryview) -> Written:
-        """Put the bytes on disk under a temporary name. Raises StoreError when the disk does not take them."""
+        """Write and sync the bytes under a temporary name. Raises StoreError if the disk fails or is full."""
         temporary = f"{id.hex()}.{os.getpid()}-{threading.get_ident()}{TEMPORARY_SUFFIX}"
         path = self._directories[kind] / temporary
         checksum = _checksum(data)
@@ -81,13 +80,13 @@ class BlobStore:
             with disk_errors_explained(path):
                 _write_file(path, memoryview(data).cast("B"), kind)
         except BaseException:
-            with suppress(OSError):  # such as on a disk that takes no change at all
+            with suppress(OSError):  # a read-only disk: the error below says so
                 path.unlink()
             raise
         return Written(kind, id, path, memoryview(data).nbytes, checksum)
 
     def place(self, written: Written) -> None:
-        """Give a file its name, in place of whatever has it."""
+        """Rename a file to its final name, replacing a file of that name."""
         path = self.path(written.kind, written.id)
         with disk_errors_explained(path):
             crash_point(f"before rename of {written.kind}")
@@ -95,9 +94,9 @@ class BlobStore:
             crash_point(f"after rename of {written.kind}")
 
     def discard(self, written: Iterable[Written]) -> None:
-        """Remove files that have not got their names."""
+        """Remove files that still have their temporary names."""
         for file in written:
-            with suppress(OSError):  # most have their names by now; what else stays is stale one day
+            with suppress(OSError):  # most were renamed; `remove_stale` gets the others
                 file.path.unlink()
 
     def sync(self, kinds: Iterable[str]) -> None:
@@ -109,7 +108,8 @@ class BlobStore:
                 crash_point(f"after sync of {kind}")
 
     def read(self, kind: str, id: bytes, size: int, checksum: bytes) -> bytes:
-        """The bytes as written. Raises DamagedBlob where they are not there, StoreError where reading is not possible."""
+        """The bytes as written. Raises DamagedBlob if they are missing or changed, StoreError if the file cannot be
+        read."""
         path = self.path(kind, id)
         try:
             data = _read_file(path, size)
@@ -128,7 +128,7 @@ class BlobStore:
         return data
 
     def announce(self, kind: str, ids: Iterable[bytes]) -> None:
-        """Let the system read these files at once, while the first of them is waited for. What is wrong with one `read` says."""
+        """Ask the system to read these files ahead (posix_fadvise). Errors are left to `read`."""
         if not hasattr(os, "posix_fadvise"):
             return
         for id in ids:
@@ -145,14 +145,14 @@ class BlobStore:
             self.path(kind, id).unlink(missing_ok=True)
 
     def ids(self, kind: str) -> Iterator[bytes]:
-        """Of every file that has its name."""
+        """Ids of the files with a final name."""
         for name, _ in self._entries(kind):
             stem = name.removesuffix(SUFFIX)
             if name.endswith(SUFFIX) and re.fullmatch(r"(?:[0-9a-f]{2})+", stem):
                 yield bytes.fromhex(stem)
 
     def remove_stale(self) -> int:
-        """Remove what ended processes left under temporary names; how many files that were."""
+        """Remove temporary files of processes that have ended; returns how many."""
         num_removed = 0
         for kind in KINDS:
             for name, status in self._entries(kind):

@@ -88,7 +88,8 @@ class DamagedLog(StoreError):
 
 
 class BranchReader:
-    """Rows of single branches of a session. Every method raises StoreError for the first row that is damaged or missing."""
+    """Rows of single branches of a session. Every method raises StoreError for the first row that is damaged or
+    missing."""
 
     def __init__(self, database: Database, name: str):
         """`name` is the session's, for messages."""

@@ -16,8 +16,9 @@ from .db import Database, StoreError
 
 @dataclass(frozen=True)
 class BranchInfo:
-    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may belong
-    to another session; `num_turns` are its own, `last_turn` and `num_tokens` count the parent's too."""
+    """A branch as listed. It goes on from turn `parent_turn` and token `parent_position` of its parent, which may
+    belong to another session. `num_turns` counts its own turns; `last_turn` and `num_tokens` include those of the
+    parent."""
 
     id: int
     parent_id: int | None
@@ -33,7 +34,8 @@ class BranchInfo:
 class History:
     """The log of one branch. `turns` is in memory; events and tokens are read when asked for.
 
-    A `SessionLog` that appends replaces `turns` itself; whoever reads without the session's lock makes a new History.
+    It follows the appends of a `SessionLog` (`grow`). Readers without the session's lock make a new History for each
+    read.
     """
 
     def __init__(self, database: Database, name: str, branch_id: int):
@@ -72,7 +74,7 @@ class History:
         return history
 
     def grow(self, turn: TurnInfo) -> None:
-        """Take note that the last turn is now this one, or that it is a new one."""
+        """Replace the last turn, or add one."""
         self.turns[turn.number - 1 :] = [turn]
         self._lineage[0] = replace(self.branch, last_turn=turn.number)
 
@@ -99,7 +101,7 @@ class History:
         return self.end_of(self.turns[turn - 1]) if turn else Point(0, 0, 0, False)
 
     def owner(self, point: Point) -> int:
-        """The id of the oldest branch that holds everything before a point: where a new branch is to hang."""
+        """The id of the oldest branch whose log reaches the point: the parent of a branch that begins there."""
         for younger in self._lineage[:-1]:
             if not _within(point, younger.start):
                 return younger.id
@@ -142,7 +144,7 @@ class History:
             raise self._rows.damaged(f"branch {younger.id}")
 
     def _cut(self, younger: Branch) -> None:
-        """The last turn ends where a younger branch goes on from."""
+        """End the last turn at the start of a younger branch, as interrupted."""
         cut = replace(self.turns[-1], state="interrupted", ended_at=younger.created_at, is_cut=True)
         self.turns[-1] = replace(cut, end_position=younger.start.position, end_seq=younger.start.seq)
 

@@ -21,7 +21,7 @@ WAL_BYTES = 4 * 2**20  # of the write-ahead log: longer, and it is copied into t
 
 
 class StoreError(Exception):
-    """The data directory does not allow what was asked; one line naming the thing, the value and the way out."""
+    """The data directory cannot do what was asked. The message is one line: the thing, the value and the way out."""
 
 
 @contextmanager
@@ -41,18 +41,19 @@ class Database:
     """One connection to `home/holdfast.db`, made private to its owner when it is created. Threads take turns at it."""
 
     def __init__(self, home: Path):
-        """Raises OSError when `home` cannot hold the file, StoreError when the file is damaged or newer than this build."""
+        """Raises OSError when `home` cannot hold the file, StoreError when the file is damaged or newer than this
+        build."""
         make_directory(home)
         self.home = home
         self.path = home / "holdfast.db"
         self._lock = threading.RLock()
         self._refuse_lost()
-        # Only a file that is made here is opened here: to close one that this process has open as a database drops SQLite's
-        # locks on it, all of them, and the next process that ends takes the log of changes for nobody's and deletes it.
+        # POSIX: closing any descriptor of a file releases all of this process's locks on it, SQLite's included. Another
+        # process would then delete our write-ahead log. So the file is opened here only to create it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         self._turnstile = Turnstile(home)
-        self._files: tuple[tuple[int, int], ...] | None = None  # what is written to, once it is open
+        self._files: tuple[tuple[int, int], ...] | None = None  # device and inode of both files, once open
         try:
             with self._errors_explained():
                 self._connection = sqlite3.connect(
@@ -71,7 +72,8 @@ class Database:
             raise
 
     def _refuse_lost(self) -> None:
-        """SQLite takes a file that is missing or empty for a new one; where sessions were opened it is not new."""
+        """Raises StoreError if the file is missing or empty in a home that has had sessions: SQLite would begin a new
+        one."""
         if (self.path.is_file() and self.path.stat().st_size) or not any((self.home / "locks").glob("session-*")):
             return
         what = "empty" if self.path.is_file() else "missing"
@@ -103,7 +105,7 @@ class Database:
         self._merge()
 
     def again(self) -> "Database":
-        """Another connection to the same file. Raises StoreError when another one has its name by now."""
+        """A second connection to the same file. Raises StoreError if the file was replaced since."""
         self._check_files()
         another = Database(self.home)
         if another._files != self._files:
@@ -113,18 +115,19 @@ class Database:
 
     @property
     def id(self) -> str:
-        """Which database this is, see `schema`."""
+        """Random id of this database; a restored copy gets another one."""
         return str(self.rows("SELECT id FROM identity")[0][0])
 
     def renew_id(self) -> None:
-        """What lies beside the file and names another database does not count from now on."""
+        """Give the database another id: lock files that name the old one count no more."""
         with self.transaction() as connection:
             connection.execute("UPDATE identity SET id = lower(hex(randomblob(8)))")
         self._merge()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; durable when the block ends. Takes the write lock first, so that it cannot fail half way."""
+        """A write transaction, durable when the block ends. The write lock is taken first: a statement never waits for
+        it."""
         with self._lock, self._errors_explained():
             self._enter()
             try:
@@ -137,14 +140,14 @@ class Database:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
                     raise
-                self._check_files()  # what went into a file that has no name any more is not acknowledged
+                self._check_files()  # a commit into a file that was deleted meanwhile is not acknowledged
                 self._checkpoint()
             finally:
                 self._turnstile.leave()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Queries of the block see one moment of the file, whatever other connections commit meanwhile."""
+        """A read transaction: the queries of the block see one snapshot of the file."""
         with self._lock, self._errors_explained():
             if self._connection.in_transaction:
                 yield
@@ -167,15 +170,15 @@ class Database:
             self._turnstile.close()
 
     def _enter(self) -> None:
-        """Wait for our turn to write. Raises StoreError with the process that does not end its own."""
+        """Take the write lock. Raises StoreError that names the process which has it."""
         if not self._turnstile.enter(BUSY_TIMEOUT_S):
             raise StoreError(
                 f"{self.path} was in use by {self._turnstile.holder()} for {BUSY_TIMEOUT_S:.0f} s: try again"
             )
 
     def _merge(self) -> None:
-        """Bring the write-ahead log into the file: a log that is damaged later must not take the database's id with it,
-        by which a loss is told from another database."""
+        """Copy the write-ahead log into the file: the database's id must survive a log that is damaged later, since a
+        lost session is told from one of another database by it."""
         with self._lock, self._errors_explained():
             self._enter()
             try:
@@ -184,20 +187,20 @@ class Database:
                 self._turnstile.leave()
 
     def _checkpoint(self, most_bytes: int | None = None) -> None:
-        """Copy a long write-ahead log into the file, while nobody else may write; what a reader still needs of it stays
-        for the next time. SQLite's own would run beside writers of other processes, see `turnstile`."""
+        """Copy a long write-ahead log into the file, under the write lock. Frames that a reader needs stay until the
+        next checkpoint. SQLite's automatic checkpoints would run beside writers of other processes, see `turnstile`."""
         if os.stat(self._wal_path).st_size <= (WAL_BYTES if most_bytes is None else most_bytes):
             return
         self._connection.execute("PRAGMA busy_timeout = 0")
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError:
-            pass  # such as on a full disk: the commits are safe where they are
+            pass  # a full disk, for example: the commits are safe in the log
         finally:
             self._connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
 
     def _check_files(self) -> None:
-        """Raises StoreError when the names of our files are gone or those of other files: what is written would be lost."""
+        """Raises StoreError if our files were moved, deleted or replaced: what is written to them would be lost."""
         if self._files is not None and self._named_files() != self._files:
             raise StoreError(
                 f"{self.path} or its -wal file was moved, replaced or deleted while this process used it: nothing is"

@@ -1,11 +1,11 @@
-"""Making directories so that a power cut does not take them away again, with all that was synced inside them."""
+"""Durable directories: made and synced so that a power cut loses neither them nor the files synced inside."""
 
 import os
 from pathlib import Path
 
 
 def make_directory(path: Path) -> None:
-    """Make it, and those above it, private to its owner; durable on return. Raises OSError."""
+    """Make a directory and its missing parents, with mode 0700; durable on return. Raises OSError."""
     missing = [path, *path.parents]
     missing = missing[: next(number for number, above in enumerate(missing) if above.exists())]
     for directory in reversed(missing):
@@ -15,7 +15,7 @@ def make_directory(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable. Raises OSError."""
+    """Sync a directory, which makes the names in it durable. Raises OSError."""
     directory_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory_fd)

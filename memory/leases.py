@@ -1,6 +1,6 @@
-"""The lock files of sessions: who has one open, and what each says of how far its session's log has come.
+"""The lock files of sessions: which process has a session open, and the high water of its log (see `witness`).
 
-Owns `locks/` of a data directory. Must not know what a session's rows say, nor what a missing one means.
+Owns `locks/` of a data directory. Must not know the sessions' rows, nor what a missing row means.
 """
 
 import fcntl
@@ -19,7 +19,7 @@ class SessionInUse(StoreError):
 
 
 class Leases:
-    """Lock files by the number of the session; the system frees a lock when its process ends, however it ends."""
+    """Lock files by session id. The system frees a lock when its process ends, however it ends."""
 
     def __init__(self, home: Path):
         self._directory = home / "locks"
@@ -39,21 +39,19 @@ class Leases:
         return lock_fd
 
     def forget(self, session_id: int, lock_fd: int) -> None:
-        """A session is about to be removed: its lock file says nothing any more, even after a power cut. Closes the lock.
+        """Clear the high water of a session that is about to be removed, and close its lock.
 
-        Cleared and synced before its name goes: of what was not synced a power cut may keep any part.
+        Synced, because a power cut may keep any part of what was not: the session must not be reported as lost.
         """
         try:
             write_high_water(lock_fd, None)
-            with suppress(
-                OSError
-            ):  # a disk that takes nothing: what is said then can be made undone by `verify --repair`
+            with suppress(OSError):  # a failing disk: `verify --repair` can clear it later
                 os.fsync(lock_fd)
         finally:
             os.close(lock_fd)
 
     def high_water(self, session_id: int) -> HighWater | None:
-        """What a lock file says now; nothing once its session was removed."""
+        """The high water in a session's lock file; None if there is none."""
         try:
             lock_fd = os.open(self.path(session_id), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -64,7 +62,7 @@ class Leases:
             os.close(lock_fd)
 
     def ids(self) -> set[int]:
-        """Sessions that were open at some time."""
+        """Ids of the sessions that were ever open."""
         numbers = (path.name.removeprefix("session-") for path in self._directory.glob("session-*"))
         return {int(number) for number in numbers if number.isdecimal()}
 

@@ -1,6 +1,6 @@
 """One session while it is open: its current branch as a log that is appended to, and the way to another branch.
 
-Owns the rule that `append` returns when its rows are on disk, and that a process whose lease is over writes nothing.
+Owns two rules: `append` returns when its rows are on disk, and a process whose lease is over writes nothing.
 Must not know what an event means or what a token id stands for.
 """
 
@@ -27,7 +27,7 @@ from .witness import write as write_high_water
 class SessionInfo:
     """A session as listed; `model` is the identity of the engine that wrote its tokens, `branch` its current branch.
 
-    The name of a server's user's session begins with theirs and a slash; without one it belongs to whoever has the data.
+    A session of a server's user is named `USER/NAME`; without a user it belongs to the owner of the data directory.
     """
 
     id: int
@@ -37,12 +37,12 @@ class SessionInfo:
     created_at: float
     used_at: float
     branch: int
-    use_number: int  # the session with the highest was used last
+    use_number: int  # the highest is of the session that was used last
     inode: int  # of the workspace's directory; 0 where it is not known
 
     @property
     def owner(self) -> str:
-        """The user whose session it is; empty for whoever has the data."""
+        """The server's user whose session it is; empty for the owner of the data directory."""
         return self.name.rpartition("/")[0]
 
     def checksum(self) -> bytes:
@@ -116,14 +116,14 @@ class SessionLog:
         return end[0].number if end and end[0].state == "open" else None
 
     def search(self, query: str, limit: int = 10, max_position: int | None = None) -> list[Found]:
-        """Events of this branch whose texts hold words of the query, best first; up to a position of the token log."""
+        """Events of this branch that contain words of the query, best first, up to a position of the token log."""
         return search_events(self._database, self._history, query, limit, max_position)
 
     def rewind(
         self, turn: int | None = None, position: int | None = None, types: Sequence[str] = ()
     ) -> list[LoggedEvent]:
-        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns the
-        events that are left behind there, of some types or all.
+        """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns
+        the events that are left behind there, of some types or all.
 
         A turn that the position cuts is interrupted on the new branch. No turn may be open.
         """
@@ -143,8 +143,8 @@ class SessionLog:
         self._note_end()
 
     def empty_turn(self, last_seq: int) -> None:
-        """Go on as if the last turn, which was interrupted, had ended with this event and without tokens.
-        That is on a new branch; the old one keeps them."""
+        """Drop the tokens of the last, interrupted turn and its events after `last_seq`, on a new branch; the old
+        branch keeps them."""
         turn = self._history.turns[-1]
         assert turn.state == "interrupted", turn
         self._begin_branch(Point(turn.number, last_seq, turn.start_position, is_cut=True))
@@ -181,7 +181,7 @@ class SessionLog:
             ]
 
     def close(self) -> None:
-        """Let another process open the session."""
+        """Release the lock, so that another process can open the session."""
         os.close(self._lock_fd)
 
     def _note_end(self) -> None:
@@ -208,7 +208,7 @@ class SessionLog:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that this process may still make: nobody has opened the session since."""
+        """A write transaction. Raises StoreError if another process has opened or removed the session since."""
         with self._database.transaction() as connection:
             row = connection.execute("SELECT fence FROM sessions WHERE id = ?", (self.session.id,)).fetchone()
             if row is None or row[0] != self._fence:
@@ -220,7 +220,8 @@ class SessionLog:
 
 
 def own_branches(database: Database, session: SessionInfo) -> list[int]:
-    """Ids of a session's branches, oldest first. The index and the table must agree: one damaged bit is in one of them."""
+    """Ids of a session's branches, oldest first. Read by index and by table, which must agree: one of them may be
+    damaged."""
     with database.reading():
         by_index = database.rows("SELECT id FROM branches WHERE session_id = ? ORDER BY id", (session.id,))
         in_table = database.rows("SELECT id FROM branches NOT INDEXED WHERE session_id = ? ORDER BY id", (session.id,))
@@ -231,12 +232,12 @@ def own_branches(database: Database, session: SessionInfo) -> list[int]:
 
 
 def next_use(connection: sqlite3.Connection) -> int:
-    """The number of a use that begins in this transaction."""
+    """The next `use_number`."""
     return int(connection.execute("SELECT COALESCE(MAX(use_number), 0) + 1 FROM sessions").fetchone()[0])
 
 
 def update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
-    """Bring the row of a session to what `session` says."""
+    """Write the changeable columns of a session's row."""
     connection.execute(
         "UPDATE sessions SET workspace = ?, used_at = ?, branch_id = ?, use_number = ?, inode = ?, checksum = ? WHERE id = ?",
         (

@@ -12,7 +12,7 @@ from .db import Database
 
 @dataclass(frozen=True)
 class _Checked:
-    """A branch with its own turns; `damage` says where its log, that of its ancestors included, is damaged first."""
+    """A branch with its own turns; `damage` is the first damaged place of its log, ancestors included."""
 
     branch: Branch
     turns: list[TurnInfo]

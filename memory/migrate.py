@@ -1,8 +1,9 @@
 """Bringing a database forward: which migrations it lacks, and applying them by name with sqlite-utils.
 
-sqlite-utils records each migration in `_sqlite_migrations`. All of them run in the caller's transaction, so a file is of
-the old schema or of the new one. `user_version` counts them: every start reads it, and it is how any build refuses a newer
-file. `db` imports this module only for a file that lacks something, as loading sqlite-utils takes a fifth of a second.
+sqlite-utils records each migration in `_sqlite_migrations`. All of them run in the caller's transaction, so a file is
+of the old schema or of the new one. `user_version` counts them: every start reads it, and it is how any build refuses a
+newer file. `db` imports this module only for a file that lacks something, as loading sqlite-utils takes a fifth of a
+second.
 """
 
 import datetime

@@ -1,5 +1,5 @@
-"""Names of sessions: what one may be, and which a session gets that nobody named: words of its first prompt, its directory's
-name and a number, or the name that it was forked from and a number.
+"""Names of sessions: which are allowed, and the default: words of the first prompt, or the directory's name or the
+fork's origin with a number.
 
 Every name is plain ASCII: safe in a terminal, and as an argument.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NAME_RULE = "1-64 letters, digits, '.', '_' or '-', the first a letter or digit"
 MAX_STEM_CHARS = 40
-SCANNED_CHARS = 400  # of a prompt, which may be a whole file
+SCANNED_CHARS = 400  # of a prompt, which may contain a whole file
 
 
 def name_from_prompt(taken: set[str], prefix: str, prompt: str) -> str | None:
-    """`where-is-forward-defined`, or with `-2` where that is taken; None for a prompt without a word in it."""
-    paragraph = prompt[:SCANNED_CHARS].strip().partition("\n\n")[0]  # files and what was piped come below
+    """`where-is-forward-defined`, with `-2` if that is taken; None for a prompt without words."""
+    paragraph = prompt[:SCANNED_CHARS].strip().partition("\n\n")[0]  # attached files and piped input come after it
     plain = unicodedata.normalize("NFKD", paragraph.casefold())
     plain = "".join(character for character in plain if not unicodedata.combining(character))
     stem = ""
@@ -39,7 +39,7 @@ def name_from_workspace(taken: set[str], prefix: str, workspace: str) -> str:
 
 
 def name_of_fork(taken: set[str], name: str) -> str:
-    """The name that it was forked from, with the next number: `project-2` from `project-1`."""
+    """The origin's name with the next free number: `project-2` from `project-1`."""
     return _numbered(taken, re.sub(r"-\d+$", "", name), 2)
 
 

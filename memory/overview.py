@@ -1,6 +1,6 @@
-"""A session in a few numbers, from a few rows: what a list of thousands shows of each.
+"""A session in a few numbers, read from a few rows, for lists of thousands of sessions.
 
-Must not read logs: a list costs the same however long its sessions are.
+Must not read logs: the cost of a list must not depend on how long its sessions are.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Overview:
 
 
 def overview(database: Database, session: SessionInfo) -> Overview:
-    """Raises StoreError where one of the rows is damaged."""
+    """Raises StoreError if one of the rows is damaged."""
     with database.reading():
         rows = database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE id = ?", (session.branch,))
         branch = checked_branch(rows[0]) if rows else None

@@ -1,7 +1,7 @@
 """Which branches nothing needs any more once a session or an answer is gone, and removing them.
 
-A branch is needed by the session that it belongs to, by an answer that ends it, and by every younger branch that goes on
-from it. Must not know why the session or the answer was removed.
+A branch is needed by the session that it belongs to, by an answer that ends it, and by every younger branch that goes
+on from it. Must not know why the session or the answer was removed.
 """
 
 from collections.abc import Collection

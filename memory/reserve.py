@@ -1,4 +1,4 @@
-"""Room that is given back when the disk is full: to delete a session takes some, before it makes more.
+"""Disk space kept in reserve: deleting a session needs some before it frees more, and the disk may be full.
 
 Owns the file `reserve` of a data directory.
 """
@@ -13,7 +13,7 @@ NAME = "reserve"
 
 
 def keep_reserve(home: Path) -> None:
-    """Set the room aside, where there is plenty of it."""
+    """Create the reserve, if the disk has plenty of space."""
     path = home / NAME
     with suppress(OSError):
         if path.exists() or not _has_plenty(home):
@@ -27,7 +27,8 @@ def keep_reserve(home: Path) -> None:
 
 @contextmanager
 def making_room(home: Path) -> Iterator[None]:
-    """The block deletes something, and may take what was set aside; then room is set aside again."""
+    """For a block that deletes something: frees the reserve if the disk is nearly full, and creates it again
+    afterwards."""
     with suppress(OSError):
         if not _has_plenty(home):
             (home / NAME).unlink(missing_ok=True)

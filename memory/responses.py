@@ -1,7 +1,7 @@
-"""Answers that anybody may go on from: each is a branch with one turn, whose parent is the branch of the answer before it.
+"""Stored responses ("answers"): each is a branch with one turn, whose parent is the branch of the answer before it.
 
-So going on twice from one answer forks, and nothing is ever rewritten: no lock is needed, any process may add. Owns the
-table `responses` and how an answer becomes a branch. Must not know what a body says nor who asked for it.
+Two answers to the same one are two branches, and nothing is rewritten: no lock is needed, and any process may add. Owns
+the table `responses` and how an answer becomes a branch. Must not know the content of a body, nor who asked for it.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from .rows import row_checksum
 from .sessions import SessionStore
 from .snapshot_rows import drop_uses
 
-PREFIX = "responses-"  # of the names of sessions that hold answers
+PREFIX = "responses-"  # of the names of sessions that contain answers
 COLUMNS = "id, owner, session_id, branch_id, fingerprint, created_at, body, checksum"
 
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """An answer of `owner`. The log of `branch_id` ends with it; 0 while there is no log yet. `fingerprint` is the
-    content that it can be found by, empty for none."""
+    """An answer of `owner`. It is the last turn of branch `branch_id`, 0 while it has no log. `fingerprint` is a hash
+    of the conversation, to find the answer by; empty for none."""
 
     id: str
     owner: str
@@ -53,32 +53,32 @@ class ResponseStore:
         self._database, self._sessions = database, sessions
 
     def session(self, owner: str, model: str) -> SessionInfo:
-        """The session that holds the answers of an owner by a model; created when there is none."""
+        """The session of an owner's answers by a model, created if there is none."""
         name = f"{PREFIX}{owner}-{model[:8]}"
         if found := self._sessions.find(name):
             return found
         try:
             return self._sessions.create("", model, name)
         except StoreError:
-            if found := self._sessions.find(name):  # somebody was faster
+            if found := self._sessions.find(name):  # another process was faster
                 return found
             raise
 
     def sessions_of(self, owner: str) -> list[int]:
-        """The sessions that hold answers of an owner, whatever the model."""
+        """Ids of the sessions of an owner's answers, of every model."""
         rows = self._database.rows("SELECT id, name FROM sessions WHERE workspace = ''")
         return [id_ for id_, name in rows if _owner(name) == owner]
 
     def count(self, session: SessionInfo) -> int:
-        """How many answers a session holds."""
+        """The number of answers in a session."""
         sql = "SELECT COUNT(*) FROM responses WHERE session_id = ?"
         return int(self._database.rows(sql, (session.id,))[0][0])
 
     def put(self, response: StoredResponse, ids: Sequence[int], parent: int, known: int) -> StoredResponse:
-        """Store an answer and its log, in one transaction that is durable on return; gives it with its branch.
+        """Store an answer and its log in one transaction, durable on return; returns it with its branch.
 
-        The first `known` of `ids` are the log of branch `parent` (0: none); when that one is gone meanwhile all of them
-        are stored anew. An answer of the same id is replaced. Raises StoreError when the session is gone.
+        The first `known` of `ids` are the log of branch `parent` (0: none). If that branch was deleted meanwhile, all
+        of `ids` are stored. An answer with the same id is replaced. Raises StoreError if the session was removed.
         """
         with self._database.transaction() as connection:
             if not self._database.rows("SELECT 1 FROM sessions WHERE id = ?", (response.session_id,)):
@@ -100,31 +100,31 @@ class ResponseStore:
             self._insert(connection, response)
 
     def get(self, id: str, owner: str) -> StoredResponse | None:
-        """The answer with this id, if it is this owner's. Raises StoreError for a damaged one."""
+        """The answer with this id and owner, or None. Raises StoreError if it is damaged."""
         return self._one("id = ? AND owner = ?", id, owner)
 
     def all_ids(self) -> list[str]:
-        """Of all answers of all owners."""
+        """The ids of all answers of all owners."""
         return [row[0] for row in self._database.rows("SELECT id FROM responses NOT INDEXED ORDER BY rowid")]
 
     def check(self, id: str, logs: LogCheck) -> None:
-        """Read an answer and its log, but for what `logs` has read before. Raises StoreError where something is damaged or
-        missing."""
+        """Read an answer and its log, except the part that `logs` has read before. Raises StoreError if something is
+        damaged or missing."""
         response = self._one("id = ?", id)
         if response is not None and response.branch_id:
             logs.check("of responses", response.branch_id)
 
     def latest(self, session_id: int, fingerprint: bytes) -> StoredResponse | None:
-        """The last answer of a session with this content. Raises StoreError for a damaged one."""
+        """The last answer of a session with this fingerprint, or None. Raises StoreError if it is damaged."""
         return self._one("session_id = ? AND fingerprint = ? ORDER BY rowid DESC LIMIT 1", session_id, fingerprint)
 
     def ids(self, branch_id: int) -> "array[int]":
-        """The token log of an answer. Raises StoreError where it is damaged or gone."""
+        """The token log of an answer. Raises StoreError if it is damaged or gone."""
         with self._database.reading():
             return History(self._database, "of responses", branch_id).read_ids()
 
     def remove(self, response: StoredResponse) -> list[bytes]:
-        """Forget an answer, with the branches that nobody else goes on from; returns the tails that these have used."""
+        """Delete an answer and the branches that nothing else needs; returns the tails that these used."""
         tails: list[bytes] = []
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM responses WHERE id = ?", (response.id,))
@@ -159,7 +159,7 @@ class ResponseStore:
 
 
 def owner_of(session: SessionInfo) -> str | None:
-    """Whose answers a session holds; None for one that somebody talks in."""
+    """The owner of the answers in a session; None for a session of turns."""
     return None if session.workspace else _owner(session.name)
 
 

@@ -1,7 +1,7 @@
-"""What stays when the stored state outgrows its budget, and which pages are needed by what stays.
+"""Which tails stay when the stored state exceeds its budget, and which pages they need.
 
-Owns the order in which tails go. Tails in no use go first, then those of branches left behind, then all but the newest of
-each session, and at last the newest of the sessions used longest ago. Must not delete anything.
+Owns the order of eviction: unused tails first, then those of branches that are not current, then all but the newest of
+each session, and last the newest of the sessions that were used longest ago. Must not delete anything.
 """
 
 from collections import defaultdict
@@ -16,7 +16,8 @@ UNUSED, LEFT_BEHIND, OLDER, NEWEST, PROTECTED = range(5)
 
 @dataclass(frozen=True)
 class Ranked:
-    """A tail with its place in the order: the lowest `kind` goes first, of one kind the one used longest ago."""
+    """A tail with its place in the order: the lowest `kind` is evicted first, within a kind the one used longest
+    ago."""
 
     tail: StoredTail
     kind: int
@@ -24,20 +25,20 @@ class Ranked:
 
 
 def sound_pages(database: Database) -> dict[bytes, PageRow]:
-    """All pages but those whose row is damaged: a length that is wrong must not push everything else out."""
+    """All pages except those with a damaged row: a wrong length must not evict everything else."""
     checked = map(checked_page, database.rows(f"SELECT {PAGE_COLUMNS} FROM pages"))
     return {page.id: page for page in checked if page}
 
 
 def sound_tails(database: Database) -> list[tuple[StoredTail, float]]:
-    """All tails but those whose row is damaged, each with when it was last used."""
+    """All tails except those with a damaged row, each with the time of its last use."""
     rows = database.rows(f"SELECT {TAIL_COLUMNS}, used_at FROM tails")
     checked = [(checked_tail(row), _time(used_at)) for *row, used_at in rows]
     return [(tail, used_at) for tail, used_at in checked if tail]
 
 
 def in_order(database: Database, keep_branches: Iterable[int]) -> list[Ranked]:
-    """All tails but those whose row is damaged, the one to go first at the front."""
+    """All tails except those with a damaged row, the first to be evicted first."""
     kept = set(keep_branches)
     sessions = database.rows("SELECT branch_id, used_at FROM sessions")
     session_used_at = {branch_id: _time(used_at) for branch_id, used_at in sessions}
@@ -68,7 +69,7 @@ def in_order(database: Database, keep_branches: Iterable[int]) -> list[Ranked]:
 
 
 def that_fit(order: Sequence[Ranked], pages: Mapping[bytes, PageRow], budget_bytes: float) -> list[StoredTail]:
-    """The longest end of the order that fits with its pages, and what is protected."""
+    """The longest end of the order that fits the budget with its pages, and the protected tails."""
     reached, num_bytes = Reached(pages), 0
     for place in range(len(order) - 1, -1, -1):
         tail = order[place].tail
@@ -83,7 +84,7 @@ class Reached:
 
     def __init__(self, pages: Mapping[bytes, PageRow], tails: Iterable[StoredTail] = ()):
         self._pages = pages
-        self._passed: dict[bytes, int] = {}  # page -> the lowest `first_number` it was passed with, on the way down
+        self._passed: dict[bytes, int] = {}  # page -> the lowest `first_number` of the tails that reach it
         for tail in tails:
             self.add(tail.row)
 
@@ -91,7 +92,7 @@ class Reached:
         return page_id in self._passed
 
     def add(self, tail: TailRow) -> int:
-        """Add the pages of a tail; how many bytes no tail before it needed."""
+        """Add the pages of a tail; returns the bytes of those that no earlier tail needed."""
         num_bytes = 0
         for page_id in tail.head_ids:
             page = self._pages.get(page_id)
@@ -101,7 +102,7 @@ class Reached:
         page = self._pages.get(tail.last_page) if tail.last_page else None
         while page and page.number >= tail.first_number:
             if self._passed.get(page.id, page.number + 1) <= tail.first_number:
-                break  # somebody went on from here, as far down at least
+                break  # an earlier tail has added the rest of the chain
             num_bytes += 0 if page.id in self._passed else page.num_bytes
             self._passed[page.id] = tail.first_number
             page = self._pages.get(page.parent) if page.parent else None
@@ -109,7 +110,7 @@ class Reached:
 
 
 def _time(value: object) -> float:
-    """The times of use have no checksum, as they decide nothing but the order; a damaged one may be of any type."""
+    """A time of use: it has no checksum, as it affects the order alone, and a damaged one may be of any type."""
     return value if isinstance(value, float) else 0.0
 
 

@@ -1,6 +1,6 @@
-"""How single rows are kept: the checksum that each carries, token ids as bytes, and what of a payload can be searched.
+"""The format of rows: their checksum, token ids as bytes, and the searchable text of a payload.
 
-Must not know which tables there are. These are formats on disk: another result here is another schema version.
+Must not know which tables there are. These are formats on disk: a changed result needs a new schema version.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ CHECKSUM_BYTES = 8
 
 
 def row_checksum(table: str, *values: int | float | str | bytes | None) -> bytes:
-    """Of a row's values and of the table they stand in. ascii(), not repr(): what repr() escapes differs between
-    Python versions."""
+    """Checksum of a row's values and its table's name. ascii(), not repr(): which characters repr() escapes depends on
+    the Python version."""
     return hashlib.blake2b(ascii((table, *values)).encode("ascii"), digest_size=CHECKSUM_BYTES).digest()
 
 
 def token_checksum(branch_id: int, start: int, blob: bytes) -> bytes:
-    """Of the ids and of where they belong: a chunk moved elsewhere does not pass."""
+    """Checksum of token ids and of their place: a chunk that is moved does not pass."""
     return hashlib.blake2b(b"%d %d " % (branch_id, start) + blob, digest_size=CHECKSUM_BYTES).digest()
 
 
@@ -34,7 +34,7 @@ def from_blob(blob: bytes) -> "array[int]":
 
 
 def text_of(payload: Any) -> str:
-    """The strings anywhere in a JSON value, one a line: what a search looks at."""
+    """All strings in a JSON value, one a line: the text that is searched."""
     return "\n".join(_strings(payload))
 
 

@@ -1,6 +1,6 @@
-"""The tables of `holdfast.db`, as migrations: small functions in order, never edited. Migration n takes schema n to n + 1.
+"""The tables of `holdfast.db`, as migrations: small functions with names, in order and never edited.
 
-Owns names, types and keys of columns, and how older files become newer ones. Must not know who reads them.
+Owns names, types and keys of columns, and how older files are brought forward. Must not know who reads them.
 """
 
 import json
@@ -14,7 +14,7 @@ Migration = Callable[[sqlite3.Connection], None]
 
 
 def _sessions(connection: sqlite3.Connection) -> None:
-    """Sessions, their turns, their events and their tokens. `position` is how many tokens were logged by then."""
+    """Sessions, turns, events and tokens. `position` is the length of the token log at an event."""
     connection.execute(
         "CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, workspace TEXT NOT NULL,"
         " model TEXT NOT NULL, created_at REAL NOT NULL, used_at REAL NOT NULL) STRICT"
@@ -37,12 +37,13 @@ def _sessions(connection: sqlite3.Connection) -> None:
 
 
 def _branches(connection: sqlite3.Connection) -> None:
-    """Logs belong to branches, each a tree node that goes on from a point of its parent's log; every row has a checksum.
+    """Logs belong to branches, each a tree node that goes on from a point of its parent's log; every row has a
+    checksum.
 
     An old session gets a root branch with the session's own id, so the checksums of its tokens stay as they are.
-    `parent_cut` says that the parent's turn `parent_turn` ends early in the branch. A turn's `end_seq` and
-    `end_position` grow with every append, and `last_turn` with every turn: so lost rows at an end are noticed. Events
-    and tokens refer to no other table, so one damaged session of an old file does not keep the others from moving.
+    `parent_cut`: the parent's turn `parent_turn` ends early in the branch. A turn's `end_seq` and `end_position` grow
+    with every append, and `last_turn` with every turn: so lost rows at an end are noticed. Events and tokens refer to
+    no other table, so one damaged session of an old file does not keep the others from moving.
     """
     for table in ("turns", "events", "tokens"):
         connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
@@ -143,7 +144,7 @@ def create_search(connection: sqlite3.Connection) -> None:
 def _searchable(payload: str) -> str:
     try:
         return text_of(json.loads(payload))
-    except ValueError:  # damaged before rows had checksums: whoever reads the event is told
+    except ValueError:  # damaged before rows had checksums: reading the event raises
         return ""
 
 
@@ -155,7 +156,7 @@ def create_snapshot_tables(connection: sqlite3.Connection) -> None:
         " checksum BLOB NOT NULL, row_checksum BLOB NOT NULL) STRICT, WITHOUT ROWID"
     )
     connection.execute("CREATE INDEX pages_by_parent ON pages (parent)")
-    connection.execute("CREATE INDEX pages_by_bytes ON pages (bytes)")  # their sum without reading the rows
+    connection.execute("CREATE INDEX pages_by_bytes ON pages (bytes)")  # for their sum without reading the rows
     connection.execute(
         "CREATE TABLE tails (id BLOB PRIMARY KEY NOT NULL, last_page BLOB, first_number INTEGER NOT NULL,"
         " head BLOB NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL, checksum BLOB NOT NULL,"
@@ -171,7 +172,7 @@ def create_snapshot_tables(connection: sqlite3.Connection) -> None:
 
 
 def _responses(connection: sqlite3.Connection) -> None:
-    """Answers by id, each the end of a branch; they go with the session that holds them."""
+    """Answers by id, each the end of a branch. They are deleted with their session."""
     connection.execute(
         "CREATE TABLE responses (id TEXT PRIMARY KEY NOT NULL, owner TEXT NOT NULL,"
         " session_id INTEGER NOT NULL REFERENCES sessions ON DELETE CASCADE, branch_id INTEGER NOT NULL,"
@@ -183,15 +184,15 @@ def _responses(connection: sqlite3.Connection) -> None:
 
 
 def _identity(connection: sqlite3.Connection) -> None:
-    """Which database this is: what lies beside it, such as how far its logs had come, says so too. A copy that is put
-    back gets another id, so that nothing that was said about the one before counts for it."""
+    """The id of this database, which lock files name too. A restored copy gets another id, so that the lock files of
+    the database before do not count for it."""
     connection.execute("CREATE TABLE identity (id TEXT NOT NULL) STRICT")
     connection.execute("INSERT INTO identity VALUES (lower(hex(randomblob(8))))")
 
 
 def _uses(connection: sqlite3.Connection) -> None:
-    """Sessions in the order of their use: `use_number` counts it, and no clock moves it. `inode` is of the workspace's
-    directory, by which it is known when it was moved; 0 where it is not known.
+    """Sessions in the order of their use: `use_number` counts uses, independent of the clock. `inode` is that of the
+    workspace's directory, to find it after a move; 0 if it is not known.
 
     A damaged row keeps its checksum, which is then wrong as before.
     """

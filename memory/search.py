@@ -1,7 +1,7 @@
-"""Search over the events of a branch: by FTS5's index where the file has one, by reading the events where it has not.
+"""Full-text search over the events of a branch: by an FTS5 index if the file has one, else by reading the events.
 
-Owns what counts as a hit and how it is shown. A hit is shown from its checked event, so a damaged index can hide or
-misplace a hit but never show a text that was not logged.
+Owns what matches and how a match is shown. Its text comes from the checked event, so a damaged index can hide or
+misplace a match but never show a text that was not logged.
 """
 
 import re
@@ -16,12 +16,12 @@ from .rows import text_of
 from .schema import create_search
 
 SNIPPET_CHARS = 240
-MAX_WORDS = 64  # of a query: a pasted page must not become a query that takes seconds
+MAX_WORDS = 64  # of a query: a pasted page would take seconds
 
 
 @dataclass(frozen=True)
 class Found:
-    """An event that matches; `snippet` is the part of its text around the first word that does."""
+    """An event that matches; `snippet` is its text around the first matching word."""
 
     seq: int
     turn: int
@@ -40,8 +40,8 @@ def index_events(connection: sqlite3.Connection, branch_id: int, texts: Iterable
 
 
 def unindex_events(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
-    """Take events out again, before their rows go. The index needs each text as it was added; that of a damaged event
-    is not known, and its words stay, which point nowhere."""
+    """Remove events from the index, before their rows are deleted. FTS5 needs each text as it was added: the words of a
+    damaged event stay in the index, and match no row."""
     if not _has_index(connection):
         return
     for id_ in ids:
@@ -55,7 +55,7 @@ def unindex_events(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
 
 
 def rebuild_index(database: Database) -> None:
-    """Make the index anew from the events that are sound, where this SQLite has one."""
+    """Drop the index and build it from the sound events. Does nothing if this SQLite has no FTS5."""
     with database.transaction() as connection:
         if not _has_index(connection):
             return

@@ -1,7 +1,7 @@
-"""Which sessions there are: making, finding, opening, forking and removing them, and reading one that is open elsewhere.
+"""The sessions of a data directory: create, find, open, fork, remove, and read one that is open in another process.
 
-Owns names and leases. A lease is a lock on a file, which the system frees when its process ends, and a number that every
-opening raises and every write checks. Must not know what an event means or what a token id stands for.
+Owns names and leases. A lease is a file lock, which the system frees when its process ends, and a number that each
+opening increments and each write checks. Must not know what an event means or what a token id stands for.
 """
 
 import os
@@ -54,8 +54,8 @@ class SessionStore:
     def create(
         self, workspace: str, model: str, name: str | None = None, owner: str = "", prompt: str = ""
     ) -> SessionInfo:
-        """A new, empty session. Without a name it takes words of its first prompt, or the workspace's last component and
-        a number."""
+        """A new, empty session. The default name is words of its first prompt, or the workspace's last component with a
+        number."""
         keep_reserve(self._database.home)
         with self._database.transaction() as connection:
             taken, prefix = self._names(), f"{owner}/" if owner else ""
@@ -73,8 +73,8 @@ class SessionStore:
     ) -> SessionInfo:
         """A new session that goes on from a point of another one, which may be open in any process meanwhile.
 
-        The point is the end of a turn (0: before the first), or a token position (a turn that it cuts is interrupted in
-        the fork), or the end of the last closed turn; on the session's current branch or on a given one.
+        The point is the end of a turn (0: before the first), or a token position (inside a turn, the fork has that turn
+        as interrupted), or by default the end of the last closed turn; on the session's current branch or a given one.
         """
         with self._database.transaction() as connection:
             history = self._history(session, branch)
@@ -85,7 +85,8 @@ class SessionStore:
             return self._insert(connection, session.workspace, session.model, full, parent_id, point)
 
     def find(self, name: str) -> SessionInfo | None:
-        """The session of that name. Raises StoreError where it is damaged or lost, or may be: a name is damaged too."""
+        """The session of that name, or None. Raises StoreError if it is damaged or lost, or could be: a damaged row may
+        have a damaged name."""
         sessions = self._read()
         for session, is_sound in sessions:
             if session.name == name and is_sound:
@@ -99,19 +100,19 @@ class SessionStore:
         return None
 
     def latest(self, workspace: str, model: str | None = None, owner: str = "") -> SessionInfo | None:
-        """The session of this workspace and owner, and of this model if one is named, that was used last."""
+        """The session of a workspace and owner, and of a model if given, that was used last; or None."""
         sessions = [s for s in self.all() if (s.workspace, s.owner) == (workspace, owner) and model in (None, s.model)]
         return sessions[0] if sessions else None
 
     def all(self) -> list[SessionInfo]:
-        """All sessions, the one used last first, whatever the clock said, but for those whose row is damaged: `problems`
-        names them."""
+        """All sessions except those with a damaged row, which `problems` names; the last used first, by `use_number`
+        and not by the clock."""
         sound = [session for session, is_sound in self._read() if is_sound]
         return sorted(sound, key=lambda s: (s.use_number, s.id), reverse=True)
 
     def problems(self, owner: str | None = None) -> list[str]:
-        """A line for each session that is not listed as it should be, its row damaged or lost; those of one owner, or all.
-        Whose a lost one was is known from what it said last."""
+        """A line for each session whose row is damaged or lost, of one owner or of all. The owner of a lost session is
+        known from its lock file."""
         sessions = self._read()
         found = [(session.owner, self._damaged_row(session)) for session, is_sound in sessions if not is_sound]
         for session_id, high_water in self._lost(sessions).items():
@@ -119,7 +120,8 @@ class SessionStore:
         return [str(error) for of_owner, error in found if owner is None or owner == of_owner]
 
     def unused(self, workspace: str, model: str, owner: str = "") -> SessionInfo | None:
-        """A session of this workspace that never had a turn, and that nobody named: it is to be taken before a new one."""
+        """A session of this workspace without turns and with a default name, to be used instead of a new one; or
+        None."""
         rows = self._database.rows(
             "SELECT s.id FROM sessions s JOIN branches b ON b.session_id = s.id WHERE s.workspace = ? AND s.model = ?"
             " GROUP BY s.id HAVING COUNT(*) = 1 AND MAX(b.last_turn) = 0",
@@ -131,7 +133,7 @@ class SessionStore:
         return next((s for s in self.all() if s.id in ids and s.owner == owner and numbered.fullmatch(s.name)), None)
 
     def move(self, session: SessionInfo, workspace: str) -> SessionInfo:
-        """Let a session that is open nowhere work in another directory: its own was moved."""
+        """Change the workspace of a session that is not open, because its directory was moved."""
         lock_fd = self._leases.take(session.id, session.name)
         try:
             with self._database.transaction() as connection:
@@ -142,7 +144,7 @@ class SessionStore:
             os.close(lock_fd)
 
     def open(self, session: SessionInfo) -> SessionLog:
-        """The session's log, locked for this process; StoreError names the process that has it open."""
+        """The session's log, locked for this process. Raises SessionInUse that names the process which has it open."""
         lock_fd = self._leases.take(session.id, session.name)
         try:
             _, high_water = read_high_water(lock_fd)
@@ -157,7 +159,7 @@ class SessionStore:
             raise
 
     def remove(self, session: SessionInfo) -> None:
-        """Forget a session that is open nowhere. What a fork of it still needs stays, listed by no session."""
+        """Delete a session that is not open. Branches that a fork needs stay, without a session."""
         lock_fd = self._leases.take(session.id, session.name)
         try:
             session = self._current(session)
@@ -168,13 +170,13 @@ class SessionStore:
             self._delete(session, lock_fd)
 
     def _delete(self, session: SessionInfo, lock_fd: int) -> None:
-        self._leases.forget(session.id, lock_fd)  # before its row: a row that is gone is missed while this speaks of it
+        self._leases.forget(session.id, lock_fd)  # before its row: a lock file without a row is a loss
         with self._database.transaction() as connection:
             own = [row[0] for row in self._database.rows("SELECT id FROM branches WHERE session_id = ?", (session.id,))]
             drop_uses(connection, own)
             connection.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
             unneeded = self._unneeded_branches()
-        for branch_id in unneeded:  # nothing reaches them any more; one that stays now goes with the next session
+        for branch_id in unneeded:  # unreachable: what a crash leaves goes with the next session
             remove_branch(self._database, branch_id)
 
     def branches(self, session: SessionInfo) -> list[BranchInfo]:
@@ -190,7 +192,7 @@ class SessionStore:
         return next((s for s in self.all() if rows and s.id == rows[0][0]), None)
 
     def first_event(self, session: SessionInfo) -> LoggedEvent | None:
-        """What the log of the current branch begins with, without reading the rest. Raises StoreError where it is damaged."""
+        """The first event of the current branch, without reading the rest. Raises StoreError if it is damaged."""
         reader = BranchReader(self._database, session.name)
         with self._database.reading():
             branch = reader.branch(session.branch)
@@ -206,7 +208,7 @@ class SessionStore:
         return event
 
     def parents(self, session: SessionInfo) -> dict[int, tuple[int | None, int]]:
-        """Of each branch of a session, which one it goes on from and at which token."""
+        """The parent of each branch of a session, and the token position where the branch leaves it."""
         with self._database.reading():
             rows = self._database.rows(f"SELECT {BRANCH_COLUMNS} FROM branches WHERE session_id = ?", (session.id,))
         checked = [branch for branch in map(checked_branch, rows) if branch is not None]
@@ -215,7 +217,7 @@ class SessionStore:
         return {branch.id: (branch.parent_id, branch.start.position) for branch in checked}
 
     def overview(self, session: SessionInfo) -> Overview:
-        """The session in a few numbers, without reading its log."""
+        """The session in numbers, without reading its log."""
         return overview(self._database, session)
 
     def turn_list(self, session: SessionInfo, branch: int | None = None) -> list[TurnInfo]:
@@ -239,19 +241,19 @@ class SessionStore:
             return history.events(before + 1, history.turns[turn - 1].end_seq)
 
     def check(self, session: SessionInfo, logs: LogCheck | None = None) -> None:
-        """Read every event and token of all branches of a session, but for what `logs` has read before. Raises StoreError
-        for the first that is damaged."""
+        """Read all events and tokens of all branches of a session, except what `logs` has read before. Raises
+        StoreError for the first damage."""
         logs = logs or LogCheck(self._database)
         for branch_id in own_branches(self._database, session):
             logs.check(session.name, branch_id)
 
     def check_end(self, session: SessionInfo) -> None:
-        """Raises StoreError when the log of a session ends before what was acknowledged to be in it."""
+        """Raises LostEnd if the log of a session ends before its high water."""
         before = self._leases.high_water(session.id)  # first: the log of one that is open grows meanwhile
         self._check_end(session, before)
 
     def has_lost(self) -> bool:
-        """Whether a lock file speaks of a session, or of an end of its log, that the database lacks."""
+        """Whether the database lacks a session, or the end of a log, that a lock file has a high water of."""
         sessions = self._read()
         if self._lost(sessions):
             return True
@@ -266,7 +268,7 @@ class SessionStore:
         return False
 
     def _check_end(self, session: SessionInfo, high_water: HighWater | None) -> None:
-        """Raises StoreError when a log ends before what was acknowledged to be in it."""
+        """Raises LostEnd if the log ends before this high water."""
         if high_water is None or not high_water.is_of(self._database.id, session.name, session.created_at):
             return
         if high_water.branch_id in own_branches(self._database, session):
@@ -280,7 +282,7 @@ class SessionStore:
             )
 
     def _way_out(self, session_id: int) -> str:
-        """Of a log that is shorter than what was acknowledged: it was lost, or an older copy was put in its place."""
+        """What to do about a log that lost its end, or whose database was replaced by an older copy."""
         return (
             f"restore {self._database.path} and its -wal file from a backup, or remove {self._leases.path(session_id)} to go"
             " on without them (after putting an older copy there: holdfast sessions verify --repair)"
@@ -332,8 +334,8 @@ class SessionStore:
         return sessions
 
     def _lost(self, sessions: Iterable[tuple[SessionInfo, bool]]) -> dict[int, HighWater]:
-        """Sessions of this database that were open at some time and have no row any more, with what they said last. One
-        that was opened or removed since the rows were read is looked for again."""
+        """Sessions of this database that have a lock file and no row, with their high water. Looks again for those that
+        were opened or removed since `sessions` was read."""
         database_id = self._database.id
         lost = {id_: self._leases.high_water(id_) for id_ in self._leases.ids().difference(s.id for s, _ in sessions)}
         return {
@@ -355,7 +357,7 @@ class SessionStore:
         return DamagedLog(self._database, ascii(session.name), f"row {session.id} of the list of sessions")
 
     def _current(self, session: SessionInfo) -> SessionInfo:
-        """The session as it is now; another process may have used it since it was listed. Damage of others is theirs."""
+        """The session as it is now: another process may have used it since it was listed. Ignores damage of others."""
         rows = self._database.rows(f"SELECT {SESSION_COLUMNS} FROM sessions WHERE id = ?", (session.id,))
         found, is_sound = _checked_session(rows[0]) if rows else (None, False)
         if found is not None and is_sound and found.id == session.id:
@@ -376,7 +378,7 @@ class SessionStore:
         return History(self._database, session.name, session.branch if branch is None else branch)
 
     def _unneeded_branches(self) -> list[int]:
-        """Branches that no session needs. None while a session is damaged: it may need them after all."""
+        """Branches that no session needs. Empty while a session's row is damaged: it may need any of them."""
         sessions = self._read()
         if not all(is_sound for _, is_sound in sessions):
             return []
@@ -390,7 +392,7 @@ def _checked(name: str) -> str:
 
 
 def _inode(workspace: str) -> int:
-    """Of a directory, as a number that SQLite can hold; 0 where it cannot be seen."""
+    """The inode of a directory, in 63 bits for SQLite; 0 if it cannot be read."""
     try:
         return os.stat(workspace).st_ino & (2**63 - 1)
     except (OSError, ValueError):

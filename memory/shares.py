@@ -1,6 +1,7 @@
-"""How much of a data directory some sessions need: their state, their logs and their answers, in bytes.
+"""Disk use of a set of sessions: the bytes of their state, logs and answers.
 
-What they need together counts once, and what others need too counts in full: nobody's share depends on anybody else.
+Pages that these sessions share are counted once. Pages shared with other sessions are counted in full, so that one
+user's quota does not depend on another's use.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ PAGES = USED.replace("WITH", "WITH RECURSIVE", 1) + (
 
 
 def bytes_needed(database: Database, session_ids: Sequence[int]) -> int:
-    """By these sessions. Reads rows, never files: some milliseconds for ten thousand pages."""
+    """Bytes that these sessions need. Reads rows, not files: some milliseconds for ten thousand pages."""
     marks = ", ".join("?" * len(session_ids))
 
     def total(sql: str) -> int:

@@ -1,6 +1,6 @@
-"""The rows that name pages and tails: their values, their checksums, and the way from a tail to its pages.
+"""The rows of pages and tails: their values and checksums, and reading the chain from a tail to its pages.
 
-Owns how a chain is read and what is wrong with one. Must not know of files, nor which rows are worth keeping.
+Owns what counts as damage of a chain. Must not know of files, nor which rows are worth keeping.
 """
 
 import sqlite3
@@ -37,8 +37,8 @@ class PageRow:
 
 @dataclass(frozen=True)
 class TailRow:
-    """What a tail goes on from: the pages of `head` (their ids, one after another), then the chain that ends in
-    `last_page`, from its page `first_number` on; `position` tokens in all."""
+    """A tail and the pages before it: those of `head` (concatenated ids), then the chain that ends in `last_page`, from
+    page `first_number` on. `position` is the number of tokens in all."""
 
     id: bytes
     last_page: bytes | None
@@ -53,7 +53,7 @@ class TailRow:
 
 @dataclass(frozen=True)
 class StoredTail:
-    """A tail that can be loaded: its row, its file, and its pages in order."""
+    """A tail as stored: its row, the size and checksum of its file, and its pages in order."""
 
     row: TailRow
     num_bytes: int
@@ -100,7 +100,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Freed:
-    """What was removed: tails and pages with their bytes, and files that a save had left before it named them."""
+    """What was removed: tails and pages with their bytes, and files that an interrupted save had left."""
 
     num_tails: int
     num_pages: int
@@ -110,7 +110,7 @@ class Freed:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check of everything found; `damaged` has one line for each page or tail."""
+    """Result of a check of all stored state; `damaged` has one line for each page or tail."""
 
     num_pages: int
     num_tails: int
@@ -120,7 +120,7 @@ class Report:
 
 @dataclass(frozen=True)
 class DiskUse:
-    """How much is stored, and how much may be."""
+    """The number of stored pages and tails, their bytes, and the budget in bytes."""
 
     pages: int
     tails: int
@@ -171,7 +171,7 @@ def read_by_id(database: Database, columns: str, table: str, ids: Iterable[bytes
 
 
 def tails_used_by(database: Database, session_id: int, ids: Iterable[bytes]) -> Iterator[bytes]:
-    """Those of these tails that a branch of the session uses; however many others it has, none of them is looked at."""
+    """Those of these tails that a branch of the session uses. Reads no other tail of the session."""
     remaining = iter(ids)
     while some := list(islice(remaining, IDS_PER_QUERY)):
         rows = database.rows(
@@ -202,7 +202,7 @@ def read_pages_of(database: Database, tail: TailRow) -> tuple[PageRow, ...]:
     for row in [*rows, None]:
         if chain and chain[-1].number <= tail.first_number:
             break
-        if expected is None:  # the chain is shorter than the tail says
+        if expected is None:  # the chain ends before page `first_number`
             raise DamagedBlob(PAGES, tail.last_page, f"its chain begins at page {chain[-1].number}")
         page = _sound(row, expected)
         chain.append(page)

@@ -1,8 +1,8 @@
 """Snapshots of attention state: pages and tails in files, and the rows that name them. A cache of the token log.
 
-Owns what is named when: files are on disk before their rows are, and rows are gone before their files are. Files get and
-lose their names only inside a write transaction that has looked at the rows, so processes that share a data directory
-cannot take each other's. Must not know what the bytes mean, nor hash tokens.
+Owns the order of writes: a file is synced before its row is inserted, and a row is deleted before its file. Files are
+renamed and removed only inside a write transaction that has read the rows, so processes that share a data directory
+cannot remove each other's. Must not know what the bytes mean, nor hash tokens.
 """
 
 import os
@@ -43,11 +43,11 @@ from .snapshot_rows import (
 )
 from .upkeep import delete_unused, forget, keep_only, rebuild, remove_files, remove_unnamed
 
-READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files, beside whoever uses the pages
-READ_TOGETHER = 32  # pages that one thread reads in a row: handing a small page over costs as much as reading it
-READ_AHEAD = 4  # such stretches in memory before they are asked for
+READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files
+READ_TOGETHER = 32  # pages that one thread reads per task: a task costs as much as reading a small page
+READ_AHEAD = 4  # tasks whose pages are in memory before they are asked for
 USED_BY_SESSION = "tail_uses JOIN branches ON branches.id = tail_uses.branch_id WHERE branches.session_id = ?"
-LOW_WATER = 0.95  # of the budget: what is left after it was exceeded, so that not every save has to choose again
+LOW_WATER = 0.95  # of the budget: eviction goes down to it, so that not every save evicts
 
 
 Item = TypeVar("Item")
@@ -55,11 +55,11 @@ Result = TypeVar("Result")
 
 
 class SnapshotStore:
-    """All snapshots of a data directory. Any thread may use it. `notes` says what damage was met, for the caller to
-    show and clear."""
+    """All snapshots of a data directory. Any thread may use it. `notes` lists the damage that was found, for the caller
+    to show and clear."""
 
     def __init__(self, database: Database, blobs: BlobStore, budget_bytes: int = 20 * 2**30):
-        """Opens a connection of its own to the database's file, so a save never waits for a turn, nor a turn for it."""
+        """Opens a second connection to the database's file, so that saves and turns do not wait for each other."""
         self._database = database.again()
         self._blobs = blobs
         self._budget_bytes = budget_bytes
@@ -77,8 +77,8 @@ class SnapshotStore:
     def add(self, tail: TailRow, tail_data: bytes | memoryview, pages: Iterable[PageData], branch_id: int) -> Saved:
         """Store a tail and those of its pages that are not stored yet, for a branch; then keep to the budget.
 
-        `pages` is asked for one at a time. All or nothing; durable on return. Raises StoreError when the disk does not
-        take it, or when a page that was stored is not any more: the next save will find it missing.
+        `pages` is read one at a time. All or nothing; durable on return. Raises StoreError if the disk fails or is
+        full, or if a page that was already stored has been removed: the next save finds it missing.
         """
         if self.use(tail.id, branch_id):
             return Saved(0, 0)
@@ -103,8 +103,8 @@ class SnapshotStore:
         return saved
 
     def find(self, candidates: Iterable[bytes], session_id: int | None = None) -> StoredTail | None:
-        """The first of these tails that is stored with all its pages, and that a branch of the session uses if one is
-        named. One that is damaged is noted and forgotten."""
+        """The first of these tails that is stored with all its pages, and used by a branch of the session if one is
+        given. Damaged ones are noted and removed."""
         candidates, damaged, tail = list(candidates), [], None
         if session_id is not None:
             used = set(tails_used_by(self._database, session_id, candidates))
@@ -126,7 +126,7 @@ class SnapshotStore:
         return tail
 
     def positions(self, most: int, session_id: int | None = None) -> list[int]:
-        """The positions, up to one, at which tails are stored, of a session or of all, the highest first."""
+        """The positions up to `most` at which tails are stored, of one session or of all, the highest first."""
         where, values = "tails WHERE", [most]
         if session_id is not None:
             where = f"tails WHERE id IN (SELECT tail_id FROM {USED_BY_SESSION}) AND"
@@ -151,14 +151,15 @@ class SnapshotStore:
             return self._blobs.read(TAILS, tail.id, tail.num_bytes, tail.checksum)
 
     def forget_damaged(self, kind: str, id: bytes) -> int:
-        """Remove a page or tail and every tail that needs it, so that an earlier one is found; how many tails went."""
+        """Remove a page or tail and every tail that needs it, so that `find` returns an earlier one; returns the number
+        of tails removed."""
         tails, num_tails = forget(self._database, kind, id)
         remove_unnamed(self._database, self._blobs, TAILS, tails)
         remove_unnamed(self._database, self._blobs, kind, [id])
         return num_tails
 
     def use(self, tail_id: bytes, branch_id: int) -> bool:
-        """Note that a branch can go on from a stored tail; False when there is no such tail."""
+        """Record that a branch can go on from a stored tail; False if there is no such tail."""
         if not self._database.rows("SELECT 1 FROM tails WHERE id = ?", (tail_id,)):
             return False
         with self._database.transaction() as connection:
@@ -167,7 +168,7 @@ class SnapshotStore:
             return bool(connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail_id,)).fetchall())
 
     def inherit(self, branch_id: int, ancestors: Iterable[tuple[int, int]]) -> None:
-        """Note that a new branch can go on from the newest tail of its ancestors, each used up to a position."""
+        """Record that a new branch can go on from the newest tail of its ancestors, each up to a position."""
         with self._database.transaction() as connection:
             newest: tuple[int, bytes] | None = None
             for ancestor, most in ancestors:
@@ -181,7 +182,7 @@ class SnapshotStore:
                 insert_use(connection, newest[1], branch_id)
 
     def drop_uses(self, branch_ids: Iterable[int]) -> None:
-        """Note that branches go on from no tail any more."""
+        """Record that branches go on from no tail any more."""
         with self._database.transaction() as connection:
             drop_uses(connection, branch_ids)
 
@@ -196,18 +197,18 @@ class SnapshotStore:
         return [(position, num_bytes, created_at) for position, num_bytes, created_at, _ in rows]
 
     def usage(self) -> DiskUse:
-        """How much is stored."""
+        """The size of the stored state."""
         with self._database.reading():
             pages, page_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM pages")[0]
             tails, tail_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM tails")[0]
         return DiskUse(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
 
     def bytes_needed(self, session_ids: Sequence[int]) -> int:
-        """How much of what is stored some sessions need, logs and answers included."""
+        """Bytes that some sessions need, logs and answers included."""
         return bytes_needed(self._database, session_ids)
 
     def enforce_budget(self, keep_branches: Iterable[int] = ()) -> Freed:
-        """Remove tails, and the pages that none of the others needs, when they exceed the budget; never the newest tail
+        """If the state exceeds the budget, remove tails and the pages that no other tail needs; never the newest tail
         of the branches to keep."""
         if self.usage().bytes <= self._budget_bytes:
             return Freed(0, 0, 0)
@@ -236,8 +237,8 @@ class SnapshotStore:
         return replace(freed, num_leftovers=num_leftovers + self._blobs.remove_stale())
 
     def verify(self, repair: bool = False) -> Report:
-        """Read everything and check it; with `repair`, forget what is damaged. What another process removes meanwhile
-        is not damaged."""
+        """Read and check all stored state; with `repair`, remove what is damaged. A file that another process removes
+        meanwhile is not damage."""
         page_rows = self._database.rows(f"SELECT {PAGE_COLUMNS} FROM pages")
         tail_rows = self._database.rows(f"SELECT {TAIL_COLUMNS} FROM tails")
         num_bytes, damaged = 0, []
@@ -254,7 +255,7 @@ class SnapshotStore:
     def _name(
         self, tail: TailRow, tail_file: Written, files: dict[bytes, tuple[Written, PageRow]], branch_id: int
     ) -> Saved:
-        """Give files their names and insert their rows, but for what is stored by now."""
+        """Rename files to their final names and insert their rows, except those that are stored by now."""
         placed: list[Written] = []
         with self._database.transaction() as connection:
             if connection.execute("SELECT 1 FROM tails WHERE id = ?", (tail.id,)).fetchone():
@@ -294,7 +295,7 @@ class SnapshotStore:
 
     @contextmanager
     def _removal_told(self) -> Iterator[None]:
-        """What has no row any more is not damaged."""
+        """Raises RemovedBlob instead of DamagedBlob for a page or tail whose row is gone."""
         try:
             yield
         except DamagedBlob as e:
@@ -303,7 +304,7 @@ class SnapshotStore:
             raise RemovedBlob(e.kind, e.id) from e
 
     def _is_named(self, damage: DamagedBlob) -> bool:
-        """Whether a page or tail is still in its list: looked for without the tree, which may be what is damaged."""
+        """Whether a page or tail still has a row. Scans the table, as the index may be what is damaged."""
         return bool(
             self._database.rows(f"SELECT 1 FROM {damage.kind} WHERE +id = ? OR typeof(id) <> 'blob'", (damage.id,))
         )
@@ -333,7 +334,7 @@ class SnapshotStore:
             return 0, DamagedBlob(TAILS, _as_id(row[0]), why)
 
     def _ahead(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's results in order, worked out by threads a few items ahead."""
+        """The function's results in order, computed by threads a few items ahead."""
         remaining = iter(items)
         waiting: deque[Future[Result]] = deque(
             self._readers.submit(function, item) for item in islice(remaining, READ_AHEAD)

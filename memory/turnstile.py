@@ -1,7 +1,7 @@
-"""Who may change the database's file now: one writer of all processes at a time, named in a file for those who wait.
+"""The write lock of a database's file: a lock file of all processes, with the pid of the holder.
 
-SQLite has such a lock too, but its holder has no name, and before 3.51.3 a checkpoint that meets a writer who begins the
-write-ahead log anew can lose commits. So writers and checkpoints take this lock first, and never meet.
+SQLite's own lock does not name its holder, and before 3.51.3 a checkpoint that runs while a writer resets the log can
+lose commits. So every write and every checkpoint takes this lock first.
 """
 
 import fcntl
@@ -16,14 +16,14 @@ LINE_BYTES = 16
 
 
 class Turnstile:
-    """The lock of one connection. Processes that were forked must open one of their own."""
+    """The lock of one connection. A forked process must open another one."""
 
     def __init__(self, home: Path):
         """Raises OSError when the file cannot be made."""
         self._fd = os.open(home / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def enter(self, timeout_s: float) -> bool:
-        """Take the lock; False when another has held it all that time."""
+        """Take the lock; False after `timeout_s`."""
         give_up_at, tries = time.monotonic() + timeout_s, 0
         while not self._try():
             if time.monotonic() >= give_up_at:
@@ -36,7 +36,7 @@ class Turnstile:
         fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def holder(self) -> str:
-        """The process that holds the lock, or held it last, in words."""
+        """The process that has the lock, or had it last, in words."""
         pid = os.pread(self._fd, LINE_BYTES, 0).decode("ascii", "replace").strip()
         if not pid.isdecimal():
             return "another process"

@@ -1,6 +1,6 @@
-"""Changes to the lists of pages and tails that keep them right: what goes together, and the files that go after their rows.
+"""Removing pages and tails: the rows that depend on each other together, and files after their rows.
 
-Owns the order in which rows and files go. Must not know which snapshots are worth keeping.
+Owns the order in which rows and files are deleted. Must not know which snapshots are worth keeping.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from .snapshot_rows import (
     read_pages_of,
 )
 
-NAMES_PER_TRANSACTION = 1000  # files looked at while other processes wait to write
+NAMES_PER_TRANSACTION = 1000  # files checked while other processes wait to write
 
 
 def keep_only(
@@ -98,7 +98,7 @@ def forget(database: Database, kind: str, id: bytes) -> tuple[list[bytes], int]:
 
 
 def rebuild(database: Database) -> None:
-    """Make the tables anew from their sound rows: in a damaged tree a row may be where no query for it looks."""
+    """Rebuild the tables from their sound rows: in a damaged tree a row may be where no query finds it."""
     with database.transaction() as connection:
         pages = sound_pages(database)
         tails = {tail.id: (tail, used_at) for tail, used_at in sound_tails(database)}
@@ -125,8 +125,8 @@ def remove_files(database: Database, blobs: BlobStore, files: list[tuple[str, by
 
 
 def remove_unnamed(database: Database, blobs: BlobStore, kind: str, ids: Iterable[bytes]) -> int:
-    """Remove those of these files that no row names; how many that were. In transactions: nobody else can be
-    between giving such a file its name and inserting its row."""
+    """Remove those of these files that no row names; returns how many. In write transactions, so that no other process
+    is between renaming a file and inserting its row."""
     remaining, num_removed = iter(list(ids)), 0
     while some := set(islice(remaining, NAMES_PER_TRANSACTION)):
         if not some.difference(row[0] for row in read_by_id(database, "id", kind, some)):

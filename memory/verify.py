@@ -1,6 +1,6 @@
-"""A check of everything that the database holds beside stored state, and what of it can be put right.
+"""Checking sessions, answers, their logs and the indexes of the database, and rebuilding the indexes.
 
-Must not know of files. What was said is never put right by guessing: a damaged log or answer is named, and stays.
+Must not know of files. A damaged log or answer is reported and never changed.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from .sessions import SessionStore
 
 
 def check_records(database: Database, sessions: SessionStore, responses: ResponseStore) -> Iterator[str]:
-    """A line for each thing that is not as it was written: sessions and their logs, answers and theirs."""
+    """A line for each damaged session and answer, their logs included."""
     yield from sessions.problems()
     logs = LogCheck(database)
     for session in sessions.all():
@@ -33,7 +33,7 @@ def check_records(database: Database, sessions: SessionStore, responses: Respons
 
 
 def check_indexes(database: Database) -> list[str]:
-    """A line for each way in which the file's trees or the search index are wrong: both can be made anew from the rows."""
+    """A line for each fault of the file's b-trees and of the search index, which can be rebuilt from the rows."""
     found = [f"{database.path}: {row[0]}" for row in database.rows("PRAGMA integrity_check(20)") if row[0] != "ok"]
     if database.rows("SELECT 1 FROM sqlite_schema WHERE name = 'search'"):
         try:
@@ -45,7 +45,7 @@ def check_indexes(database: Database) -> list[str]:
 
 
 def repair_indexes(database: Database) -> None:
-    """Make every index anew from its rows."""
+    """Rebuild every index from its rows."""
     with (
         suppress(StoreError),
         database.transaction() as connection,

@@ -1,10 +1,10 @@
-"""How far a session's log has come, kept outside the database: whether all that was acknowledged is still in it.
+"""The high water of a session's log, kept in its lock file: a log that ends before it has lost acknowledged rows.
 
-After a crash SQLite ends its write-ahead log before the first damaged frame: it cannot tell a commit that never ended from
-one that did and was damaged later. So each commit is followed by a line in the session's lock file, which is not synced:
-after a power cut it may be behind the database, which says nothing, but never ahead of it. A line that is damaged itself
-says nothing either, and neither does one of another database or of another session that had the same number: a database
-that is put back from a backup gives its numbers again.
+After a crash SQLite ends its write-ahead log before the first damaged frame: it cannot tell an incomplete commit from a
+complete one that was damaged later. So each commit is followed by a line in the session's lock file. The line is not
+synced: after a power cut it may be behind the database, but never ahead of it. A damaged line counts as none, and so
+does one of another database or of another session with the same id: a database restored from a backup assigns ids
+again.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ NUM_OLD_WORDS = 5  # of lines without database and session
 
 @dataclass(frozen=True)
 class HighWater:
-    """A branch, and the last event and token of its log; and whose: the id of the database, the name of the session and
-    when it was made, all empty in a line of an older build."""
+    """A branch and the last event and token of its log; and the id of the database, the session's name and its time of
+    creation, which are empty in a line of an older build."""
 
     branch_id: int
     seq: int
@@ -31,24 +31,24 @@ class HighWater:
     created_at: float = 0.0
 
     def is_of(self, database: str, name: str, created_at: float) -> bool:
-        """Whether it says something about this session."""
+        """Whether it is of this session, or of an older build."""
         return not self.database or (self.database, self.name, self.created_at) == (database, name, created_at)
 
 
 def write(lock_fd: int, high_water: HighWater | None) -> None:
-    """Put down how far the log has come, or only who holds the lock."""
+    """Write the pid of this process and the high water, if there is one."""
     line = str(os.getpid())
     if high_water:
         line += f" {high_water.branch_id} {high_water.seq} {high_water.position}"
         if high_water.database:
             line += f" {high_water.database} {quote(high_water.name)} {high_water.created_at!r}"
         line += f" {_checksum(line)}"
-    with suppress(OSError):  # what it follows is durable; without it a later loss may go unseen
+    with suppress(OSError):  # the commit is durable; without the line a later loss may go unnoticed
         os.pwrite(lock_fd, line.ljust(LINE_BYTES - 1).encode() + b"\n", 0)
 
 
 def read(lock_fd: int) -> tuple[str, HighWater | None]:
-    """The process that held the lock last, and how far it came; None where that is not known."""
+    """The pid of the last holder of the lock, and the high water; None if it is not known."""
     words = os.pread(lock_fd, LINE_BYTES, 0).decode("ascii", "replace").split()
     holder = words[0] if words else "unknown"
     if len(words) not in (NUM_WORDS, NUM_OLD_WORDS) or words[-1] != _checksum(" ".join(words[:-1])):
