@@ -33,7 +33,6 @@ from .snapshot_rows import (
     TailRow,
     checked_page,
     checked_tail,
-    drop_uses,
     insert_pages,
     insert_tail,
     insert_use,
@@ -180,11 +179,6 @@ class SnapshotStore:
                 newest = max([tuple(row) for row in rows] + ([newest] if newest else []), default=None)
             if newest is not None:
                 insert_use(connection, newest[1], branch_id)
-
-    def drop_uses(self, branch_ids: Iterable[int]) -> None:
-        """Record that branches go on from no tail any more."""
-        with self._database.transaction() as connection:
-            drop_uses(connection, branch_ids)
 
     def tails_of(self, branch_ids: Iterable[int]) -> list[tuple[int, int, float]]:
         """(position, bytes, created_at) of the tails that these branches use, by position."""

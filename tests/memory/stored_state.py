@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from memory import BlobStore, DamagedBlob, Database, PageData, SnapshotStore, StoredTail, TailRow
+from memory.snapshot_rows import drop_uses
 
 PAGE_BYTES = 3000
 TAIL_BYTES = 5000
@@ -34,6 +35,12 @@ def tail_row(chain: str, num_pages: int, first_number: int = 0, head: bytes = b"
     last_page = page_id(chain, num_pages - 1) if num_pages else None
     position = num_pages * 256 + 3
     return TailRow(tail_id(chain, position), last_page, first_number, head, position)
+
+
+def drop_uses_of(store: SnapshotStore, branch_ids: list[int]) -> None:
+    """As when their sessions are removed."""
+    with store._database.transaction() as connection:
+        drop_uses(connection, branch_ids)
 
 
 def save(store: SnapshotStore, chain: str, num_pages: int, branch_id: int = 1) -> TailRow:

@@ -10,6 +10,7 @@ from memory.retention import Reached
 from tests.memory.stored_state import (
     PAGE_BYTES,
     TAIL_BYTES,
+    drop_uses_of,
     files,
     is_as_saved,
     load,
@@ -36,7 +37,7 @@ class Home:
 
     def tail(self, chain: str, num_pages: int, branch_id: int | None, used_at: float) -> TailRow:
         row = save(self.unlimited, chain, num_pages, branch_id or 10**6)
-        self.unlimited.drop_uses([10**6])
+        drop_uses_of(self.unlimited, [10**6])
         self.database.rows("UPDATE tails SET used_at = ? WHERE id = ?", (used_at, row.id))
         return row
 
