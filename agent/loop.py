@@ -10,9 +10,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from agent.approvals import Approvals
+from agent.call_grammar import begins_calls, calls_constraint, only_in_calls
 from agent.config import Settings
 from agent.encoding import USER, ProtocolTexts, encode_continuation, encode_messages
 from agent.messages import (
@@ -35,7 +37,7 @@ from agent.messages import (
 from agent.parsing import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed
 from agent.rolling import droppable, next_roll, rolled_out
 from agent.threads import to_end
-from engine import Engine, Roll, SamplingParams, Sequence
+from engine import Constraint, Engine, Roll, SamplingParams, Sequence
 from memory import LoggedEvent, SessionLog
 from tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
 
@@ -92,6 +94,13 @@ class Live:
         # a message of the model that was cut short must end like any other
         end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
         return end + tokenizer.encode_pieces(encode_continuation(messages, thinking_mode=mode), most)
+
+    @cached_property
+    def calls(self) -> Constraint | None:
+        """What a block of calls is held to from its first token on; None for a vocabulary that has none for calls."""
+        tokenizer = self.engine.tokenizer
+        is_possible = self.tools and begins_calls(tokenizer)
+        return calls_constraint(tokenizer, [tool.schema() for tool in self.tools.values()]) if is_possible else None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -286,6 +295,9 @@ async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | 
         temperature=live.settings.temperature,
         max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - live.context_used),
         stop_ids=live.stop_ids,
+        never=only_in_calls(live.engine.tokenizer),
+        constraint=live.calls,
+        begins=begins_calls(live.engine.tokenizer),
     )
     progress = Progress(before, total)
     sampled = live.engine.extend(live.seq, waiting, params, on_prefill=progress.report)

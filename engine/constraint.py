@@ -2,7 +2,7 @@
 
 Owns llguidance, and the limits that keep a hostile schema from taking the process: its time, its memory, its stack.
 Knows nothing of logits: a `Matcher` says which token ids may come next. The tokens are the model's own. Control tokens
-are never among them; stop ids are, exactly where the text is complete.
+are never among them but for those that a constraint names; stop ids are, exactly where the text is complete.
 """
 
 import json
@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from engine.errors import EngineError
 from engine.tokenizer import Tokenizer
 
 # Compiling takes up to the square of these: half a second for the longest regular expression, a second for a schema.
-MOST_CHARS = {"JSON schema": 65_536, "regular expression": 8_192, "grammar": 16_384}
+MOST_CHARS = {"JSON schema": 65_536, "regular expression": 8_192, "grammar": 262_144}
 MOST_PATTERN_CHARS = 8_192  # all regular expressions of a schema together
 MOST_MULTIPLE = (
     100_000  # `multipleOf` makes an automaton of as many states, for all in an `allOf` their least common multiple
@@ -48,10 +48,14 @@ JSON_STYLE: dict[str, Any] = {"item_separator": ", ", "key_separator": ": ", "wh
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a request may sample, from its first token on. Cheap to make and to compare; compiled by the engine."""
+    """What a request may sample. Cheap to make and to compare; compiled by the engine.
+
+    `control` are the control tokens that may spell its text, beside ordinary ones.
+    """
 
     kind: Literal["JSON schema", "regular expression", "grammar"]
     text: str
+    control: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         most = MOST_CHARS[self.kind]
@@ -96,31 +100,37 @@ class Constraint:
         return cls("regular expression", pattern)
 
     @classmethod
-    def grammar(cls, lark: str) -> "Constraint":
+    def grammar(cls, lark: str, control: frozenset[int] = frozenset()) -> "Constraint":
         """A context-free grammar in llguidance's dialect of Lark, beginning with the rule `start`."""
-        return cls("grammar", lark)
+        # where only one text is possible llguidance would force its plain tokens, and never a control token that spells it
+        return cls("grammar", f'%llguidance {{"no_forcing": true}}\n{lark}' if control else lark, control)
+
+    def as_rule(self) -> str:
+        """Of a JSON schema: what stands for it in the rules of a grammar."""
+        assert self.kind == "JSON schema"
+        styled = {"x-guidance": JSON_STYLE, **json.loads(self.text)}
+        return f"%json {json.dumps(styled, ensure_ascii=False)}"
 
 
 class Matcher:
     """Where one request stands in its constraint. Made by `Compiler`, used on the engine's thread.
 
-    `is_over`: the text is complete and nothing may follow it. `error`: it cannot go on, and is not complete.
-    `is_free`: the text has begun with the tokens `instead`, and anything may follow.
+    `is_free`: any text may come, until one of the tokens `begins`, with which the constrained text begins. `is_over`: the
+    text is complete and nothing may follow it. `error`: it cannot go on, and is not complete.
     """
 
     def __init__(
-        self, state: LLMatcher, is_text: np.ndarray, stop_ids: frozenset[int], instead: tuple[int, ...] = ()
+        self, state: LLMatcher, is_text: np.ndarray, stop_ids: frozenset[int], begins: frozenset[int] = frozenset()
     ):  # fmt: skip
         self._state, self._is_text, self._stop_ids = state, is_text, stop_ids  # is_text: bool [V]
-        self._instead, self._num_instead = instead, 0  # and how many of them were sampled
-        self.is_free = False
+        self._begins = begins
+        self.is_free = bool(begins)
         self.is_over = False
         self.error: EngineError | None = None
 
     def allowed(self) -> Tensor:
         """The ids that may be sampled next, int64, ascending. None: then `is_over` or `error` says why."""
-        if self._num_instead:
-            return torch.tensor([self._instead[self._num_instead]])
+        assert not self.is_free
         bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
         can = np.unpackbits(bits, count=len(self._is_text), bitorder="little").view(np.bool_) & self._is_text
         if self._has_failed():
@@ -129,8 +139,6 @@ class Matcher:
         for stop_id in self._stop_ids:
             if stop_id < len(can):
                 can[stop_id] = is_accepting
-        if self._instead:
-            can[self._instead[0]] = True
         ids = np.flatnonzero(can)
         self.is_over = not len(ids) and is_accepting
         if not len(ids) and not is_accepting:
@@ -138,12 +146,10 @@ class Matcher:
         return torch.from_numpy(ids)
 
     def accept(self, token: int) -> None:
-        """Go on over an allowed token that was sampled."""
-        if self._instead and token == self._instead[self._num_instead]:
-            self._num_instead += 1
-            self.is_free = self._num_instead == len(self._instead)
+        """Go on over a token that was sampled, an allowed one unless the text is free."""
+        if self.is_free and token not in self._begins:
             return
-        self._instead = ()
+        self.is_free = False
         if token in self._stop_ids:
             self.is_over = True
             return
@@ -169,7 +175,7 @@ class Compiler:
         self._kept: dict[Constraint, LLMatcher] = {}  # at their start, those used last at the end
 
     def submit(
-        self, constraint: Constraint, stop_ids: frozenset[int], instead: tuple[int, ...] = ()
+        self, constraint: Constraint, stop_ids: frozenset[int], begins: frozenset[int] = frozenset()
     ) -> Future[Matcher]:
         """A matcher at the start of the constraint, or EngineError: one line that says what is wrong with it."""
         if not self._is_started:
@@ -177,17 +183,25 @@ class Compiler:
             self._worker.submit(int)  # starts the thread
             threading.stack_size(usual)
             self._is_started = True
-        return self._worker.submit(self._matcher, constraint, stop_ids, instead)
+        return self._worker.submit(self._matcher, constraint, stop_ids, begins)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _matcher(self, constraint: Constraint, stop_ids: frozenset[int], instead: tuple[int, ...]) -> Matcher:
+    def _matcher(self, constraint: Constraint, stop_ids: frozenset[int], begins: frozenset[int]) -> Matcher:
         state = self._kept.pop(constraint, None) or self._compile(constraint)
         self._kept[constraint] = state
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
-        return Matcher(state.deep_copy(), self._is_text, stop_ids, instead)
+        return Matcher(state.deep_copy(), self._text_of(constraint), stop_ids, begins)
+
+    def _text_of(self, constraint: Constraint) -> np.ndarray:
+        """Which tokens may spell its text, bool [V]."""
+        if not constraint.control:
+            return self._is_text
+        found = self._is_text.copy()
+        found[[i for i in constraint.control if i < self._vocab_size]] = True
+        return found
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         if self._tokens is None:
@@ -196,7 +210,7 @@ class Compiler:
             state = LLMatcher(self._tokens, _source(constraint), log_level=0, limits=LIMITS)
         except ValueError as e:  # the JSON itself; what is wrong in a schema or grammar is the matcher's state
             raise EngineError(f"the {constraint.kind} is not possible: {_one_line(str(e))}") from None
-        first = Matcher(state, self._is_text, frozenset())
+        first = Matcher(state, self._text_of(constraint), frozenset())
         if not state.is_error():
             first.allowed()  # the first steps are the most expensive, and find what no text satisfies
         if first.is_over:
@@ -215,7 +229,24 @@ class Compiler:
         self._is_text = np.ones(self._vocab_size, np.bool_)
         self._is_text[[i for i in tokenizer.special_ids if i < self._vocab_size]] = False
         size = max(self._vocab_size, tokenizer.vocab_size)
-        return LLTokenizer(tokenizer.to_json(), n_vocab=size, eos_token=tokenizer.eos_id)
+        known = LLTokenizer(tokenizer.to_json(), n_vocab=size, eos_token=tokenizer.eos_id)
+        return LLTokenizer(TokenizerWrapper(_Spelled(tokenizer, known)), n_vocab=size)
+
+
+class _Spelled:
+    """A tokenizer as llguidance takes it, in which control tokens are the text that they spell: to llguidance's own
+    reader, text in angle brackets is no text."""
+
+    def __init__(self, tokenizer: Tokenizer, known: LLTokenizer):
+        self.tokens = [known.decode_bytes([token]) for token in range(known.vocab_size)]
+        self.eos_token_id, self.special_token_ids = tokenizer.eos_id, [tokenizer.eos_id]
+        self.bos_token_id = None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        if isinstance(text, bytes):  # it is tried whether bytes would do
+            raise TypeError("text is wanted")
+        return self._tokenizer.encode(text)
 
 
 def _source(constraint: Constraint) -> str:

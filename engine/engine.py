@@ -268,7 +268,7 @@ class Engine:
         params = request.params
         if params.constraint is not None:
             request.matcher = await asyncio.wrap_future(
-                self._compiler.submit(params.constraint, params.stop_ids, params.instead)
+                self._compiler.submit(params.constraint, params.stop_ids, params.begins)
             )
         await self._call(lambda: self._worker.scheduler.add(request, list(ids)))
 

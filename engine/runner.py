@@ -153,8 +153,9 @@ def _logit_rows(request: Request, segment: Segment) -> range:
 
 def _sample(rows: Tensor, request: Request) -> list[int]:
     """Sample after each draft as long as the one before it held; a stop token is the last."""
-    if request.matcher is not None:
-        return _sample_allowed(rows, request, request.matcher)
+    matcher = request.matcher
+    if matcher is not None and not matcher.is_free:
+        return _sample_allowed(rows, request, matcher)
     if request.params.never:
         rows = rows.index_fill(-1, _ids(request.params.never, rows.shape[-1], rows.device), -math.inf)
     greedy = rows.argmax(-1).tolist() if request.params.temperature == 0 else None
@@ -162,6 +163,10 @@ def _sample(rows: Tensor, request: Request) -> list[int]:
     for at, draft in enumerate([*request.seq.drafts, None]):
         draw = request.num_sampled + len(sampled)
         sampled.append(sample(rows[at].cpu(), request.params, draw) if greedy is None else greedy[at])
+        if matcher is not None:
+            matcher.accept(sampled[-1])
+            if not matcher.is_free:
+                break
         if sampled[-1] != draft or sampled[-1] in request.params.stop_ids:
             break
     return sampled
@@ -185,9 +190,6 @@ def _sample_allowed(rows: Tensor, request: Request, matcher: Matcher) -> list[in
         logits = rows[at][allowed.to(rows.device)].cpu()
         sampled.append(int(allowed[sample(logits, request.params, request.num_sampled + len(sampled))]))
         matcher.accept(sampled[-1])
-        if matcher.is_free:
-            request.matcher = None
-            break
         if sampled[-1] != draft or matcher.is_over or matcher.error is not None:
             break
     return sampled

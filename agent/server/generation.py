@@ -25,16 +25,11 @@ Finish = Callable[[Record, Json], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to feed after the record's `ids`, and how to sample; without `params` nothing is sampled.
-
-    `prefix` is the end of what is fed: the beginning of the model's own message, which it has to go on with.
-    """
+    """What to feed after the record's `ids`, and how to sample; without `params` nothing is sampled."""
 
     ids: list[int]
     params: SamplingParams | None
     is_thinking: bool = False
-    prefix: str = ""
-    allows_many_calls: bool = True
     stop: tuple[str, ...] = ()
 
 
@@ -46,12 +41,10 @@ class Writing:
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
-        self._plan = plan
         self._parser = StreamParser(plan.is_thinking)
         self._decoded = engine.tokenizer.stream()
         self._stops = StopTexts(plan.stop)
         self._started = time.perf_counter()
-        self._read(plan.prefix)
 
     def token(self, token: int) -> bool:
         """Take in a sampled token; whether the message has ended."""
@@ -60,8 +53,7 @@ class Writing:
         self.usage.output_tokens += 1
         self._read(self._decoded.add(token))
         self.reasoning_tokens += self.output.is_reasoning
-        has_call = any(item["type"] == "function_call" for item in self.output.items)
-        is_ended = self._parser.ended or self._stops.found or (has_call and not self._plan.allows_many_calls)
+        is_ended = self._parser.ended or self._stops.found
         self.is_cut = not is_ended
         return is_ended
 
@@ -173,7 +165,7 @@ async def _sample(
             if writing.token(token) or record.steering:
                 break
         else:
-            writing.is_cut = not seq.is_complete  # text that is held to a format ends by itself
+            writing.is_cut = not seq.is_complete  # text that is held to a format, and calls, end by themselves
 
 
 def _shared_places(record: Record, engine: Engine, ids: list[int], end: int) -> list[int]:
@@ -193,8 +185,8 @@ def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Js
         return ended(record.response, "failed", items, usage, {"error": error})
     if record.is_cancelled:
         return stopped(record.response, record.is_left, items, usage)
-    if writing.is_cut:
+    if writing.is_cut or any(item["status"] == "incomplete" for item in items):
         record.is_steered = bool(record.steering)
-        reason = "steered" if record.is_steered else "max_output_tokens"
+        reason = "steered" if record.is_steered else "max_output_tokens" if writing.is_cut else None
         return ended(record.response, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
     return ended(record.response, "completed", items, usage, {})

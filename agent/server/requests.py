@@ -144,6 +144,20 @@ def _function(tool: Any, where: str, prefix: str = "") -> Json:
     return {"name": prefix + name, "description": about or "", "parameters": schema or {}}
 
 
+def strict_places(tools: list[Json]) -> dict[str, str]:
+    """Where the tools stand whose arguments must fit their schemas, by the name that the model uses."""
+    places: dict[str, str] = {}
+    for number, tool in enumerate(tools):
+        if tool["type"] != "namespace":
+            inner = [(f"tools[{number}]", tool, "")]
+        else:
+            inner = [
+                (f"tools[{number}].tools[{at}]", each, f"{tool['name']}.") for at, each in enumerate(tool["tools"])
+            ]
+        places |= {prefix + each["name"]: where for where, each, prefix in inner if each.get("strict") is True}
+    return places
+
+
 def is_hosted(tool: Json) -> bool:
     """Whether it is a tool that another provider runs on its own servers: the model goes on without it."""
     return isinstance(kind := tool.get("type"), str) and kind.startswith(HOSTED)

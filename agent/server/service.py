@@ -28,7 +28,7 @@ from agent.server.quotas import Quotas
 from agent.server.record import Record
 from agent.server.requests import OWN_EVENTS, Create, is_hosted
 from agent.server.responses import Responses
-from agent.server.sampling import forced_prefix, sampling_of
+from agent.server.sampling import sampling_of
 from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
@@ -240,9 +240,6 @@ class Service:
         before = base.before
         known = before.ids if before else array("i")
         settings, limit = self.app.settings, self.app.engine.max_context
-        prefix = forced_prefix(request, base.opening)
-        if prefix and request.generate:
-            ids += self.app.engine.tokenizer.encode_protocol(prefix)
         total = len(known) + len(ids)
         if total + 1 > limit:
             text = f"This model's maximum context length is {limit} tokens, and the input has {total}."
@@ -260,7 +257,7 @@ class Service:
             return record, Plan(ids[:ahead], None)
         params = await sampling_of(request, base.opening, self.app.engine, settings, temperature, limit - total)
         is_thinking = base.opening.thinking_mode == "thinking"
-        return record, Plan(ids, params, is_thinking, prefix, request.parallel_tool_calls, tuple(request.stop))
+        return record, Plan(ids, params, is_thinking, tuple(request.stop))
 
     async def _run(self, record: Record, work: Plan | Turn) -> None:
         started = time.monotonic()

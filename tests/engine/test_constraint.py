@@ -220,25 +220,36 @@ def test_a_cancelled_request_leaves_nothing_of_its_constraint(bench: Bench, take
 # Drafts, and other requests.
 
 
-def test_text_may_begin_with_other_tokens_and_is_free_then(bench: Bench) -> None:
-    special = sorted(bench.engine.tokenizer.special_ids - {bench.engine.tokenizer.eos_id})
-    text = bench.run(bench.fresh(prompt(bench), None, max_tokens=12))
-    told = bench.engine.tokenizer.encode("x = 1")
+def test_text_is_free_until_a_token_with_which_the_constrained_text_begins(bench: Bench) -> None:
+    free = bench.run(bench.fresh(prompt(bench), None, max_tokens=12))
+    at = next(n for n, token in enumerate(free) if n > 2 and token not in free[:n])
+    begin = bench.text([free[at]])
+    constraint = Constraint.grammar(f"start: {json.dumps(begin)} /[0-9]{{4}}/")
+    tokens = bench.run(bench.fresh(prompt(bench), constraint, begins=frozenset({free[at]}), max_tokens=40))
+    assert tokens[: at + 1] == free[: at + 1] and re.fullmatch("[0-9]{4}", bench.text(tokens[at + 1 :]))
 
-    async def free(instead: tuple[int, ...]) -> list[int]:
+
+def test_text_that_is_free_to_its_end_is_as_without_a_constraint(bench: Bench) -> None:
+    async def run(**params: Any) -> tuple[list[int], bool]:
         seq = await bench.engine.start()
-        tokens = await bench.take(
-            seq, prompt(bench), Constraint.regex("[0-9]{400}"), max_tokens=12, instead=instead, temperature=0
-        )
+        tokens = await bench.take(seq, prompt(bench), max_tokens=12, **params)
+        complete = seq.is_complete
         await bench.engine.release(seq)
-        return tokens
+        return tokens, complete
 
-    taken = (text[0], special[5], *told)  # the model would begin with the first: the others are forced after it
-    assert tuple(bench.run(free(taken)))[: len(taken)] == taken
-    after = bench.run(free(taken))[len(taken) :]
-    assert after == bench.run(bench.fresh([*prompt(bench), *taken], None, max_tokens=12 - len(taken)))
-    refused = bench.run(free((special[5],)))  # the model would not begin with it
-    assert re.fullmatch("[0-9]+", bench.text(refused))
+    begins = frozenset({bench.engine.tokenizer.eos_id - 1})
+    held = bench.run(run(constraint=Constraint.regex("[0-9]{400}"), begins=begins))
+    assert held == bench.run(run(constraint=None)) and held[1] is False
+
+
+def test_control_tokens_that_a_constraint_names_spell_its_text(bench: Bench) -> None:
+    tokenizer = bench.engine.tokenizer
+    tag = "<｜DSML｜tool_calls>"
+    [token] = tokenizer.encode_protocol(tag)
+    start = f"start: {json.dumps(tag)} /[0-9]{{2}}/"
+    for control, is_one in ((frozenset({token}), True), (frozenset(), False)):
+        tokens = bench.run(bench.fresh(prompt(bench), Constraint.grammar(start, control)))
+        assert re.fullmatch(f"{tag}[0-9]{{2}}", bench.text(tokens)) and (tokens[0] == token) == is_one
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.5, "seed": 1}, {"temperature": 1.0, "seed": 2}], ids=str)

@@ -56,7 +56,7 @@ def test_an_impossible_constraint_is_named_in_one_line_and_changes_nothing(
 def test_a_control_token_that_a_grammar_names_is_never_sampled(bench: Bench) -> None:
     async def run() -> None:
         seq, tokens = await bench.engine.start(), []
-        params = SamplingParams(constraint=Constraint.grammar('start: "ab" <｜User｜> "c"'))
+        params = SamplingParams(constraint=Constraint.grammar('start: "ab" <[3]> "c"'))
         with pytest.raises(EngineError, match="no token of the model may follow"):
             async for token in bench.engine.extend(seq, prompt(bench), params):
                 tokens.append(token)
