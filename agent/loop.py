@@ -145,7 +145,8 @@ class Step:
         if isinstance(delta, TextDelta):
             self.text += delta.text
             return Text(delta=delta.text)
-        self.calls.append(delta)
+        if isinstance(delta, ToolCallParsed):
+            self.calls.append(delta)
         return None
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:

@@ -31,6 +31,9 @@ HEADER = re.compile(r'((?:[^">\n｜]|"[^"\n｜]*")*)>')
 ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
 LOST_END = re.compile(rf'\n<{DSML}(?:invoke|parameter) name="')
 MAX_SHOWN_CHARS = 60
+WRAPPERS = ("arguments", "input")
+HEAD_OF_CALL = re.compile(rf'<?{DSML}invoke name="([^"\n｜>]*)">')
+HEAD_OF_PARAMETER = re.compile(rf'\s*<{DSML}parameter name="([^"\n｜>]+)" string="(true|false)">')
 
 Parameter = tuple[str, str, bool]  # name, value as written, whether the value is text
 
@@ -58,7 +61,21 @@ class ToolCallParsed:
     malformed: str | None = None
 
 
-Delta = ThinkingDelta | TextDelta | ToolCallParsed
+@dataclass(frozen=True)
+class ToolCallBegun:
+    """Its name is known. The pieces of its arguments follow, and then the whole call."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ArgumentsDelta:
+    """A piece of `arguments_json`; all of them together are it."""
+
+    text: str
+
+
+Delta = ThinkingDelta | TextDelta | ToolCallBegun | ArgumentsDelta | ToolCallParsed
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,7 @@ class _Delimiters:
 
 _STOP = _Delimiters(STOPS)
 _PROSE = _Delimiters([*OPENERS, *STRAY])
+_VALUE_END = _Delimiters([PARAMETER_END])
 _INVOKE = _Delimiters([f"<{DSML}invoke", f"{DSML}invoke"])
 
 
@@ -147,9 +165,12 @@ class StreamParser:
     A tool block may begin anywhere, also inside the reasoning, without its new lines or without its outer tag. Text
     in and after a block, outside of calls, is ignored: calls end a turn. A call that cannot be trusted comes back as
     malformed with the reason. Control tokens never reach a delta: EOS and `<｜User｜>` end the stream, others vanish.
+
+    `in_pieces`: what is certain of a call comes before its end, as ToolCallBegun and ArgumentsDelta. `unwraps`: all
+    arguments may stand in one parameter, which no tool has.
     """
 
-    def __init__(self, thinking: bool):
+    def __init__(self, thinking: bool, in_pieces: bool = False, unwraps: bool = True):
         self.ended = False  # the model wrote a stop token, or `finish` was called
         self._state = "thinking" if thinking else "text"  # then "block"
         self._tail = ""  # may become a stop token
@@ -157,6 +178,8 @@ class StreamParser:
         self._searched = 0  # no end of a call before this place in the buffer
         self._ignored = ""  # text of the block since the last call
         self._deltas: list[Delta] = []
+        self._in_pieces, self._unwraps = in_pieces, unwraps
+        self._ahead = _CallAhead(unwraps)  # of the call that is being written
 
     def feed(self, text: str) -> list[Delta]:
         """What this text completes; nothing after the end."""
@@ -215,10 +238,12 @@ class StreamParser:
         """Calls, one when its end has come; at the end of the output also what was begun."""
         while start := INVOKE_START.search(self._buffer):
             found = self._next_call(start.start(), final)
+            if self._in_pieces:
+                self._deltas += self._ahead.read(self._buffer, start.start())
             if found is None:
                 return
             call, end = found
-            self._deltas.append(call)
+            self._add_call(call)
             self._buffer, self._searched, self._ignored = self._buffer[end:], 0, ""
         cut = len(self._buffer) if final else _INVOKE.decided(self._buffer)
         self._ignored += self._buffer[:cut]
@@ -228,24 +253,93 @@ class StreamParser:
         has_calls = any(isinstance(d, ToolCallParsed) for d in self._deltas)
         if not has_calls or re.search(f"(?<!/){DSML}", self._ignored):
             reason = f"the tool block has no complete call: {_shown(self._ignored)}"
-            self._deltas.append(ToolCallParsed("", _object([("text", _json(self._ignored))]), reason))
+            self._add_call(ToolCallParsed("", _object([("text", _json(self._ignored))]), reason))
+
+    def _add_call(self, call: ToolCallParsed) -> None:
+        if self._in_pieces:
+            self._deltas += self._ahead.rest(call)
+            self._ahead = _CallAhead(self._unwraps)
+        self._deltas.append(call)
 
     def _next_call(self, start: int, final: bool) -> tuple[ToolCallParsed, int] | None:
         """The call that begins at `start` and where it ends, or None when its end has not come."""
         buffer, searched = self._buffer, max(start, self._searched)
         while (close := buffer.find(INVOKE_END, searched)) != -1:
             searched = close + len(INVOKE_END)
-            if found := _read_call(buffer[start:searched], final=False):
+            if found := _read_call(buffer[start:searched], False, self._unwraps):
                 return found[0], start + found[1]
         self._searched = max(searched, len(buffer) - len(INVOKE_END) + 1)
         if not final:
             return None
-        found = _read_call(buffer[start:], final=True)
+        found = _read_call(buffer[start:], True, self._unwraps)
         assert found is not None, "a final call always has a result"
         return found[0], start + found[1]
 
 
-def _read_call(text: str, final: bool) -> tuple[ToolCallParsed, int] | None:
+class _CallAhead:
+    """Reads a call that is still being written, as far as its arguments are certain. At anything unusual it waits for
+    the end: what it has told is always the beginning of what the call turns out to be."""
+
+    def __init__(self, unwraps: bool):
+        self._unwraps = unwraps
+        self._at = 0  # in the call's text: read up to here
+        self._is_begun = self._is_inside = self._waits = False  # inside the value of a text; for the call's end
+        self._keys: list[str] = []
+        self._num_told = 0  # characters of the arguments
+
+    def read(self, buffer: str, start: int) -> list[Delta]:
+        """Of the call that begins at `start`: what is new."""
+        if not self._is_begun:
+            head = HEAD_OF_CALL.match(buffer, start)
+            if head is None:
+                return []
+            self._is_begun, self._at = True, head.end() - start
+            return [ToolCallBegun(head[1]), *self.read(buffer, start)]
+        pieces: list[str] = []
+        while not self._waits and (
+            piece := self._value(buffer, start) if self._is_inside else self._key(buffer, start)
+        ):
+            pieces.append(piece)
+        return self._told("".join(pieces))
+
+    def rest(self, call: ToolCallParsed) -> list[Delta]:
+        """What is still to be told once it is whole."""
+        begun: list[Delta] = [] if self._is_begun else [ToolCallBegun(call.name)]
+        return [*begun, *self._told(call.arguments_json[self._num_told :])]
+
+    def _told(self, text: str) -> list[Delta]:
+        self._num_told += len(text)
+        return [ArgumentsDelta(text)] if text else []
+
+    def _value(self, buffer: str, start: int) -> str:
+        at = start + self._at
+        end = buffer.find(PARAMETER_END, at)
+        self._is_inside = end < 0
+        until = _VALUE_END.decided(buffer, at) if end < 0 else end
+        self._at = until - start + (0 if end < 0 else len(PARAMETER_END))
+        return _json(buffer[at:until])[1:-1] + ("" if end < 0 else '"')
+
+    def _key(self, buffer: str, start: int) -> str:
+        head = HEAD_OF_PARAMETER.match(buffer, start + self._at)
+        if head is None:
+            return ""
+        key, is_text = head[1], head[2] == "true"
+        end = buffer.find(PARAMETER_END, head.end())
+        self._waits = key in self._keys or (self._unwraps and not self._keys and key in WRAPPERS)
+        if self._waits or (end < 0 and not is_text):
+            return ""
+        value = buffer[head.end() : end]
+        if not is_text and not _is_json(value):
+            self._waits = True
+            return ""
+        before = f"{', ' if self._keys else '{'}{_json(key)}: "
+        self._keys.append(key)
+        self._is_inside = is_text
+        self._at = (head.end() if is_text else end + len(PARAMETER_END)) - start
+        return before + ('"' if is_text else value)
+
+
+def _read_call(text: str, final: bool, unwraps: bool) -> tuple[ToolCallParsed, int] | None:
     """The call at the beginning of `text` and where it ends. `text` goes to an invoke's closing tag, or is `final`.
 
     None means that the closing tag lies inside an argument's value, and that more text may end the value.
@@ -279,7 +373,7 @@ def _read_call(text: str, final: bool) -> tuple[ToolCallParsed, int] | None:
             at = tag.start()
             problems.append(f"no {INVOKE_END}")
             break
-    return _call(attributes.get("name", ""), parameters, problems), at
+    return _call(attributes.get("name", ""), parameters, problems, unwraps), at
 
 
 def _read_parameter(text: str, at: int, final: bool, problems: list[str]) -> tuple[Parameter, int] | None:
@@ -304,8 +398,8 @@ def _attributes(text: str, at: int, problems: list[str]) -> tuple[dict[str, str]
     return attributes, header.end() if header else at
 
 
-def _call(name: str, parameters: list[Parameter], problems: list[str]) -> ToolCallParsed:
-    if not problems and len(parameters) == 1 and parameters[0][0] in ("arguments", "input"):
+def _call(name: str, parameters: list[Parameter], problems: list[str], unwraps: bool) -> ToolCallParsed:
+    if unwraps and not problems and len(parameters) == 1 and parameters[0][0] in WRAPPERS:
         value = parameters[0][1].strip()
         if value.startswith("{") and _is_json(value):  # all arguments in one: what the model means is inside
             return ToolCallParsed(name, value)

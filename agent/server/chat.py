@@ -169,14 +169,11 @@ async def chunks(record: Record, with_usage: bool) -> AsyncGenerator[str, None]:
             yield chunk({"content": event["delta"]})
         elif event["type"] == "response.reasoning_text.delta":
             yield chunk({"reasoning_content": event["delta"]})
-        elif event["type"] == "response.output_item.done" and event["item"]["type"] == "function_call":
-            call = _tool_call(event["item"])
-            begin = {**call, "function": {**call["function"], "arguments": ""}}
-            yield chunk({"tool_calls": [{"index": num_calls, **begin}]})
-            yield chunk(
-                {"tool_calls": [{"index": num_calls, "function": {"arguments": call["function"]["arguments"]}}]}
-            )
+        elif event["type"] == "response.output_item.added" and event["item"]["type"] == "function_call":
+            yield chunk({"tool_calls": [{"index": num_calls, **_tool_call(event["item"])}]})
             num_calls += 1
+        elif event["type"] == "response.function_call_arguments.delta":
+            yield chunk({"tool_calls": [{"index": num_calls - 1, "function": {"arguments": event["delta"]}}]})
     if (error := failure_of(record)) is not None:
         yield f"data: {dumps({'error': error.body()})}\n\n"
         return

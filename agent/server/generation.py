@@ -41,7 +41,8 @@ class Writing:
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
-        self._parser = StreamParser(plan.is_thinking)
+        is_held = plan.params is not None and plan.params.constraint is not None
+        self._parser = StreamParser(plan.is_thinking, in_pieces=True, unwraps=not is_held)
         self._decoded = engine.tokenizer.stream()
         self._stops = StopTexts(plan.stop)
         self._started = time.perf_counter()

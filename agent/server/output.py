@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agent.messages import Usage
-from agent.parsing import Delta, TextDelta, ThinkingDelta, ToolCallParsed
+from agent.parsing import ArgumentsDelta, Delta, TextDelta, ThinkingDelta, ToolCallBegun, ToolCallParsed
 from agent.server.items import Opening
 from agent.server.requests import Create, is_hosted
 from agent.server.wire import Json
@@ -75,12 +75,16 @@ class Output:
 
     def add(self, delta: Delta) -> None:
         """Take in what the parser found."""
-        if isinstance(delta, ToolCallParsed):
-            self._call(delta)
+        if isinstance(delta, ToolCallBegun):
+            self._begin_function_call(delta.name)
+        elif isinstance(delta, ArgumentsDelta):
+            self._emit("response.function_call_arguments.delta", {**self._place(), "delta": delta.text})
         elif isinstance(delta, ThinkingDelta):
             self._piece("reasoning", delta.text)
         elif isinstance(delta, TextDelta):
             self._piece("message", delta.text)
+        else:
+            self._end_function_call(delta)
 
     def begin_call(self, name: str, arguments: str) -> int:
         """A tool of the server begins; gives the place among the items that `end_call` wants."""
@@ -142,18 +146,17 @@ class Output:
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         self._emit("response.content_part.added", {**self._place(), "content_index": 0, "part": part})
 
-    def _call(self, call: ToolCallParsed) -> None:
+    def _begin_function_call(self, name: str) -> None:
         self.close()
-        number = len(self.items)
-        call_id = f"call_{self._id}{number:x}"
-        named = self._namespaces.get(call.name, {"name": call.name})
+        call_id = f"call_{self._id}{len(self.items):x}"
+        named = self._namespaces.get(name, {"name": name})
         self._start({"id": self._new_id("fc"), "type": "function_call", "call_id": call_id, **named, "arguments": ""})
-        place = self._place()
-        self._emit("response.function_call_arguments.delta", {**place, "delta": call.arguments_json})
-        done = {**place, "name": named["name"], "arguments": call.arguments_json}
+
+    def _end_function_call(self, call: ToolCallParsed) -> None:
+        item = {**self.items[-1], "arguments": call.arguments_json}
+        done = {**self._place(), "name": item["name"], "arguments": call.arguments_json}
         self._emit("response.function_call_arguments.done", done)
-        status = "completed" if call.malformed is None else "incomplete"
-        self._finish({**self.items[-1], "arguments": call.arguments_json, "status": status})
+        self._finish({**item, "status": "completed" if call.malformed is None else "incomplete"})
 
     def _new_id(self, kind: str) -> str:
         return f"{kind}_{self._id}{len(self.items):x}"

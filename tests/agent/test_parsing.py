@@ -9,12 +9,14 @@ import pytest
 
 from agent.encoding import DSML, EOS, ProtocolTexts, ThinkingMode, encode_messages
 from agent.parsing import (
+    ArgumentsDelta,
     Completion,
     Delta,
     ParseError,
     StreamParser,
     TextDelta,
     ThinkingDelta,
+    ToolCallBegun,
     ToolCallParsed,
     parse_completion,
 )
@@ -352,6 +354,57 @@ def test_2000_damaged_outputs_never_raise_leak_or_depend_on_the_cuts() -> None:
             assert completion.calls
         num_strict += agrees_with_strict_parser(text, mode, completion)
     assert num_strict > 50 and num_malformed > 300, "the mutations must reach both kinds"
+
+
+def in_pieces(pieces: list[str], thinking: bool, unwraps: bool) -> list[tuple[ToolCallParsed, str]]:
+    """The calls, each with what its pieces add up to; its name must have come first."""
+    parser = StreamParser(thinking, in_pieces=True, unwraps=unwraps)
+    deltas = [delta for piece in pieces for delta in parser.feed(piece)]
+    found: list[tuple[ToolCallParsed, str]] = []
+    name, told = None, ""
+    for delta in [*deltas, *parser.finish().tail]:
+        if isinstance(delta, ToolCallBegun):
+            assert name is None
+            name, told = delta.name, ""
+        elif isinstance(delta, ArgumentsDelta):
+            assert name is not None and delta.text
+            told += delta.text
+        elif isinstance(delta, ToolCallParsed):
+            assert name == delta.name
+            found.append((delta, told))
+            name = None
+    return found
+
+
+def test_the_pieces_of_2000_damaged_outputs_add_up_to_their_calls() -> None:
+    rng = random.Random(2027)
+    for _ in range(2000):
+        text = assistant_text(random_message(rng), "chat")
+        text = mutated(text, rng) if rng.random() < 0.7 else text
+        whole = stream([text], False)[1].calls
+        for cuts in ([text], list(text), random_cuts(text, rng)):
+            assert in_pieces(cuts, False, True) == [(call, call.arguments_json) for call in whole]
+            for call, told in in_pieces(cuts, False, False):
+                assert told == call.arguments_json
+
+
+def test_a_long_text_comes_as_it_is_written() -> None:
+    parser = StreamParser(thinking=False, in_pieces=True)
+    assert parser.feed('\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="write">\n') == [ToolCallBegun("write")]
+    assert parser.feed('<｜DSML｜parameter name="n" string="false">1') == []
+    assert parser.feed("2</｜DSML｜parameter>\n") == [ArgumentsDelta('{"n": 12')]
+    assert parser.feed('<｜DSML｜parameter name="text" string="true">a"\n') == [ArgumentsDelta(', "text": "a\\"\\n')]
+    assert parser.feed("\U0001f642</｜DSML") == [ArgumentsDelta("\U0001f642")]
+    assert parser.feed("｜x") == [ArgumentsDelta("</｜DSML｜x")]
+    last = '{"n": 12, "text": "a\\"\\n\U0001f642</｜DSML｜x"}'
+    end = parser.feed("</｜DSML｜parameter>\n</｜DSML｜invoke>\n")
+    assert end == [ArgumentsDelta('"'), ArgumentsDelta("}"), ToolCallParsed("write", last)]
+
+
+def test_a_parameter_that_a_tool_has_is_not_unwrapped() -> None:
+    given = '<｜DSML｜parameter name="input" string="true">{"a": 1}</｜DSML｜parameter>\n'
+    [(call, _)] = in_pieces([invoke(given)], False, False)
+    assert call.arguments_json == json.dumps({"input": '{"a": 1}'})
 
 
 def agrees_with_strict_parser(text: str, mode: ThinkingMode, completion: Completion) -> bool:

@@ -95,3 +95,34 @@ def test_chat_completions_hold_calls_too(client: openai.OpenAI) -> None:
     )
     [call] = chat.choices[0].message.tool_calls or []
     assert chat.choices[0].finish_reason == "tool_calls" and fits(call.function)  # type: ignore[union-attr]
+
+
+LONG_NOTE: dict[str, Any] = {"type": "function", "name": "take_note"}
+TOLD = {
+    "temperature": 2.0,
+    "max_output_tokens": 60,
+    "extra_body": {"seed": 3},
+}
+
+
+def test_arguments_come_as_they_are_sampled(client: openai.OpenAI) -> None:
+    stream = create(client, "a note", tools=TOOLS, tool_choice=LONG_NOTE, stream=True, **TOLD)
+    events = list(stream)
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    [done] = [event for event in events if event.type == "response.function_call_arguments.done"]
+    [call] = calls(events[-1].response)
+    assert "".join(deltas) == done.arguments == call.arguments and "text" in json.loads(call.arguments)
+    assert len(deltas) > 3
+
+
+def test_arguments_come_as_they_are_sampled_in_chat_completions(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", "function": {k: v for k, v in t.items() if k != "type"}} for t in TOOLS]
+    choice: Any = {"type": "function", "function": {"name": "take_note"}}
+    chat = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "a note"}], tools=tools, tool_choice=choice, stream=True,
+        temperature=2.0, max_tokens=60, seed=3,
+    )  # fmt: skip
+    told = [call for chunk in chat for choice in chunk.choices for call in choice.delta.tool_calls or []]
+    assert told[0].id and told[0].function and told[0].function.name == "take_note"
+    pieces = [call.function.arguments or "" for call in told if call.function]
+    assert len(pieces) > 3 and json.loads("".join(pieces)).keys() == {"text"}
