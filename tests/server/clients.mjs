@@ -38,6 +38,17 @@ await cased("openai: responses.stream with a tool call", async () => {
   check((await second.finalResponse()).output_text.includes("net/fetcher.py:5"), "no answer");
 });
 
+await cased("openai: responses.stream with a call that is wanted", async () => {
+  const stream = client.responses.stream({ ...fields, input: given.long, tool_choice: "required", max_output_tokens: 200 });
+  const pieces = [];
+  stream.on("response.function_call_arguments.delta", (event) => pieces.push(event.delta));
+  const { output, status } = await stream.finalResponse();
+  const calls = output.filter((item) => item.type === "function_call");
+  check(status === "completed" && calls.length > 0, `${status}: ${JSON.stringify(output)}`);
+  check(calls.every((call) => given.tools.some((tool) => tool.name === call.name)), JSON.stringify(calls));
+  check(pieces.length > calls.length && pieces.join("") === calls.map((call) => call.arguments).join(""), `${pieces}`);
+});
+
 await cased("openai: responses.stream with a long prompt", async () => {
   const stream = client.responses.stream({ model: given.model, input: given.long, max_output_tokens: 4 });
   check((await stream.finalResponse()).output.length > 0, "no output");
@@ -69,4 +80,7 @@ await cased("agents: a streamed run with a tool call", async () => {
     await stream.completed;
     check(input === given.long || stream.finalOutput.includes("net/fetcher.py:5"), stream.finalOutput);
   }
+  const wanted = agent.clone({ modelSettings: { toolChoice: "required" } });
+  const { newItems } = await agents.run(wanted, given.prompt);
+  check(newItems.some((item) => item.type === "tool_call_output_item"), JSON.stringify(newItems));
 });

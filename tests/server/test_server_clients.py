@@ -3,6 +3,7 @@ for it. The JavaScript ones live in a folder of their own, which the first run o
 """
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -82,6 +83,38 @@ def test_the_javascript_clients_work_unmodified(server: Server, workspace: Path,
     command = ["node", Path(__file__).with_name("clients.mjs"), packages]
     ran = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=240)
     cases = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert ran.returncode == 0 and len(cases) == 5, ran.stderr
+    assert ran.returncode == 0 and len(cases) == 6, ran.stderr
     problems = [f"{case['case']}:\n{case['problem']}" for case in cases if case["problem"]]
     assert not problems, "\n".join(problems)
+
+
+CODEX = """
+model = "{model}"
+model_provider = "holdfast"
+[model_providers.holdfast]
+name = "holdfast"
+base_url = "{url}/v1"
+env_key = "HOLDFAST_TOKEN"
+wire_api = "responses"
+"""
+
+
+def test_codex_runs_the_tool_that_the_model_calls(server: Server, tmp_path: Path, packages: Path) -> None:
+    """As it comes: with its own instructions and tools, those in a namespace and hosted ones among them."""
+    home, work = tmp_path / "codex", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    (home / "config.toml").write_text(CODEX.format(model=MODEL, url=server.url))
+    command = [packages / "node_modules" / ".bin" / "codex", "exec", "--json", "--skip-git-repo-check", WHERE]
+    env = {**os.environ, "CODEX_HOME": str(home), "HOLDFAST_TOKEN": server.token}
+    ran = subprocess.run(
+        command, cwd=work, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
+    )
+    events = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    assert events and events[-1]["type"] == "turn.completed", ran.stdout + ran.stderr
+    [kept] = (home / "sessions").rglob("*.jsonl")
+    items = [
+        line["payload"] for line in map(json.loads, kept.read_text().splitlines()) if line["type"] == "response_item"
+    ]
+    called = [item["call_id"] for item in items if item["type"] == "function_call"]
+    assert called and called == [item["call_id"] for item in items if item["type"] == "function_call_output"]
