@@ -21,6 +21,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from engine.errors import EngineError
+from engine.property_names import without_property_names
 from engine.tokenizer import Tokenizer
 
 # Compiling takes up to the square of these: half a second for the longest regular expression, a second for a schema.
@@ -79,6 +80,9 @@ class Constraint:
             raise EngineError("x-guidance in a JSON schema is not possible: JSON is written in one way here")
         try:
             text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+            if '"propertyNames"' in text:
+                schema = without_property_names(schema)
+                text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
         except RecursionError:
             raise EngineError("the JSON schema is nested too deeply") from None
         except (TypeError, ValueError) as e:
