@@ -26,6 +26,7 @@ from engine import Tokenizer
 
 Message = dict[str, Any]
 EFFORTS = {"minimal": "high", "low": "high", "medium": "high", "high": "high", "xhigh": "max", "max": "max"}
+MEDIA_PARTS = ("input_image", "input_file", "input_audio", "image_url", "file", "image", "audio")
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal")
 LONG_CHARS = 2**16  # of a text that is hashed alone
 AHEAD_MARGIN = 16  # tokens at the end of a text that may become others when more text follows
@@ -79,7 +80,7 @@ def normal_items(given: str | list[Json], prefix: str) -> list[Json]:
     items = []
     for number, item in enumerate(given):
         where = f"input[{number}]"
-        kind = item.get("type", "message" if "role" in item else None)
+        kind = item.get("type") or ("message" if "role" in item else None)
         check = CHECKS.get(kind) if isinstance(kind, str) else None
         if check is None:
             raise unsupported(f"{where}: items of type {str(kind)[:60]!a} are not supported", where)
@@ -99,16 +100,20 @@ def _message(item: Json, where: str) -> Json:
     return {"type": "message", "role": role, "status": "completed", "content": content, **phase}
 
 
-def _texts(content: Any, where: str) -> list[str]:
+def _texts(content: Any, where: str, may_name_media: bool = False) -> list[str]:
+    """`may_name_media`: what is no text is named in its place, as the model's own encoding does. That is for results of
+    tools: a model that cannot be told of them could not go on."""
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
         raise bad(f"{where} must be text or a list of parts", where)
     texts = []
-    for part in content:
+    for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("input_image", "input_file", "input_audio"):
-            texts.append(f"[Unsupported {kind}]")  # as the model's own encoding says it
+        if kind in MEDIA_PARTS:
+            if not may_name_media:
+                raise unsupported(f"{where}[{number}]: this model reads text alone, no {kind}", f"{where}[{number}]")
+            texts.append(f"[Unsupported {kind}]")
             continue
         text = part.get("refusal" if kind == "refusal" else "text") if kind in TEXT_PARTS else None
         if not isinstance(text, str):
@@ -134,7 +139,7 @@ def _result(item: Json, where: str) -> Json:
     call_id = item.get("call_id")
     if not isinstance(call_id, str):
         raise bad(f"{where} needs a call_id", where)
-    output = "\n\n".join(_texts(item.get("output"), f"{where}.output"))
+    output = "\n\n".join(_texts(item.get("output"), f"{where}.output", may_name_media=True))
     return {"type": "function_call_output", "call_id": call_id, "output": output, "status": "completed"}
 
 

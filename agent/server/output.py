@@ -29,10 +29,11 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
         "prompt_cache_key": request.prompt_cache_key, "reasoning": reasoning,
         "safety_identifier": request.safety_identifier, "service_tier": request.service_tier, "store": request.store,
         "temperature": temperature, "text": {"format": {"type": "text"}, **request.text},
-        "tool_choice": request.tool_choice, "tools": [tool_object(tool) for tool in request.tools if not is_hosted(tool)],
-        "top_logprobs": request.top_logprobs, "top_p": 1.0 if request.top_p is None else request.top_p,
+        "tool_choice": request.shown["tool_choice"],
+        "tools": [tool_object(tool) for tool in request.shown["tools"] if not is_hosted(tool)],
+        "top_logprobs": 0, "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": request.truncation, "usage": None, "user": request.user, "metadata": request.metadata,
-        "presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0,
     }  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, StringConstraints
 
+from agent.server.allowed_tools import allowed
+from agent.server.validation import Body, Short, Unsupported, checked
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import Constraint, EngineError
 
@@ -15,21 +17,39 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 OWN_EVENTS = "holdfast:events"  # in `include`: events and fields that the protocol does not have are sent too
 
+INCLUDABLE = (
+    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+    "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
+    "reasoning.encrypted_content", OWN_EVENTS,
+)  # fmt: skip
+NO_PROBABILITIES = "this server tells no probabilities of tokens, leave it out"
+NO_PENALTIES = "leave it 0"
+UNSUPPORTED: Unsupported = {
+    "top_logprobs": ((0,), NO_PROBABILITIES), "presence_penalty": ((0,), NO_PENALTIES),
+    "frequency_penalty": ((0,), NO_PENALTIES), "prompt": ((), "send its text as instructions and input"),
+    "context_management": (([],), "send truncation: auto, or shorten it with POST /v1/responses/compact"),
+    "moderation": ((), "leave it out"),
+    # of chat completions: they would change the answer there
+    "messages": ((), "send input"), "max_tokens": ((), "send max_output_tokens"),
+    "max_completion_tokens": ((), "send max_output_tokens"), "response_format": ((), "send text.format"),
+    "reasoning_effort": ((), "send reasoning.effort"), "n": ((1,), "ask once for each answer"),
+    "logit_bias": (({},), "leave it out"), "logprobs": ((False,), NO_PROBABILITIES),
+    "functions": (([],), "send tools"), "function_call": ((), "send tool_choice"),
+}  # fmt: skip
+
 HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
 
-Short = Annotated[str, StringConstraints(max_length=512)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Metadata = dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
 
 
-class Reasoning(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class Reasoning(Body):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: str | None = None
 
 
-class Create(BaseModel):
-    """A response that is asked for. Fields that this server does not know are ignored, as the protocol wants."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
+class Create(Body):
+    """A response that is asked for."""
 
     model: Short
     input: str | list[Json] = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
@@ -45,52 +65,57 @@ class Create(BaseModel):
     text: Json = Field(default_factory=dict)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_logprobs: int = 0
+    top_k: int = Field(
+        0, ge=-1, le=2**31
+    )  # of other servers, as are min_p, stop and seed; 0 and -1 leave everything in
+    min_p: float = Field(0.0, ge=0, lt=1)
     truncation: Literal["auto", "disabled"] = "disabled"
     store: bool = True
     stream: bool = False
     background: bool = False
     include: list[Short] = Field(default_factory=list, max_length=32)
-    metadata: dict[
-        Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]
-    ] = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict, max_length=16)
     service_tier: Short = "default"
     user: Short | None = None
     safety_identifier: Short | None = None
     prompt_cache_key: Short | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
     generate: bool = True
-    stop: list[Short] = Field(default_factory=list, max_length=16)
+    stop: list[Stop] = Field(default_factory=list, max_length=16)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    _asked: Json = PrivateAttr(default_factory=dict)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def narrowed(self) -> "Create":
+        """Without the tools that `allowed_tools` does not allow. Raises ApiError."""
+        choice = self.tool_choice
+        if isinstance(choice, str) or choice.get("type") != "allowed_tools":
+            return self
+        function_tools(self.tools)
+        tools, mode = allowed(self.tools, choice)
+        found = self.model_copy(update={"tools": tools, "tool_choice": mode})
+        found._asked = self.shown
+        return found
+
+    @property
+    def shown(self) -> Json:
+        """The tools and the choice among them as they were sent."""
+        return {"tools": self.tools, "tool_choice": self.tool_choice, **self._asked}
 
 
 def create_request(body: Json) -> Create:
     """Raises ApiError that names the parameter."""
-    try:
-        request = Create.model_validate(body)
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(str(part) for part in first["loc"][:2])[:100] or None
-        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-        raise bad(f"{param}: {first['msg']}", param, code) from None
+    request = checked(Create, body, UNSUPPORTED)
     if isinstance(request.input, list) and len(request.input) > MAX_ITEMS:
         raise bad(f"input has {len(request.input)} items, and {MAX_ITEMS} are the most", "input")
     if request.conversation is not None:
         raise unsupported("conversation is not supported: go on with previous_response_id", "conversation")
-    if request.top_logprobs:
-        raise unsupported("top_logprobs is not supported", "top_logprobs")
-    if request.presence_penalty or request.frequency_penalty:
-        raise unsupported("penalties are not supported: leave them 0", "presence_penalty")
+    for number, name in enumerate(request.include):
+        if name not in INCLUDABLE:
+            where = f"include[{number}]"
+            raise unsupported(f"{where}: {name[:60]!a} cannot be included, leave it out", where)
     if request.background and not request.store:
         raise bad("background needs store", "background")
     constraint_of(request)
-    return request
+    return request.narrowed()
 
 
 def constraint_of(request: Create) -> Constraint | None:

@@ -31,6 +31,8 @@ async def sampling_of(
     params = SamplingParams(
         temperature=temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
         seed=request.seed,
         max_tokens=min(request.max_output_tokens or settings.max_output_tokens, room),
         stop_ids=stop_ids,

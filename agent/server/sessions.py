@@ -7,10 +7,10 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from agent.approvals import Policy
 from agent.config import MAX_PROMPT_CHARS
@@ -19,21 +19,13 @@ from agent.server.access import OWNER
 from agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from agent.server.live import LiveSession, LiveSessions
 from agent.server.ownership import find_session, open_session, shown_name, start_session
+from agent.server.validation import Body, Kind, checked
 from agent.server.wire import ApiError, Json, bad, dumps
 from memory import SessionInfo, SessionInUse, StoreError
 
 SESSIONS = web.AppKey("sessions", LiveSessions)
 WORKSPACE = web.AppKey("workspace", Path)  # where the owner of the data works unless they say otherwise
 MAX_EVENT_ID_CHARS = 64
-
-
-class Body(BaseModel):
-    """Of a request; fields that are not known are ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-Kind = TypeVar("Kind", bound=Body)
 
 
 class NewSession(Body):
@@ -64,12 +56,7 @@ class Place(Body):
 
 async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
     """Raises ApiError that names the field."""
-    try:
-        return kind.model_validate(await read_json(request))
-    except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:100]
-        raise bad(f"{where}: {first['msg']}", where) from None
+    return checked(kind, await read_json(request))
 
 
 async def summary(sessions: LiveSessions, info: SessionInfo) -> Json:

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, Server, chat_tools
+from tests.server.serving import ASK, KNOWN, MODEL, SYSTEM_TEXT, TELL, WHERE, chat_tools
 
 
 def complete(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:
@@ -84,24 +84,3 @@ def test_reasoning_is_apart_from_the_answer(client: openai.OpenAI) -> None:
     assert completion.choices[0].message.reasoning_content
     chunks = complete(client, [{"role": "user", "content": "hi"}], reasoning_effort="high", max_tokens=4, stream=True)
     assert "".join(c.choices[0].delta.model_extra.get("reasoning_content", "") for c in chunks)
-
-
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({}, "messages"), ({"messages": []}, "messages"), ({"messages": "x"}, "messages"), ({"messages": [5]}, "messages[0]"),
-    ({"messages": [{"role": "x"}]}, "messages[0].role"), ({"messages": [{"role": "user"}]}, "input[0].content"),
-    ({"messages": [{"role": "tool", "tool_call_id": "c", "content": "x"}]}, "input[0].call_id"),
-    ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
-    ({"messages": [{"role": "user", "content": "x"}], "n": 2}, "n"),
-    ({"messages": [{"role": "user", "content": "x"}], "logprobs": True}, "logprobs"),
-    ({"messages": [{"role": "user", "content": "x"}], "tools": 5}, "tools"),
-    ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "x"}]}, "tools[0]"),
-    ({"messages": [{"role": "user", "content": "x"}], "stop": 5}, "stop"),
-    ({"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}, "max_output_tokens"),
-    ({"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema"}}, "text.format"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("body", "param"), BAD, ids=range(len(BAD)))
-def test_a_bad_request_is_refused_with_the_name_of_its_parameter(server: Server, body: dict, param: str) -> None:
-    answer = server.post("/v1/chat/completions", {"model": MODEL, **body})
-    assert answer.status_code == 400 and answer.json()["error"]["param"].startswith(param.split(".")[0]), answer.text

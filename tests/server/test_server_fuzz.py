@@ -22,7 +22,7 @@ RIGHT: dict[str, dict[str, Any]] = {
             {"role": "assistant", "content": [{"type": "output_text", "text": "x"}]},
         ],
         "tools": [{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}],
-        "reasoning": {"effort": "high"}, "text": {"format": {"type": "text"}}, "metadata": {"a": "b"}, "include": ["x"],
+        "reasoning": {"effort": "high"}, "text": {"format": {"type": "text"}}, "metadata": {"a": "b"}, "include": ["reasoning.encrypted_content"],
         "temperature": 1.0, "top_p": 0.5, "generate": True, "stop": ["x"], "seed": 1,
     },
     "/v1/chat/completions": {

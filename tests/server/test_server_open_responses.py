@@ -86,10 +86,13 @@ def test_response_output_phase_schema(server: Server) -> None:
 
 
 def test_image_input(server: Server) -> None:
+    """The one check that a model which reads text alone fails by design: it says so."""
     image = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}
-    ask(
-        server, input=[{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "What?"}, image]}]
+    content = [{"type": "input_text", "text": "What?"}, image]
+    answer = server.post(
+        "/v1/responses", {"model": MODEL, "input": [{"type": "message", "role": "user", "content": content}]}
     )
+    assert answer.status_code == 400 and "text alone" in answer.json()["error"]["message"]
 
 
 def test_tool_calling(server: Server) -> None:

@@ -32,7 +32,6 @@ INPUTS: list[Any] = [
     [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": TELL}],
     [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": TELL}],
     [{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
-    [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,AA=="}]}],
     [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello.", "phase": "commentary"}, {"role": "user", "content": "go on"}],
     [{"role": "user", "content": "hi"}, {"role": "developer", "content": "Be brief."}, {"role": "user", "content": "go on"}],
     [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "rs_1", "summary": [], "content": []}, {"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}],

@@ -1,0 +1,97 @@
+"""A body against its pydantic model: what is wrong is said in one line, by the name that the client used.
+
+Owns how an error of pydantic reads, and how an error about one protocol's fields is said in another's. Must not know any
+request.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+
+from agent.config import printable
+from agent.server.wire import ApiError, Json, bad, unsupported
+
+Short = Annotated[str, StringConstraints(max_length=512)]
+# A field that cannot be served -> the values that ask for nothing, and what to do instead.
+Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
+
+
+class Body(BaseModel):
+    """What a client sends. Fields that are not known are ignored, as the protocols want; null is absent."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+Kind = TypeVar("Kind", bound=Body)
+
+
+def checked(kind: type[Kind], body: Json, without: Unsupported | None = None) -> Kind:
+    """Raises ApiError that names the field, also for one that is not supported."""
+    for name, (neutral, way_out) in (without or {}).items():
+        if body.get(name) is not None and body[name] not in neutral:
+            raise unsupported(f"{name} is not supported: {way_out}", name)
+    try:
+        return kind.model_validate(body)
+    except ValidationError as e:
+        raise _refusal(e, body) from None
+
+
+def _refusal(error: ValidationError, body: Json) -> ApiError:
+    """Of the first field that is wrong, as deep as is known; what its alternatives may be is one sentence."""
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    paths = [_path(e["loc"], body) for e in errors]
+    where = max((path for path in paths if path.startswith(paths[0])), key=len)
+    of_field = [e for e, path in zip(errors, paths, strict=True) if path == where]
+    if of_field[0]["type"] == "missing":
+        return bad(f"{where} is required", where, "missing_required_parameter")
+    said = list(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in of_field))
+    start = "Input should be "
+    if all(text.startswith(start) for text in said):
+        return bad(f"{where} should be {' or '.join(text.removeprefix(start) for text in said)}", where)
+    return bad(f"{where}: {said[0]}", where)
+
+
+def _path(place: tuple[int | str, ...], body: Any) -> str:
+    """`messages[0].role`. Parts that are no key of the body name a branch of pydantic's own."""
+    path, at = "", body
+    for number, part in enumerate(place):
+        if isinstance(part, int):
+            path, at = f"{path}[{part}]", at[part] if isinstance(at, list) and part < len(at) else None
+        elif isinstance(at, dict) and (part in at or number == len(place) - 1):
+            path, at = f"{path}.{printable(part)}", at.get(part)
+    return path.removeprefix(".")[:100]
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a client knows the fields of a request that was translated: `items` are its names for the items of `input`,
+    `fields` for the rest, beginnings of longer names included; what begins with a dot is the end of an item's name."""
+
+    fields: Mapping[str, str]
+    items: list[str] = field(default_factory=list)
+
+    def said(self, error: ApiError) -> ApiError:
+        """The same error with the client's name."""
+        if error.param is None or (theirs := self._of(error.param)) == error.param:
+            return error
+        text = str(error)
+        if text.startswith(error.param):
+            text = theirs + text.removeprefix(error.param)
+        return ApiError(error.status, text, error.code, theirs, error.type)
+
+    def _of(self, param: str) -> str:
+        if (item := re.match(r"input\[(\d+)\]", param)) and int(item[1]) < len(self.items):
+            rest = param[item.end() :]
+            return self.items[int(item[1])] + self.fields.get(rest, rest)
+        for ours in sorted(self.fields, key=len, reverse=True):
+            if re.match(rf"{re.escape(ours)}(?!\w)", param):
+                return self.fields[ours] + param.removeprefix(ours)
+        return param
