@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
 from agent.server.wire import dumps
@@ -21,7 +21,8 @@ log = logging.getLogger("holdfast.server")
 MAX_CONNECTIONS = 8192
 BACKLOG = 128  # asyncio accepts so many at once, before any of them can be counted
 RESERVED_FILES = BACKLOG + 128  # descriptors for the database, the model, sessions and blobs
-HALF_CLOSED_S = 2.0  # a client that sends nothing any more gets what can be answered in this time
+HALF_CLOSED_S = 1.0  # between questions to a client that sends nothing any more, whether it still reads
+STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"  # clients pass over it; from one that is gone comes a reset
 PROTOCOL_ERROR = b"\x88\x02\x03\xea"  # a WebSocket close frame with code 1002
 NOT_HTTP = {
     "message": "these bytes are no HTTP/1.1 request",
@@ -95,6 +96,7 @@ class Connection(RequestHandler):
         super().__init__(server, **options)
         self._connections = connections
         self._frames = Frames()
+        self.is_half_closed = False  # the client sends nothing more, but may still read
 
     @property
     def is_idle(self) -> bool:
@@ -110,12 +112,26 @@ class Connection(RequestHandler):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more, but may still read: whether the connection stays for its answer."""
+        """The client sends nothing more: whether the connection stays for its answer."""
         if self._upgraded or self.is_idle:
             return False
+        self.is_half_closed = True
         self.close()  # once it is answered
-        self._loop.call_later(HALF_CLOSED_S, self.force_close)
+        self._loop.call_later(HALF_CLOSED_S, self._find_out_whether_gone)
         return True
+
+    def _find_out_whether_gone(self) -> None:
+        """Closed in one direction looks as closed in both until something is sent. Answers that have begun find out
+        themselves; HTTP/1.0 has nothing that could be sent before."""
+        request = self._current_request
+        if self.transport is None or request is None:
+            return
+        if request.version < HttpVersion11 or not request.content.is_eof():
+            self.force_close()
+            return
+        if not request.writer.output_size:
+            self.transport.write(STILL_THERE)
+        self._loop.call_later(HALF_CLOSED_S, self._find_out_whether_gone)
 
     def data_received(self, data: bytes) -> None:
         if self._payload_parser is not None and not self._frames.are_masked(data):

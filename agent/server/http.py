@@ -18,7 +18,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from agent.encoding import EncodingError
 from agent.server.access import OWNER, Access, User
 from agent.server.agent_model import AGENT_MODEL
-from agent.server.connections import Connections
+from agent.server.connections import HALF_CLOSED_S, Connections
 from agent.server.page import FILE, PAGE, page
 from agent.server.record import Record
 from agent.server.requests import create_request
@@ -185,7 +185,8 @@ async def send_frames(
     frame = asyncio.ensure_future(anext(frames, None))
     try:
         while True:
-            done, _ = await asyncio.wait({frame}, timeout=KEEPALIVE_S)
+            pause = HALF_CLOSED_S if getattr(request.protocol, "is_half_closed", False) else KEEPALIVE_S
+            done, _ = await asyncio.wait({frame}, timeout=pause)
             text = frame.result() if done else ": keepalive\n\n"
             if text is None:
                 break

@@ -12,7 +12,7 @@ import pytest
 
 from agent.server.connections import Frames
 from agent.server.log import MAX_LINE_CHARS, MAX_OF_KIND, BoundedHandler
-from tests.server.serving import MODEL, Server, served
+from tests.server.serving import MODEL, TELL, Server, served
 
 UPGRADE = {
     "Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Version": "13",
@@ -78,6 +78,23 @@ def test_a_client_that_has_closed_its_half_is_answered(server: Server, path: str
         connection.sendall(server.head("GET", path))
         connection.shutdown(socket.SHUT_WR)
         assert b" 200 " in all_of(connection).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_has_closed_its_half_is_answered_however_long_it_takes(
+    server: Server, is_stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.server.connections.HALF_CLOSED_S", 0.01)
+    monkeypatch.setattr("agent.server.http.HALF_CLOSED_S", 0.01)
+    body = json.dumps({"model": MODEL, "input": TELL * 200, "max_output_tokens": 8, "stream": is_stream}).encode()
+    with server.connect() as connection:
+        head = server.head("POST", "/v1/responses", Content_Type="application/json", Content_Length=str(len(body)))
+        connection.sendall(head + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = all_of(connection)
+    interim, _, answer = answer.partition(b"HTTP/1.1 200 ")
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n" * interim.count(b"100")
+    assert b'"reason":"max_output_tokens"' in answer and answer.endswith(b"0\r\n\r\n" if is_stream else b"}")
 
 
 def test_head_is_answered_as_get_without_a_body(server: Server) -> None:
