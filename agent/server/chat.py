@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator
 from aiohttp import web
 
 from agent.server.chat_requests import chat_request
-from agent.server.http import SERVICE, USER, json_response, read_json, send_frames, until_over
+from agent.server.choices import all_over, begin, leave, merged, seeded
+from agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from agent.server.record import Record
 from agent.server.wire import ApiError, Json, dumps
 
@@ -17,21 +18,25 @@ from agent.server.wire import ApiError, Json, dumps
 async def create_chat(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     chat, wanted, names = chat_request(await read_json(request))
-    try:
-        record = await service.create(request[USER], wanted)
-    except ApiError as e:
-        raise names.said(e) from None
-    if not chat.stream:
-        await until_over(service, record)
+    asked = [(wanted.model_copy(update=seeded(wanted.seed, number)), None) for number in range(chat.n)]
+    records = await begin(service, request[USER], asked, names)
+    if chat.stream:
+        frames = chunks(records, chat.stream_options.include_usage)
+        return await send_frames(request, frames, lambda: leave(service, records))
+    await all_over(service, records)
+    for record in records:
         if (error := failure_of(record)) is not None:
             raise error
-        return json_response(completion(record))
-    frames = chunks(record, chat.stream_options.include_usage)
-    return await send_frames(request, frames, lambda: service.leave(record))
+    return json_response(completion(records))
 
 
-def completion(record: Record) -> Json:
-    """A response that has ended, as a chat completion."""
+def completion(records: list[Record]) -> Json:
+    """Responses that have ended, as a chat completion."""
+    choices = [_choice(record, index) for index, record in enumerate(records)]
+    return {**_head(records[0], "chat.completion"), "choices": choices, "usage": usage(records)}
+
+
+def _choice(record: Record, index: int) -> Json:
     message: Json = {"role": "assistant", "content": None, "refusal": None}
     for item in record.response["output"]:
         if item["type"] == "function_call":
@@ -39,8 +44,7 @@ def completion(record: Record) -> Json:
         elif item["type"] in ("message", "reasoning"):
             key = "reasoning_content" if item["type"] == "reasoning" else "content"
             message[key] = (message.get(key) or "") + "".join(part["text"] for part in item["content"])
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason(record)}
-    return {**_head(record, "chat.completion"), "choices": [choice], "usage": usage(record)}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason(record)}
 
 
 def failure_of(record: Record) -> ApiError | None:
@@ -57,13 +61,20 @@ def finish_reason(record: Record) -> str:
     return "tool_calls" if record.calls else "stop"
 
 
-def usage(record: Record) -> Json:
-    given = record.response["usage"]
+def usage(records: list[Record], num_each: int | None = None) -> Json:
+    """Of all: what `num_each` of them were asked for, all without it, is counted once."""
+    given = [record.response["usage"] for record in records]
+    asked = given[:: num_each or len(given)]
+    num_read, num_written = sum(u["input_tokens"] for u in asked), sum(u["output_tokens"] for u in given)
     return {
-        "prompt_tokens": given["input_tokens"], "completion_tokens": given["output_tokens"],
-        "total_tokens": given["total_tokens"], "prompt_tokens_details": given["input_tokens_details"],
-        "completion_tokens_details": given["output_tokens_details"],
+        "prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written,
+        "prompt_tokens_details": _sums([u["input_tokens_details"] for u in asked]),
+        "completion_tokens_details": _sums([u["output_tokens_details"] for u in given]),
     }  # fmt: skip
+
+
+def _sums(counts: list[Json]) -> Json:
+    return {key: sum(count[key] for count in counts) for key in counts[0]}
 
 
 def _tool_call(item: Json) -> Json:
@@ -78,30 +89,38 @@ def _head(record: Record, kind: str) -> Json:
     }  # fmt: skip
 
 
-async def chunks(record: Record, with_usage: bool) -> AsyncGenerator[str, None]:
-    """SSE frames of a response that runs."""
-    head = _head(record, "chat.completion.chunk")
+async def chunks(records: list[Record], with_usage: bool) -> AsyncGenerator[str, None]:
+    """SSE frames of responses that run."""
+    head = _head(records[0], "chat.completion.chunk")
+    try:
+        async for choice in merged(_deltas(record, index) for index, record in enumerate(records)):
+            yield f"data: {dumps({**head, 'choices': [choice]})}\n\n"
+    except ApiError as error:
+        yield f"data: {dumps({'error': error.body()})}\n\n"
+        return
+    if with_usage:
+        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(records)})}\n\n"
+    yield "data: [DONE]\n\n"
 
-    def chunk(delta: Json, reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return f"data: {dumps({**head, 'choices': [choice]})}\n\n"
 
-    yield chunk({"role": "assistant", "content": ""})
+async def _deltas(record: Record, index: int) -> AsyncGenerator[Json, None]:
+    """The pieces of one choice, its end last. Raises ApiError where it has failed."""
+
+    def piece(delta: Json, reason: str | None = None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+    yield piece({"role": "assistant", "content": ""})
     num_calls = 0
     async for event in record.follow():
         if event["type"] == "response.output_text.delta":
-            yield chunk({"content": event["delta"]})
+            yield piece({"content": event["delta"]})
         elif event["type"] == "response.reasoning_text.delta":
-            yield chunk({"reasoning_content": event["delta"]})
+            yield piece({"reasoning_content": event["delta"]})
         elif event["type"] == "response.output_item.added" and event["item"]["type"] == "function_call":
-            yield chunk({"tool_calls": [{"index": num_calls, **_tool_call(event["item"])}]})
+            yield piece({"tool_calls": [{"index": num_calls, **_tool_call(event["item"])}]})
             num_calls += 1
         elif event["type"] == "response.function_call_arguments.delta":
-            yield chunk({"tool_calls": [{"index": num_calls - 1, "function": {"arguments": event["delta"]}}]})
+            yield piece({"tool_calls": [{"index": num_calls - 1, "function": {"arguments": event["delta"]}}]})
     if (error := failure_of(record)) is not None:
-        yield f"data: {dumps({'error': error.body()})}\n\n"
-        return
-    yield chunk({}, finish_reason(record))
-    if with_usage:
-        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(record)})}\n\n"
-    yield "data: [DONE]\n\n"
+        raise error
+    yield piece({}, finish_reason(record))

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from agent.server.agent_model import AGENT_MODEL
+from agent.server.choices import MAX_CHOICES
 from agent.server.requests import (
     MAX_ITEMS,
     MAX_TOOLS,
@@ -19,10 +21,10 @@ from agent.server.requests import (
     create_request,
 )
 from agent.server.validation import Body, Names, Short, Unsupported, checked
-from agent.server.wire import ApiError, Json, bad
+from agent.server.wire import ApiError, Json, bad, unsupported
 
 UNSUPPORTED: Unsupported = {
-    "n": ((1,), "ask once for each answer"), "logprobs": ((False,), NO_PROBABILITIES),
+    "logprobs": ((False,), NO_PROBABILITIES),
     "top_logprobs": ((0,), NO_PROBABILITIES), "presence_penalty": ((0,), NO_PENALTIES),
     "frequency_penalty": ((0,), NO_PENALTIES), "logit_bias": (({},), "leave it out"),
     "audio": ((), "this model writes text alone"), "modalities": ((["text"], []), "this model writes text alone"),
@@ -54,6 +56,7 @@ def _is_name(text: str) -> str:
 
 FunctionName = Annotated[str, AfterValidator(_is_name)]
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+StopTexts = Annotated[list[Stop], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 Tokens = Annotated[int, Field(ge=1, le=2**31)]
 
 
@@ -108,7 +111,7 @@ class Chat(Body):
     """A completion that is asked for."""
 
     model: Short
-    messages: list[Message] = Field(min_length=1, max_length=MAX_ITEMS)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
     tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: str | Json = "auto"
     parallel_tool_calls: bool = True
@@ -120,10 +123,9 @@ class Chat(Body):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**31)
     min_p: float = Field(0.0, ge=0, lt=1)
-    stop: Annotated[list[Stop], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)] = Field(
-        default_factory=list, max_length=16
-    )
+    stop: StopTexts = Field(default_factory=list, max_length=16)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     store: bool = False
@@ -137,6 +139,8 @@ class Chat(Body):
 def chat_request(body: Json) -> tuple[Chat, Create, Names]:
     """What is asked for, the same in terms of the Responses API, and what the client calls its fields. Raises ApiError."""
     chat = checked(Chat, body, UNSUPPORTED)
+    if chat.n > 1 and chat.model == AGENT_MODEL:
+        raise unsupported(f"n must be 1: {AGENT_MODEL} goes on in one session", "n")
     names = Names(FIELDS)
     fields: Json = {key: getattr(chat, key) for key in SAME}
     fields["input"] = _input(chat.messages, names)

@@ -5,7 +5,10 @@ how a response is run or kept.
 """
 
 import asyncio
+import hashlib
 import re
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.app import App
@@ -30,6 +33,12 @@ class Base:
     messages: list[Message]
     digest: bytes  # of everything, the new messages included
     before: Record | None = None
+
+
+def going_on(request: Create, prompt: Sequence[int]) -> Base:
+    """From tokens that are no conversation."""
+    digest = hashlib.blake2b(array("i", prompt).tobytes(), digest_size=16, person=b"prompt").digest()
+    return Base(opening_of(request, []), [], [], digest)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from agent.presence import ANYWHERE, announced, only_server
 from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token, users_of
 from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
+from agent.server.completions import create_completion
 from agent.server.connections import Connections, Site, connection_limit
 from agent.server.http import CONNECTIONS, SERVICE, application
 from agent.server.live import LiveSessions
@@ -79,6 +80,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
             web_app.add_routes(routes())
             web_app[SOCKETS] = set()
             web_app.router.add_post("/v1/chat/completions", create_chat)
+            web_app.router.add_post("/v1/completions", create_completion)
             options = {"access_log": None, "keepalive_timeout": IDLE_S, "auto_decompress": False}
             web_app[CONNECTIONS] = connections = Connections(connection_limit(), options)
             runner = web.AppRunner(web_app, handler_cancellation=True, shutdown_timeout=STOP_S)

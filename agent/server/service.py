@@ -19,7 +19,7 @@ from agent.encoding import EncodingError
 from agent.server.access import User
 from agent.server.agent_model import AGENT_MODEL, AgentModel, Turn
 from agent.server.agent_model import run as run_turn
-from agent.server.conversations import Conversations
+from agent.server.conversations import Base, Conversations, going_on
 from agent.server.generation import Plan, run
 from agent.server.items import fingerprints, normal_items, talk_of
 from agent.server.metrics import Metrics
@@ -109,8 +109,11 @@ class Service:
                     service.stop(record)
         await sequences.aclose()
 
-    async def create(self, user: User, request: Create, local: dict[str, Record] | None = None) -> Record:
-        """Begin a response. `local` are responses that only this connection can go on from. Raises ApiError."""
+    async def create(
+        self, user: User, request: Create, local: dict[str, Record] | None = None, prompt: list[int] | None = None
+    ) -> Record:
+        """Begin a response. `local` are responses that only this connection can go on from; `prompt` are tokens to go on
+        from as they are, instead of a conversation. Raises ApiError."""
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
@@ -132,7 +135,7 @@ class Service:
                 find = lambda digest: self.responses.with_content(user, session, digest)  # noqa: E731
                 record, work = await self.agent.begin(user, request, before, session, find)
             else:
-                record, work = await self._prepare(user, request, local or {})
+                record, work = await self._prepare(user, request, local or {}, prompt)
             if request.background:
                 await asyncio.to_thread(lambda: self.responses.store.put_body(record.row(record.response)))
         except (StoreError, EngineError, EncodingError) as e:
@@ -227,16 +230,14 @@ class Service:
                 f"{AGENT_MODEL} keeps its conversations itself, and rolls them when they are long", "model"
             )
 
-    async def _prepare(self, user: User, request: Create, local: dict[str, Record]) -> tuple[Record, Plan]:
+    async def _prepare(
+        self, user: User, request: Create, local: dict[str, Record], prompt: list[int] | None
+    ) -> tuple[Record, Plan]:
         id = f"resp_{secrets.token_hex(16)}"
-        wanted = await self.conversations.resolved(user, request.input, local)
-        given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
-        base = await self.conversations.base(user, request, given, local)
-        if base.before and base.before.response["model"] == AGENT_MODEL:
-            raise bad(f"the previous response is {AGENT_MODEL}'s: go on with that model", "previous_response_id")
-        if not base.messages and request.generate:
-            raise bad("there is nothing to answer: input is empty", "input", "missing_required_parameter")
-        base, ids, ahead = await self.conversations.fitting(user, request, given, local, base)
+        if prompt is None:
+            given, base, ids, ahead = await self._said(user, request, id, local)
+        else:
+            given, base, ids, ahead = [], going_on(request, prompt), prompt[:], 0
         before = base.before
         known = before.ids if before else array("i")
         settings, limit = self.app.settings, self.app.engine.max_context
@@ -258,6 +259,19 @@ class Service:
         params = await sampling_of(request, base.opening, self.app.engine, settings, temperature, limit - total)
         is_thinking = base.opening.thinking_mode == "thinking"
         return record, Plan(ids, params, is_thinking, tuple(request.stop))
+
+    async def _said(
+        self, user: User, request: Create, id: str, local: dict[str, Record]
+    ) -> tuple[list[Json], Base, list[int], int]:
+        """The items given, where their conversation stands, the tokens of what is new, and how many can be read ahead."""
+        wanted = await self.conversations.resolved(user, request.input, local)
+        given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
+        base = await self.conversations.base(user, request, given, local)
+        if base.before and base.before.response["model"] == AGENT_MODEL:
+            raise bad(f"the previous response is {AGENT_MODEL}'s: go on with that model", "previous_response_id")
+        if not base.messages and request.generate:
+            raise bad("input is empty: there is nothing to answer", "input", "missing_required_parameter")
+        return given, *await self.conversations.fitting(user, request, given, local, base)
 
     async def _run(self, record: Record, work: Plan | Turn) -> None:
         started = time.monotonic()

@@ -138,11 +138,12 @@ def test_a_tool_that_is_not_allowed_is_not_read(client: openai.OpenAI, workspace
     tools: Any = agent_tools(workspace)
     named = {tool["name"]: {"type": "function", "name": tool["name"]} for tool in tools}
     fields: dict[str, Any] = {"model": MODEL, "instructions": SYSTEM_TEXT, "input": WHERE}
-    for mode, names in (("auto", list(named)), ("required", ["search"]), ("auto", ["find_symbol", "search"])):
+    modes: list[tuple[Any, list[str]]] = [("auto", list(named)), ("required", ["search"]), ("auto", ["find_symbol"])]
+    for mode, names in modes:
         choice: Any = {"type": "allowed_tools", "mode": mode, "tools": [named[name] for name in names]}
-        response = client.responses.create(**fields, tools=tools, tool_choice=choice)
+        response: Any = client.responses.create(**fields, tools=tools, tool_choice=choice)
         left = [tool for tool in tools if tool["name"] in names]
-        plain = client.responses.create(**fields, tools=left, tool_choice=mode)
+        plain: Any = client.responses.create(**fields, tools=left, tool_choice=mode)
         assert calls_of(response) == calls_of(plain) and calls_of(response)[0][0] in names
         assert response.usage.input_tokens == plain.usage.input_tokens
         assert response.to_dict()["tool_choice"] == choice and len(response.tools) == len(tools)
@@ -171,10 +172,8 @@ def test_a_chat_names_the_tools_it_allows_in_its_own_form(client: openai.OpenAI,
         {"type": "function", "function": {"name": "search"}}]}}  # fmt: skip
     messages: Any = [{"role": "system", "content": SYSTEM_TEXT}, {"role": "user", "content": WHERE}]
     tools: Any = chat_tools(workspace)
-    choice_made = client.chat.completions.create(
-        model=MODEL, messages=messages, tools=tools, tool_choice=choice
-    ).choices[0]
-    assert {call.function.name for call in choice_made.message.tool_calls or ()} == {"search"}
+    answer: Any = client.chat.completions.create(model=MODEL, messages=messages, tools=tools, tool_choice=choice)
+    assert {call.function.name for call in answer.choices[0].message.tool_calls} == {"search"}
 
 
 def test_a_records_keys_may_be_described_in_tools_and_formats(server: Server) -> None:

@@ -36,6 +36,10 @@ RIGHT: dict[str, dict[str, Any]] = {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "response_format": {"type": "text"},
         "reasoning_effort": "high", "metadata": {}, "user": "u",
     },
+    "/v1/completions": {
+        "model": MODEL, "max_tokens": 1, "prompt": ["hi", [1, 2]], "stop": ["x"], "n": 1, "echo": True, "seed": 1,
+        "stream_options": {"include_usage": True}, "temperature": 1.0, "top_k": 2, "logit_bias": {},
+    },
 }  # fmt: skip
 
 
