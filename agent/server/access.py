@@ -64,10 +64,11 @@ class Access:
     def user(self, headers: Mapping[str, str]) -> User:
         """Who sends the request. Raises ApiError 401; it takes the same time whatever the token is."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
-        given = hash_of(token.strip()) if scheme.lower() == "bearer" else b""
+        token = token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "").strip()
+        given = hash_of(token) if token else b""
         found = [user for user in self.users if hmac.compare_digest(user.token_hash, given)]
         if not found:
-            text = "send the server's token as 'Authorization: Bearer TOKEN'"
+            text = "send the server's token as 'Authorization: Bearer TOKEN', or as 'x-api-key: TOKEN'"
             raise ApiError(401, text, "invalid_api_key", type="authentication_error")
         return found[0]
 

@@ -54,13 +54,18 @@ class Writing:
         self.usage.output_tokens += 1
         self._read(self._decoded.add(token))
         self.reasoning_tokens += self.output.is_reasoning
-        is_ended = self._parser.ended or self._stops.found
+        is_ended = self._parser.ended or self.stopped_by is not None
         self.is_cut = not is_ended
         return is_ended
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that was written."""
+        return self._stops.found
+
     def finish(self) -> None:
         """No more tokens come."""
-        if not self._stops.found:
+        if self.stopped_by is None:
             for delta in self._parser.finish().tail:
                 self.output.add(delta)
             if rest := self._stops.rest():
@@ -72,7 +77,7 @@ class Writing:
             if isinstance(delta, TextDelta):
                 if shown := self._stops.add(delta.text):
                     self.output.add(TextDelta(shown))
-                if self._stops.found:
+                if self.stopped_by is not None:
                     return
             else:
                 self.output.add(delta)
@@ -82,15 +87,16 @@ class StopTexts:
     """Texts at which the answer ends; they are not part of it. What may become one is held back."""
 
     def __init__(self, stops: tuple[str, ...]):
-        self._stops, self._held, self.found = stops, "", False
+        self._stops, self._held = stops, ""
+        self.found: str | None = None
 
     def add(self, text: str) -> str:
         """What may be shown."""
         text = self._held + text
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.found, self._held = True, ""
-            return text[: min(places)]
+        found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            (place, self.found), self._held = min(found), ""
+            return text[:place]
         num_held = max((n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
@@ -118,6 +124,7 @@ async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, 
         log.warning("%s: %s", record.id, e)
         error = {"code": "server_error", "message": str(e)}
     writing.finish()
+    record.stopped_by = writing.stopped_by
     seq = held[0] if held else None
     if seq is not None and plan.params is not None and error is None:
         record.ids = await asyncio.to_thread(array, "i", seq.token_ids)

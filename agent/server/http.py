@@ -41,6 +41,8 @@ CONNECTIONS = web.AppKey("connections", Connections)
 UNDER_WAY: "web.AppKey[Counter[str]]" = web.AppKey("under_way", Counter)  # requests, by user
 USER_SOCKETS: "web.AppKey[Counter[str]]" = web.AppKey("user_sockets", Counter)
 USER = web.RequestKey("user", User)
+ErrorShape = Callable[[ApiError], Json]
+ERROR_SHAPES: "web.AppKey[dict[str, ErrorShape]]" = web.AppKey("error_shapes", dict)  # of APIs with another, by route
 REQUEST_ID = web.RequestKey("request_id", str)
 OPEN = ("/healthz", PAGE, FILE)  # routes that need no token
 RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
@@ -56,26 +58,32 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[REQUEST_ID] = f"req_{secrets.token_hex(12)}"
     try:
         answer = await admitted(request, handler, route)
-    except ApiError as e:
-        answer = error_response(e)
-    except (StoreError, EngineError, EncodingError) as e:
-        log.warning("%s: %s", route, e)
-        answer = error_response(failure(e))
-    except RequestPayloadError:
-        answer = error_response(bad("the body is not framed as HTTP/1.1 wants", code="invalid_http"))
-    except web.HTTPException as e:
-        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(e.status)
-        answer = error_response(ApiError(e.status, e.reason, code))
-        if "Allow" in e.headers:
-            answer.headers["Allow"] = e.headers["Allow"]
     except ConnectionError:
         raise
-    except Exception:  # a fault of ours in one request must not end the others
-        log.exception("%s failed (%s)", route, request[REQUEST_ID])
-        text = f"the server made a mistake: its log says which, at {request[REQUEST_ID]}"
-        answer = error_response(ApiError(500, text, "server_error"))
+    except web.HTTPException as e:
+        answer = error_response(error_of(e, request, route), request.app[ERROR_SHAPES].get(route))
+        if "Allow" in e.headers:
+            answer.headers["Allow"] = e.headers["Allow"]
+    except Exception as e:
+        answer = error_response(error_of(e, request, route), request.app[ERROR_SHAPES].get(route))
     service.metrics.requests[route, answer.status] += 1
     return answer
+
+
+def error_of(e: Exception, request: web.Request, route: str) -> ApiError:
+    """What a client gets to know of what was raised. A fault of ours in one request must not end the others."""
+    if isinstance(e, ApiError):
+        return e
+    if isinstance(e, StoreError | EngineError | EncodingError):
+        log.warning("%s: %s", route, e)
+        return failure(e)
+    if isinstance(e, RequestPayloadError):
+        return bad("the body is not framed as HTTP/1.1 wants", code="invalid_http")
+    if isinstance(e, web.HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(e.status)
+        return ApiError(e.status, e.reason, code)
+    log.error("%s failed (%s)", route, request[REQUEST_ID], exc_info=e)
+    return ApiError(500, f"the server made a mistake: its log says which, at {request[REQUEST_ID]}", "server_error")
 
 
 async def admitted(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
@@ -112,12 +120,12 @@ async def counted(counts: "Counter[str]", user: str, most: int, what: str) -> As
 
 async def sign(request: web.Request, answer: web.StreamResponse) -> None:
     """What every answer carries, just before it is sent."""
-    answer.headers["x-request-id"] = request.get(REQUEST_ID, "")
+    answer.headers["x-request-id"] = answer.headers["request-id"] = request.get(REQUEST_ID, "")
     answer.headers.update(request.app[ACCESS].cors(request.headers))
 
 
-def error_response(error: ApiError) -> web.Response:
-    answer = json_response({"error": error.body()}, error.status)
+def error_response(error: ApiError, shape: ErrorShape | None = None) -> web.Response:
+    answer = json_response(shape(error) if shape else {"error": error.body()}, error.status)
     if error.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"
     if error.status in (429, 503):
@@ -271,14 +279,20 @@ async def compact(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.StreamResponse:
+    """With the fields of both APIs that name models."""
     service = request.app[SERVICE]
     wanted = request.match_info.get("id")
     limit = service.app.engine.max_context
-    model = {"object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit}
-    if wanted is None:
-        return json_response({"object": "list", "data": [{"id": id, **model} for id in (service.model, AGENT_MODEL)]})
-    service.check_model(wanted)
-    return json_response({"id": wanted, **model})
+    model = {
+        "object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit,
+        "type": "model", "created_at": "1970-01-01T00:00:00Z", "lifecycle": "active", "max_input_tokens": limit,
+    }  # fmt: skip
+    if wanted is not None:
+        service.check_model(wanted)
+        return json_response({"id": wanted, "display_name": wanted, **model})
+    data = [{"id": id, "display_name": id, **model} for id in (service.model, AGENT_MODEL)]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"], "has_more": False}
+    return json_response({"object": "list", "data": data, **ends})
 
 
 async def health(request: web.Request) -> web.StreamResponse:
@@ -316,7 +330,7 @@ def application(service: Service, access: Access) -> web.Application:
     """All routes."""
     app = web.Application(middlewares=[guard], client_max_size=MAX_BODY_BYTES)
     app[SERVICE], app[ACCESS] = service, access
-    app[UNDER_WAY], app[USER_SOCKETS] = Counter(), Counter()
+    app[UNDER_WAY], app[USER_SOCKETS], app[ERROR_SHAPES] = Counter(), Counter(), {}
     app.on_response_prepare.append(sign)
     base = "/v1/responses"
     app.add_routes(

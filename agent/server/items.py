@@ -238,13 +238,22 @@ def fingerprints(digest: bytes, messages: Iterable[Message]) -> list[bytes]:
     """After each message, the digest of all up to it. Reasoning does not count: clients drop it."""
     found = []
     for m in messages:
-        calls = [[c["id"], c["function"]["name"], c["function"]["arguments"]] for c in m.get("tool_calls", ())]
+        functions = [(c["id"], c["function"]) for c in m.get("tool_calls", ())]
+        calls = [[id, function["name"], _as_written(function["arguments"])] for id, function in functions]
         content = m.get("content") or ""
         if len(content) > LONG_CHARS:  # JSON of a long text holds the interpreter, its hash does not
             content = hashlib.blake2b(content.encode()).hexdigest()
         digest = _digest(digest, [m["role"], content, m.get("tool_call_id", ""), calls])
         found.append(digest)
     return found
+
+
+def _as_written(arguments: str) -> str:
+    """JSON in one way: some clients keep the value of a call's arguments, not its text."""
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _digest(before: bytes, value: Any) -> bytes:

@@ -43,6 +43,8 @@ class Record:
     calls: dict[str, str] = field(default_factory=dict)
     pending: list[Message] = field(default_factory=list)
     system: list[str] = field(default_factory=list)  # system messages that the conversation began with
+    num_input_tokens: int = 0  # those known and those to be read
+    stopped_by: str | None = None  # the stop text at which it ended
     events: list[Json] = field(default_factory=list)
     packed: bytes = b""  # the body of its row, events too, once these are here no more
     is_cancelled: bool = False

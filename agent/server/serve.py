@@ -24,6 +24,7 @@ from agent.server.connections import Connections, Site, connection_limit
 from agent.server.http import CONNECTIONS, SERVICE, application
 from agent.server.live import LiveSessions
 from agent.server.log import PERIOD_S, BoundedHandler
+from agent.server.messages_api import add_messages
 from agent.server.service import Service
 from agent.server.sessions import SESSIONS, WORKSPACE, routes
 from agent.server.socket import SOCKETS, close_all
@@ -81,6 +82,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
             web_app[SOCKETS] = set()
             web_app.router.add_post("/v1/chat/completions", create_chat)
             web_app.router.add_post("/v1/completions", create_completion)
+            add_messages(web_app)
             options = {"access_log": None, "keepalive_timeout": IDLE_S, "auto_decompress": False}
             web_app[CONNECTIONS] = connections = Connections(connection_limit(), options)
             runner = web.AppRunner(web_app, handler_cancellation=True, shutdown_timeout=STOP_S)

@@ -251,7 +251,7 @@ class Service:
             id, user.name, await self.responses.session(user), now,
             response_object(id, request, base.opening, now, temperature), given, base.opening.digest(), base.digest,
             before, known[:], len(known), before.branch if before else 0, system=base.system,
-            wants_own_events=OWN_EVENTS in request.include,
+            wants_own_events=OWN_EVENTS in request.include, num_input_tokens=total,
         )  # fmt: skip
         if not request.generate:
             record.pending = base.messages

@@ -36,6 +36,17 @@ RIGHT: dict[str, dict[str, Any]] = {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "response_format": {"type": "text"},
         "reasoning_effort": "high", "metadata": {}, "user": "u",
     },
+    "/v1/messages": {
+        "model": MODEL, "max_tokens": 1, "system": [{"type": "text", "text": "x"}], "stop_sequences": ["x"], "top_k": 1,
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "x", "signature": ""}, {"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "x"}]}]},
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "auto"},
+        "thinking": {"type": "enabled", "budget_tokens": 1024}, "output_config": {"effort": "high"}, "temperature": 1.0,
+    },
     "/v1/completions": {
         "model": MODEL, "max_tokens": 1, "prompt": ["hi", [1, 2]], "stop": ["x"], "n": 1, "echo": True, "seed": 1,
         "stream_options": {"include_usage": True}, "temperature": 1.0, "top_k": 2, "logit_bias": {},
@@ -68,7 +79,8 @@ def test_no_request_is_answered_with_a_fault(server: Server, path: str) -> None:
             answer = http.post(path, json=body)
             assert answer.status_code < 500, (place, junk, answer.text[:300])
             if answer.status_code != 200:
-                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+                fields = {"message", "type"} if path == "/v1/messages" else {"message", "type", "param", "code"}
+                assert set(answer.json()["error"]) == fields
 
 
 SESSION_BODIES: dict[str, dict[str, Any]] = {
