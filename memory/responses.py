@@ -70,8 +70,8 @@ class ResponseStore:
         return [id_ for id_, name in rows if _owner(name) == owner]
 
     def count(self, session: SessionInfo) -> int:
-        """The number of answers in a session."""
-        sql = "SELECT COUNT(*) FROM responses WHERE session_id = ?"
+        """The number of answers in a session: rows with a log, or with a content to be found by."""
+        sql = "SELECT COUNT(*) FROM responses WHERE session_id = ? AND (branch_id != 0 OR fingerprint != x'')"
         return int(self._database.rows(sql, (session.id,))[0][0])
 
     def put(self, response: StoredResponse, ids: Sequence[int], parent: int, known: int) -> StoredResponse:
@@ -95,7 +95,7 @@ class ResponseStore:
         return response
 
     def put_body(self, response: StoredResponse) -> None:
-        """Store an answer that has no log yet. Durable on return."""
+        """Store an answer that has no log yet, or another body that its owner keeps. Durable on return."""
         with self._database.transaction() as connection:
             self._insert(connection, response)
 

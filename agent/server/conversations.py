@@ -129,7 +129,7 @@ class Conversations:
         """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
         said = await asyncio.to_thread(talk_of, given)
         opening = opening_of(request, said.system)
-        start, session = opening.digest(), await self.responses.session(user)
+        start, session = opening.digest(), await self.responses.session(user.name)
         digests = await asyncio.to_thread(fingerprints, start, said.messages)
         base = Base(opening, said.system, said.messages, digests[-1] if digests else start)
         for at in range(len(digests) - 2, -1, -1):
@@ -146,6 +146,11 @@ class Conversations:
         found: list[list[Json]] = []
         at: Record | None = record
         while at is not None:
+            if "conversation" in at.response:
+                text = (
+                    "the previous response belongs to a conversation: with other instructions or tools go on from that"
+                )
+                raise bad(f"previous_response_id: {text}", "previous_response_id")
             found.append([*at.input, *at.response["output"]])
             at = await self.responses.previous(user, at.response["previous_response_id"], local)
         return [item for some in reversed(found) for item in some]

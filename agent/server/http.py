@@ -253,19 +253,23 @@ async def cancel(request: web.Request) -> web.StreamResponse:
 
 
 async def input_items(request: web.Request) -> web.StreamResponse:
-    record = await found(request)
-    items = record.input if request.query.get("order") == "asc" else record.input[::-1]
+    return json_response(page_of(request, (await found(request)).input))
+
+
+def page_of(request: web.Request, items: list[Json]) -> Json:
+    """A part of items, which begin with the oldest: `order`, `limit` of them, those `after` an id."""
+    items = items if request.query.get("order") == "asc" else items[::-1]
     limit, after = request.query.get("limit", "20"), request.query.get("after")
     if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= 100:
         raise bad("limit must be a whole number from 1 to 100", "limit")
     if after is not None:
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
-            raise bad("after names no item of this response", "after")
+            raise bad("after names no item of this list", "after")
         items = items[places[0] + 1 :]
     page = items[: int(limit)]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-    return json_response({"object": "list", "data": page, "has_more": len(items) > len(page), **ends})
+    return {"object": "list", "data": page, "has_more": len(items) > len(page), **ends}
 
 
 async def input_tokens(request: web.Request) -> web.StreamResponse:

@@ -19,6 +19,7 @@ SERVER_LABEL = "holdfast"  # of tools that run here: clients show them as those 
 
 def response_object(id: str, request: Create, opening: Opening, created_at: float, temperature: float) -> Json:
     """A response that has just begun, with every field that the protocol requires."""
+    conversation = {"conversation": {"id": request.conversation_id}} if request.conversation_id else {}
     reasoning = {"effort": opening.effort and request.reasoning and request.reasoning.effort, "summary": None}
     return {
         "id": id, "object": "response", "created_at": int(created_at), "completed_at": None, "status": "in_progress",
@@ -34,6 +35,7 @@ def response_object(id: str, request: Create, opening: Opening, created_at: floa
         "top_logprobs": 0, "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": request.truncation, "usage": None, "user": request.user, "metadata": request.metadata,
         "presence_penalty": 0.0, "frequency_penalty": 0.0,
+        **conversation,
     }  # fmt: skip
 
 

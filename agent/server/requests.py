@@ -48,6 +48,10 @@ class Reasoning(Body):
     summary: str | None = None
 
 
+class ConversationRef(Body):
+    id: Short
+
+
 class Create(Body):
     """A response that is asked for."""
 
@@ -55,7 +59,7 @@ class Create(Body):
     input: str | list[Json] = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
     instructions: str | None = None
     previous_response_id: Short | None = None
-    conversation: Any = None
+    conversation: Short | ConversationRef | None = None
     tools: list[Json] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: str | Json = "auto"
     parallel_tool_calls: bool = True
@@ -96,6 +100,11 @@ class Create(Body):
         return found
 
     @property
+    def conversation_id(self) -> str | None:
+        """Of the kept conversation that it belongs to."""
+        return self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
+
+    @property
     def shown(self) -> Json:
         """The tools and the choice among them as they were sent."""
         return {"tools": self.tools, "tool_choice": self.tool_choice, **self._asked}
@@ -106,8 +115,8 @@ def create_request(body: Json) -> Create:
     request = checked(Create, body, UNSUPPORTED)
     if isinstance(request.input, list) and len(request.input) > MAX_ITEMS:
         raise bad(f"input has {len(request.input)} items, and {MAX_ITEMS} are the most", "input")
-    if request.conversation is not None:
-        raise unsupported("conversation is not supported: go on with previous_response_id", "conversation")
+    if request.conversation is not None and request.previous_response_id is not None:
+        raise bad("conversation says what to go on from: leave out previous_response_id", "conversation")
     for number, name in enumerate(request.include):
         if name not in INCLUDABLE:
             where = f"include[{number}]"

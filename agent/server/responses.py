@@ -36,6 +36,8 @@ class Responses:
             return local[id]
         if (held := self.records.get(id)) is not None:
             return held if held.owner == user.name and held.is_stored else None
+        if not id.startswith("resp_"):  # kept conversations lie in the same table
+            return None
         row = await asyncio.to_thread(self.store.get, id, user.name)
         if row is None:
             return None
@@ -65,12 +67,12 @@ class Responses:
             found = await self.get(user, row.id) if row else None
         return found
 
-    async def session(self, user: User) -> int:
+    async def session(self, owner: str) -> int:
         """The session that holds this user's responses by this model."""
-        if user.name not in self._sessions:
-            session = await asyncio.to_thread(self.store.session, user.name, self.identity)
-            self._sessions[user.name] = session.id
-        return self._sessions[user.name]
+        if owner not in self._sessions:
+            session = await asyncio.to_thread(self.store.session, owner, self.identity)
+            self._sessions[owner] = session.id
+        return self._sessions[owner]
 
     def remember(self, record: Record) -> None:
         """Keep a record in memory, and let the oldest that are over go: the stored ones come back when asked for."""

@@ -21,6 +21,7 @@ from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
 from agent.server.completions import create_completion
 from agent.server.connections import Connections, Site, connection_limit
+from agent.server.conversation_api import routes as conversation_routes
 from agent.server.http import CONNECTIONS, SERVICE, application
 from agent.server.live import LiveSessions
 from agent.server.log import PERIOD_S, BoundedHandler
@@ -78,7 +79,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
         ):
             web_app = application(service, access)
             web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace
-            web_app.add_routes(routes())
+            web_app.add_routes([*routes(), *conversation_routes()])
             web_app[SOCKETS] = set()
             web_app.router.add_post("/v1/chat/completions", create_chat)
             web_app.router.add_post("/v1/completions", create_completion)

@@ -22,6 +22,7 @@ from agent.server.agent_model import run as run_turn
 from agent.server.conversations import Base, Conversations, going_on
 from agent.server.generation import Plan, run
 from agent.server.items import fingerprints, normal_items, talk_of
+from agent.server.kept_conversations import KeptConversations
 from agent.server.metrics import Metrics
 from agent.server.output import response_object
 from agent.server.quotas import Quotas
@@ -33,6 +34,7 @@ from agent.server.sequences import Sequences
 from agent.server.slots import Slots
 from agent.server.stall import watch
 from agent.server.transcript import answer_of, digests
+from agent.server.validation import Names
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import EngineError, TooManyTokens
 from memory import ResponseStore, StoredResponse, StoreError
@@ -76,6 +78,7 @@ class Service:
     model: str  # its name for clients
     responses: Responses
     conversations: Conversations
+    kept: KeptConversations
     sequences: Sequences
     agent: AgentModel
     quotas: Quotas
@@ -95,9 +98,8 @@ class Service:
             store = ResponseStore(app.database, app.store)
             responses = Responses(store, app.engine.identity)
             quotas = Quotas(lambda name: _bytes_of(app, store, name))
-            service = cls(
-                app, model, responses, Conversations(app, responses), sequences, agent, quotas, Metrics(), group
-            )
+            conversations, kept = Conversations(app, responses), KeptConversations(responses)
+            service = cls(app, model, responses, conversations, kept, sequences, agent, quotas, Metrics(), group)
             is_busy = lambda: service.slots.num_held > 0 or agent.sessions.is_running  # noqa: E731
             watching = group.create_task(watch(service.metrics.loop_stall_s, is_busy))
             try:
@@ -114,6 +116,16 @@ class Service:
     ) -> Record:
         """Begin a response. `local` are responses that only this connection can go on from; `prompt` are tokens to go on
         from as they are, instead of a conversation. Raises ApiError."""
+        if request.conversation_id is None:
+            return await self._create(user, request, local or {}, prompt)
+        self.kept.hold(user.name, request.conversation_id)
+        try:
+            return await self._create(user, request, local or {}, prompt)
+        except BaseException:
+            self.kept.let_go(user.name, request.conversation_id)
+            raise
+
+    async def _create(self, user: User, request: Create, local: dict[str, Record], prompt: list[int] | None) -> Record:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
@@ -130,12 +142,14 @@ class Service:
                 await self.quotas.check(user)
             work: Plan | Turn
             if request.model == AGENT_MODEL:
-                before = await self.responses.previous(user, request.previous_response_id, local or {})
-                session = await self.responses.session(user)
+                before = await self.responses.previous(user, request.previous_response_id, local)
+                session = await self.responses.session(user.name)
                 find = lambda digest: self.responses.with_content(user, session, digest)  # noqa: E731
-                record, work = await self.agent.begin(user, request, before, session, find)
+                history, asked = await self._with_history(user, request)
+                record, work = await self.agent.begin(user, asked, before, session, find)
+                record.input = record.input[len(history) :]
             else:
-                record, work = await self._prepare(user, request, local or {}, prompt)
+                record, work = await self._prepare(user, request, local, prompt)
             if request.background:
                 await asyncio.to_thread(lambda: self.responses.store.put_body(record.row(record.response)))
         except (StoreError, EngineError, EncodingError) as e:
@@ -197,7 +211,8 @@ class Service:
         """Tokens that the model would read."""
         self._refuse_agent(request)
         given = await self.conversations.resolved(user, request.input, {})
-        base = await self.conversations.base(user, request, normal_items(given, "in_"), {})
+        history = await self._history(user, request)
+        base = await self.conversations.base(user, request, [*history, *normal_items(given, "in_")], {})
         before = base.before.ids if base.before else array("i")
         try:
             return len(before) + len((await self.conversations.encoded(base))[0])
@@ -207,6 +222,8 @@ class Service:
     async def compact(self, user: User, request: Create) -> Json:
         """The conversation in the model's own short words: items that another one can begin with."""
         self._refuse_agent(request)
+        if request.conversation_id is not None:
+            raise unsupported("conversation: send the items to make short as input", "conversation")
         item: Json = {"type": "message", "role": "user", "content": COMPACT_REQUEST}
         given = normal_items(request.input, "in_")
         wanted = {"input": [*given, item], "store": False, "generate": True, "tool_choice": "none"}
@@ -248,7 +265,7 @@ class Service:
         temperature = settings.temperature if request.temperature is None else request.temperature
         now = time.time()
         record = Record(
-            id, user.name, await self.responses.session(user), now,
+            id, user.name, await self.responses.session(user.name), now,
             response_object(id, request, base.opening, now, temperature), given, base.opening.digest(), base.digest,
             before, known[:], len(known), before.branch if before else 0, system=base.system,
             wants_own_events=OWN_EVENTS in request.include, num_input_tokens=total,
@@ -266,12 +283,32 @@ class Service:
         """The items given, where their conversation stands, the tokens of what is new, and how many can be read ahead."""
         wanted = await self.conversations.resolved(user, request.input, local)
         given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
-        base = await self.conversations.base(user, request, given, local)
-        if base.before and base.before.response["model"] == AGENT_MODEL:
-            raise bad(f"the previous response is {AGENT_MODEL}'s: go on with that model", "previous_response_id")
-        if not base.messages and request.generate:
-            raise bad("input is empty: there is nothing to answer", "input", "missing_required_parameter")
-        return given, *await self.conversations.fitting(user, request, given, local, base)
+        history = await self._history(user, request)
+        said = [*history, *given]
+        try:
+            base = await self.conversations.base(user, request, said, local)
+            if base.before and base.before.response["model"] == AGENT_MODEL:
+                text = f"the previous response is {AGENT_MODEL}'s: go on with that model"
+                raise bad(text, "previous_response_id")
+            if not base.messages and request.generate:
+                raise bad("input is empty: there is nothing to answer", "input", "missing_required_parameter")
+            return given, *await self.conversations.fitting(user, request, said, local, base)
+        except ApiError as e:
+            names = [*(["conversation"] * len(history)), *(f"input[{number}]" for number in range(len(given)))]
+            raise Names({}, names).said(e) from None
+
+    async def _history(self, user: User, request: Create) -> list[Json]:
+        """The items of the kept conversation that a request belongs to."""
+        if request.conversation_id is None:
+            return []
+        return await self.kept.items(user.name, await self.kept.get(user.name, request.conversation_id, "conversation"))
+
+    async def _with_history(self, user: User, request: Create) -> tuple[list[Json], Create]:
+        """It, and the request with it before its own input."""
+        history = await self._history(user, request)
+        given = request.input
+        items = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
+        return history, request.model_copy(update={"input": [*history, *items]}) if history else request
 
     async def _run(self, record: Record, work: Plan | Turn) -> None:
         started = time.monotonic()
@@ -303,14 +340,15 @@ class Service:
         fields: Json = {"response": response}
         last = {"type": f"response.{kind}", **fields, "sequence_number": len(record.events)}
         stored = None
-        if record.is_stored:
-            try:
+        try:
+            if record.is_stored:
                 stored = await asyncio.to_thread(self._store, record, response, last)
                 record.branch = stored.branch_id
-            except StoreError as e:
-                error = {"code": "server_error", "message": f"the response could not be stored: {e}"}
-                response, kind = {**response, "status": "failed", "error": error}, "failed"
-                fields = {"response": response}
+            await self._keep(record, response)
+        except (StoreError, ApiError) as e:
+            error = {"code": "server_error", "message": f"the response could not be stored: {e}"}
+            response, kind = {**response, "status": "failed", "error": error}, "failed"
+            fields = {"response": response}
         record.before = None
         record.response = response
         record.emit(f"response.{kind}", fields)
@@ -318,6 +356,17 @@ class Service:
             record.pack(stored.body)
         if (record.ids or is_agents) and response["status"] != "failed":
             self.responses.ended(record)
+
+    async def _keep(self, record: Record, response: Json) -> None:
+        """Add what was said to the conversation that it belongs to, if any."""
+        if "conversation" not in response:
+            return
+        id = response["conversation"]["id"]
+        try:
+            if response["status"] != "failed":
+                await self.kept.add(record.owner, id, [*record.input, *response["output"]])
+        finally:
+            self.kept.let_go(record.owner, id)
 
     def _store(self, record: Record, response: Json, last_event: Json) -> StoredResponse:
         """Gives it with the branch of its log; one of the agent has its log in a session."""

@@ -179,7 +179,8 @@ class Connection:
                 lane, {"type": "response.steer.pending", "previous_response_id": record.id, "required_input": stubs}
             )
             return None
-        return {**body, "previous_response_id": record.id, "input": record.steering}
+        goes_on = {} if body.get("conversation") else {"previous_response_id": record.id}
+        return {**body, **goes_on, "input": record.steering}
 
     async def _steer(self, body: Json) -> None:
         """Messages for a response that runs: it ends at the next token, and another goes on with them."""

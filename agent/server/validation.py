@@ -47,7 +47,7 @@ def checked(kind: type[Kind], body: Json, without: Unsupported | None = None) ->
 def _refusal(error: ValidationError, body: Json) -> ApiError:
     """Of the first field that is wrong, as deep as is known; what its alternatives may be is one sentence."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    paths = [_path(e["loc"], body) for e in errors]
+    paths = [_path(e["loc"], body, e["type"] == "missing") for e in errors]
     where = max((path for path in paths if path.startswith(paths[0])), key=len)
     of_field = [e for e, path in zip(errors, paths, strict=True) if path == where]
     if of_field[0]["type"] == "missing":
@@ -59,13 +59,13 @@ def _refusal(error: ValidationError, body: Json) -> ApiError:
     return bad(f"{where}: {said[0]}", where)
 
 
-def _path(place: tuple[int | str, ...], body: Any) -> str:
+def _path(place: tuple[int | str, ...], body: Any, is_missing: bool) -> str:
     """`messages[0].role`. Parts that are no key of the body name a branch of pydantic's own."""
     path, at = "", body
     for number, part in enumerate(place):
         if isinstance(part, int):
             path, at = f"{path}[{part}]", at[part] if isinstance(at, list) and part < len(at) else None
-        elif isinstance(at, dict) and (part in at or number == len(place) - 1):
+        elif isinstance(at, dict) and (part in at or (is_missing and number == len(place) - 1)):
             path, at = f"{path}.{printable(part)}", at.get(part)
     return path.removeprefix(".")[:100]
 

@@ -67,6 +67,16 @@ def test_whose_answers_a_session_holds(store: ResponseStore) -> None:
     assert store.count(store.session("owner", "m")) == 1 and store.count(talk) == 0
 
 
+def test_a_body_without_log_and_content_is_no_answer(store: ResponseStore) -> None:
+    session = store.session("owner", "m")
+    put(store, "a", [1])
+    store.put_body(StoredResponse("b", "owner", session.id, 0, b"found by", 1.0, b"body"))
+    kept = StoredResponse("c", "owner", session.id, 0, b"", 1.0, b"body")
+    store.put_body(kept)
+    assert store.count(session) == 2 and store.get("c", "owner") == kept and store.get("c", "other") is None
+    assert store.remove(kept) == [] and store.get("c", "owner") is None
+
+
 def test_an_answer_whose_parent_is_gone_is_stored_whole(store: ResponseStore) -> None:
     root = put(store, "a", [1, 2])
     store.remove(root)

@@ -36,7 +36,6 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"input": "x", "previous_response_id": "../../etc/passwd"}, "previous_response_id"),
     ({"input": "x", "truncation": "sometimes"}, "truncation"),
     ({"input": "x", "top_logprobs": 3}, "top_logprobs"),
-    ({"input": "x", "conversation": "conv_1"}, "conversation"),
     ({"input": "x", "background": True, "store": False}, "background"),
     ({"input": "x", "text": {"format": {"type": "poem"}}}, "text.format"),
     ({"input": "x", "text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format"),
