@@ -7,13 +7,14 @@ terminal means. Two models have two data directories, or one of them runs withou
 """
 
 import fcntl
-import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from agent.config import UsageError
 
@@ -21,11 +22,12 @@ FILE, LOCK = "server.json", "server.lock"
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # listened on, and what to connect to
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(BaseModel):
     """A server that runs: `url` without a path, and the real directory of its model."""
 
-    url: str
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    url: Annotated[str, StringConstraints(pattern=r"^http://[^/\s]+$")]
     pid: int
     model: str
 
@@ -58,7 +60,8 @@ def _other(home: Path) -> str:
 def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
     """Say where the server is until the block ends; inside `only_server`. Raises UsageError when it cannot be said."""
     host, colon, port = url.removeprefix("http://").rpartition(":")
-    server = Server(f"http://{ANYWHERE.get(host, host)}{colon}{port}", os.getpid(), os.path.realpath(model_dir))
+    address = f"http://{ANYWHERE.get(host, host)}{colon}{port}"
+    server = Server(url=address, pid=os.getpid(), model=os.path.realpath(model_dir))
     fd = _written(home / FILE, server)
     try:
         yield
@@ -75,7 +78,7 @@ def _written(path: Path, server: Server) -> int:
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.write(fd, json.dumps(asdict(server)).encode())
+            os.write(fd, server.model_dump_json().encode())
             os.rename(fresh, path)
         except BaseException:
             os.close(fd)
@@ -106,6 +109,6 @@ def find_server(home: Path) -> Server | None:
         if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UsageError(f"{path} can be written by others, so it is not believed: chmod 600 it, or remove it")
         try:
-            return Server(**json.load(file))
-        except (ValueError, TypeError):
+            return Server.model_validate_json(file.read())
+        except (ValidationError, UnicodeDecodeError):
             raise UsageError(f"{path} does not say where the server is: restart the server") from None

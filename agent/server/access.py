@@ -7,7 +7,6 @@ token, its Origin is foreign, and its body would not be JSON. Must not know what
 import hashlib
 import hmac
 import ipaddress
-import json
 import os
 import re
 import secrets
@@ -157,49 +156,3 @@ def own_token(home: Path) -> str:
         return token
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"the token file {path} cannot be used: {e}") from None
-
-
-def users_of(path: Path) -> tuple[User, ...]:
-    """The users of a file: a JSON list of {"name", "token" or "token_sha256"}, with "max_waiting", "disk_gb" and
-    "workspaces" if any."""
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError('it must be [{"name": NAME, "token": TOKEN}, ...]')
-        users = tuple(_user(entry) for entry in entries)
-    except OSError as e:
-        raise UsageError(f"{path} cannot be read: {e.strerror}; name the file of users with --users") from None
-    except ValueError as e:
-        raise UsageError(f"{path} is no list of users with name and token: {e}") from None
-    for what, values in (("names", {u.name for u in users}), ("tokens", {u.token_hash for u in users})):
-        if not users or len(values) != len(users):
-            raise UsageError(f"{path}: the {what} of its users must be different, and there must be one at least")
-    return users
-
-
-def _user(entry: Mapping[str, object]) -> User:
-    name, token, digest = entry.get("name"), entry.get("token"), entry.get("token_sha256")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", name) or name == OWNER:
-        raise ValueError(f"name {name!a} must be 1-32 letters, digits, '_' or '-', and not {OWNER}")
-    if isinstance(token, str) and len(token) >= 16:
-        token_hash = hash_of(token)
-    elif isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
-        token_hash = bytes.fromhex(digest)
-    else:
-        raise ValueError(f"user {name} needs a token of at least 16 characters, or its token_sha256 in hex")
-    most = entry.get("max_waiting", MAX_WAITING)
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ValueError(f"max_waiting of user {name} must be a whole number of at least 1")
-    disk_gb = entry.get("disk_gb")
-    if disk_gb is not None and (
-        not isinstance(disk_gb, int | float) or isinstance(disk_gb, bool) or not 0 < disk_gb < 1e9
-    ):
-        raise ValueError(f"disk_gb of user {name} must be a number of gigabytes above 0")
-    disk_bytes = None if disk_gb is None else int(disk_gb * 1e9)
-    return User(name, token_hash, most, disk_bytes, _workspaces(name, entry.get("workspaces", [])))
-
-
-def _workspaces(name: str, given: object) -> tuple[Path, ...]:
-    if not isinstance(given, list) or not all(isinstance(path, str) and os.path.isdir(path) for path in given):
-        raise ValueError(f"workspaces of user {name} must be a list of directories that exist")
-    return tuple(Path(os.path.realpath(path)) for path in given)

@@ -16,7 +16,7 @@ from agent import streams
 from agent.app import App
 from agent.config import POCKET, POCKET_DIR, Settings, UsageError
 from agent.presence import ANYWHERE, announced, only_server
-from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token, users_of
+from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token
 from agent.server.agent_model import AgentModel
 from agent.server.chat import create_chat
 from agent.server.completions import create_completion
@@ -29,6 +29,7 @@ from agent.server.messages_api import add_messages
 from agent.server.service import Service
 from agent.server.sessions import SESSIONS, WORKSPACE, routes
 from agent.server.socket import SOCKETS, close_all
+from agent.server.users import users_of
 from agent.text import neutral
 
 IDLE_S = 60.0  # of a connection that has not sent a whole request head

@@ -45,18 +45,24 @@ def checked(kind: type[Kind], body: Json, without: Unsupported | None = None) ->
 
 
 def _refusal(error: ValidationError, body: Json) -> ApiError:
-    """Of the first field that is wrong, as deep as is known; what its alternatives may be is one sentence."""
+    where, text, is_missing = what_is_wrong(error, body)
+    return bad(f"{where}{text}", where, "missing_required_parameter" if is_missing else "invalid_value")
+
+
+def what_is_wrong(error: ValidationError, given: Any) -> tuple[str, str, bool]:
+    """Of the first field that is wrong: its name, as deep as is known, the rest of a sentence that begins with the name, and
+    whether it is missing. What its alternatives may be is one sentence."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    paths = [_path(e["loc"], body, e["type"] == "missing") for e in errors]
+    paths = [_path(e["loc"], given, e["type"] == "missing") for e in errors]
     where = max((path for path in paths if path.startswith(paths[0])), key=len)
     of_field = [e for e, path in zip(errors, paths, strict=True) if path == where]
     if of_field[0]["type"] == "missing":
-        return bad(f"{where} is required", where, "missing_required_parameter")
+        return where, " is required", True
     said = list(dict.fromkeys(e["msg"].removeprefix("Value error, ") for e in of_field))
     start = "Input should be "
     if all(text.startswith(start) for text in said):
-        return bad(f"{where} should be {' or '.join(text.removeprefix(start) for text in said)}", where)
-    return bad(f"{where}: {said[0]}", where)
+        return where, f" should be {' or '.join(text.removeprefix(start) for text in said)}", False
+    return where, f": {said[0]}", False
 
 
 def _path(place: tuple[int | str, ...], body: Any, is_missing: bool) -> str:

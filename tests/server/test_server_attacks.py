@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import socket as sockets
@@ -16,8 +17,9 @@ import pytest
 import websockets
 
 from agent.config import UsageError
-from agent.server.access import own_token, users_of
+from agent.server.access import own_token
 from agent.server.service import MAX_ACTIVE
+from agent.server.users import users_of
 from tests.server.serving import ASK, KNOWN, MODEL, TELL, Server, origins, served
 
 ROUTES = ["/v1/models", "/metrics", "/v1/responses/resp_" + "0" * 32, "/v1/responses"]
@@ -168,18 +170,51 @@ def test_two_users_know_nothing_of_each_other(tmp_path: Path) -> None:
         assert metrics.status_code == 403 and "disk_bytes" not in metrics.text
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "[5]", '[{"name":"a"}]', '[{"name":"a/b","token":"xxxxxxxxxxxxxxxx"}]', '[{"name":"a","token":"short"}]',
-             '[{"name":"a","token":"xxxxxxxxxxxxxxxx"},{"name":"a","token":"yyyyyyyyyyyyyyyy"}]',
-             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","max_waiting":0}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":0}]',
-             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":"1"}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":true}]',
-             '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":NaN}]', '[{"name":"a","token":"xxxxxxxxxxxxxxxx","disk_gb":Infinity}]']
-)  # fmt: skip
-def test_a_bad_file_of_users_is_one_clear_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "users.json").write_text(text)
+FORM, TOKEN, ANN = (
+    'it must be [{"name": NAME',
+    "needs a token of at least 16 characters",
+    '"name":"ann","token":"xxxxxxxxxxxxxxxx"',
+)
+FILES = [
+    ("", "no list of users"), ("{}", FORM), ("[]", "one at least"), ("[5]", FORM), ("[" * 100_000, "no list of users"),
+    ('[{"token":"xxxxxxxxxxxxxxxx"}]', "name of user number 1 is required"), ('[{"name":"ann"}]', f"user ann: it {TOKEN}"),
+    ('[{"name":"a/b\\n","token":"xxxxxxxxxxxxxxxx"}]', "must be 1-32 letters"), ('[{"name":"ann","token":"short"}]', TOKEN),
+    ('[{"name":"owner","token":"xxxxxxxxxxxxxxxx"}]', "and not owner"), ('[{"name":"ann","token":5}]', "token of user ann should be a valid string"),
+    ('[{"name":"ann","token_sha256":"ABC"}]', TOKEN), (f"[{{{ANN}}},{{{ANN}}}]", "names of its users must be different"),
+    (f'[{{{ANN}}},{{{ANN.replace("ann", "bob")}}}]', "tokens of its users must be different"),
+    (f'[{{{ANN},"max_waiting":0}}]', "max_waiting of user ann should be greater than or equal to 1"),
+    (f'[{{{ANN},"max_waiting":true}}]', "max_waiting of user ann should be"), (f'[{{{ANN},"disk_gb":0}}]', "disk_gb of user ann should be greater"),
+    (f'[{{{ANN},"disk_gb":"1"}}]', "disk_gb of user ann should be a valid number"), (f'[{{{ANN},"disk_gb":true}}]', "disk_gb of user ann"),
+    (f'[{{{ANN},"disk_gb":NaN}}]', "disk_gb of user ann"), (f'[{{{ANN},"disk_gb":Infinity}}]', "disk_gb of user ann"),
+    (f'[{{{ANN},"workspaces":"/"}}]', "workspaces of user ann should be a valid list"),
+    (f'[{{{ANN},"workspaces":["/","/nowhere"]}}]', "workspaces[1] of user ann: '/nowhere' must be a directory that exists"),
+    (f'[{{{ANN},"workspaces":["\\u0000"]}}]', "workspaces[0] of user ann"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), FILES, ids=range(len(FILES)))
+def test_a_bad_file_of_users_is_one_clear_line_without_a_token(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "users.json"
+    path.write_text(text)
     with pytest.raises(UsageError) as e:
-        users_of(tmp_path / "users.json")
-    assert "\n" not in str(e.value)
+        users_of(path)
+    message = str(e.value)
+    assert message.startswith(str(path)) and said in message and "\n" not in message and "xxxx" not in message
+
+
+def test_a_token_or_its_digest_is_a_user(tmp_path: Path) -> None:
+    path, token = tmp_path / "users.json", "x" * 16
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    for secret in ({"token": token}, {"token_sha256": digest}, {"token": None, "token_sha256": digest}):
+        path.write_text(
+            json.dumps([{"name": "ann", "max_waiting": None, "disk_gb": 0.5, "workspaces": [str(tmp_path)], **secret}])
+        )
+        (user,) = users_of(path)
+        assert (
+            user.token_hash.hex() == digest
+            and user.disk_bytes == 500_000_000
+            and user.workspaces == (tmp_path.resolve(),)
+        )
 
 
 def test_a_client_that_never_reads_does_not_hold_others_up(server: Server, client: openai.OpenAI) -> None:
