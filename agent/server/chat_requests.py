@@ -141,7 +141,8 @@ def chat_request(body: Json) -> tuple[Chat, Create, Names]:
     chat = checked(Chat, body, UNSUPPORTED)
     if chat.n > 1 and chat.model == AGENT_MODEL:
         raise unsupported(f"n must be 1: {AGENT_MODEL} goes on in one session", "n")
-    names = Names(FIELDS)
+    tools = {f"tools[{number}].name": f"tools[{number}].function.name" for number in range(len(chat.tools))}
+    names = Names({**FIELDS, **tools})
     fields: Json = {key: getattr(chat, key) for key in SAME}
     fields["input"] = _input(chat.messages, names)
     fields["max_output_tokens"] = chat.max_completion_tokens or chat.max_tokens

@@ -103,6 +103,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
      "messages[0].tool_calls[0].function.name"),
     (CHAT, {"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
     (CHAT, {"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools[1].function.name"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "poem"}}}}, "response_format"),
     (CHAT, {"messages": [{"role": "user", "content": "hi " * 2_000_000}]}, "messages"),
