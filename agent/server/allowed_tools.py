@@ -5,6 +5,8 @@ Must not know how a call is made.
 
 from agent.server.wire import Json, bad
 
+MAX_ALLOWED = 512
+
 
 def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
     """The tools that are allowed and the `tool_choice` among them; `tools` are right by themselves. Raises ApiError."""
@@ -13,6 +15,8 @@ def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
         raise bad("tool_choice.mode must be auto or required", "tool_choice.mode")
     if not isinstance(wanted, list) or not wanted or not all(isinstance(tool, dict) for tool in wanted):
         raise bad("tool_choice.tools must be a list of at least one tool", "tool_choice.tools")
+    if len(wanted) > MAX_ALLOWED:
+        raise bad(f"tool_choice.tools has {len(wanted)} tools, and {MAX_ALLOWED} are the most", "tool_choice.tools")
     names = [_name(tool, tool.get("namespace")) for tool in wanted]
     known: list[object] = []
     found: list[Json] = []

@@ -4,6 +4,7 @@ The client sends the whole conversation every time. It goes on from the response
 content, so nothing of it is read again. Owns how a response is shown as a completion; must not know how responses come to be.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from aiohttp import web
@@ -17,7 +18,7 @@ from agent.server.wire import ApiError, Json, dumps
 
 async def create_chat(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    chat, wanted, names = chat_request(await read_json(request))
+    chat, wanted, names = await asyncio.to_thread(chat_request, await read_json(request))
     asked = [(wanted.model_copy(update=seeded(wanted.seed, number)), None) for number in range(chat.n)]
     records = await begin(service, request[USER], asked, names)
     if chat.stream:

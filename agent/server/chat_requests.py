@@ -20,7 +20,7 @@ from agent.server.requests import (
     Stop,
     create_request,
 )
-from agent.server.validation import Body, Names, Short, Unsupported, checked
+from agent.server.validation import Body, Names, Objects, Short, Unsupported, checked
 from agent.server.wire import ApiError, Json, bad, unsupported
 
 UNSUPPORTED: Unsupported = {
@@ -85,9 +85,9 @@ class Call(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Json] | None = None
+    content: str | Objects | None = None
     reasoning_content: str = ""
-    tool_calls: list[Call] = Field(default_factory=list)
+    tool_calls: Annotated[list[Call], Field(fail_fast=True)] = Field(default_factory=list)
     tool_call_id: CallId | None = None
 
 
@@ -129,7 +129,7 @@ class Chat(Body):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     store: bool = False
-    metadata: Metadata = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
     service_tier: Short = "default"
     user: Short | None = None
     safety_identifier: Short | None = None

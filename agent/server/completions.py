@@ -60,7 +60,7 @@ class Completion(Body):
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    asked = checked(Completion, await read_json(request), UNSUPPORTED)
+    asked = await asyncio.to_thread(checked, Completion, await read_json(request), UNSUPPORTED)
     if asked.model == AGENT_MODEL:
         raise unsupported(f"{AGENT_MODEL} answers conversations: ask chat/completions", "model")
     if asked.n * len(asked.prompt) > MAX_CHOICES:

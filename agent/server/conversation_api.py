@@ -21,11 +21,11 @@ Items = Annotated[list[Json], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 class New(Body):
     items: Items = Field(default_factory=list)
-    metadata: Metadata = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 class Update(Body):
-    metadata: Metadata = Field(max_length=16)
+    metadata: Metadata
 
 
 class Addition(Body):

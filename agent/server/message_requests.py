@@ -40,13 +40,17 @@ class Block(Body):
     name: FunctionName | None = None
     input: Json | None = None
     tool_use_id: CallId | None = None
-    content: "str | list[Block] | None" = None
+    content: "str | Blocks | None" = None
     source: Json | None = None
+
+
+Blocks = Annotated[list[Block], Field(fail_fast=True)]
+Block.model_rebuild()
 
 
 class Message(Body):
     role: Literal["user", "assistant", "system"]
-    content: str | Annotated[list[Block], Field(fail_fast=True)]
+    content: str | Blocks
 
 
 class Tool(Body):
@@ -81,7 +85,7 @@ class Counted(Body):
 
     model: Short
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
-    system: str | list[Block] = ""
+    system: str | Blocks = ""
     tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: Choice = Choice()
     thinking: Thinking = Thinking()

@@ -3,6 +3,7 @@
 Owns how a response, its events and errors are shown there. Must not know how responses come to be.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 
@@ -29,7 +30,7 @@ DELTAS = {
 
 async def create_message(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    wanted, names = asked_of(await read_json(request))
+    wanted, names = await asyncio.to_thread(asked_of, await read_json(request))
     records = await begin(service, request[USER], [(wanted, None)], names)
     record = records[0]
     if wanted.stream:
@@ -43,7 +44,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
-    wanted, names = counted_of(await read_json(request))
+    wanted, names = await asyncio.to_thread(counted_of, await read_json(request))
     service.check_model(wanted.model)
     try:
         return json_response({"input_tokens": await service.count_input(request[USER], wanted)})

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, StringConstraints
+from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints
 
 from agent.server.allowed_tools import allowed
-from agent.server.validation import Body, Short, Unsupported, checked
+from agent.server.validation import Body, Objects, Short, Unsupported, checked
 from agent.server.wire import ApiError, Json, bad, unsupported
 from engine import Constraint, EngineError
 
@@ -40,7 +40,19 @@ UNSUPPORTED: Unsupported = {
 HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-Metadata = dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]]
+MAX_METADATA = 16
+
+
+def _few(metadata: Any) -> Any:
+    if isinstance(metadata, dict) and len(metadata) > MAX_METADATA:  # before each of them is looked at
+        raise ValueError(f"there are {len(metadata)} pairs, and {MAX_METADATA} are the most")
+    return metadata
+
+
+Metadata = Annotated[
+    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
+    BeforeValidator(_few),
+]
 
 
 class Reasoning(Body):
@@ -56,11 +68,11 @@ class Create(Body):
     """A response that is asked for."""
 
     model: Short
-    input: str | list[Json] = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
+    input: str | Objects = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
     instructions: str | None = None
     previous_response_id: Short | None = None
     conversation: Short | ConversationRef | None = None
-    tools: list[Json] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: Objects = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: str | Json = "auto"
     parallel_tool_calls: bool = True
     max_output_tokens: int | None = Field(None, ge=1, le=2**31)
@@ -78,7 +90,7 @@ class Create(Body):
     stream: bool = False
     background: bool = False
     include: list[Short] = Field(default_factory=list, max_length=32)
-    metadata: Metadata = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
     service_tier: Short = "default"
     user: Short | None = None
     safety_identifier: Short | None = None

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from agent.config import printable
 from agent.server.wire import ApiError, Json, bad, unsupported
 
 Short = Annotated[str, StringConstraints(max_length=512)]
+Objects = Annotated[list[Json], Field(fail_fast=True)]  # a mistake in each of half a million takes seconds to tell
 # A field that cannot be served -> the values that ask for nothing, and what to do instead.
 Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 
@@ -27,7 +28,9 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_absent(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+        if not isinstance(data, dict) or None not in data.values():
+            return data
+        return {key: value for key, value in data.items() if value is not None}
 
 
 Kind = TypeVar("Kind", bound=Body)
