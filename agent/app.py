@@ -9,21 +9,30 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
-from agent.approvals import Approvals, Ask, Policy
-from agent.config import Settings, UsageError
-from agent.encoding import ProtocolTexts, encode_messages
-from agent.faults import logged
-from agent.fresh import Fresh, OpenSession, Timeline
-from agent.keeper import Keeper
-from agent.loop import Live, opening, shown_in
-from agent.messages import Notice
-from agent.places import belongs_elsewhere, moved_here
-from agent.rolling import rolls_of
-from agent.session import Session
-from agent.threads import to_end
-from engine import Engine, EngineConfig, Sequence, Tokenizer
-from memory import BlobStore, Database, SessionInfo, SessionInUse, SessionLog, SessionStore, SnapshotStore, StoreError
-from tools import ToolError, Workspace, toolset
+from holdfast.agent.config import Settings, UsageError
+from holdfast.agent.encoding.encode import ProtocolTexts, encode_messages
+from holdfast.agent.events import Notice
+from holdfast.agent.faults import logged
+from holdfast.agent.models.rolling import rolls_of
+from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.session.approvals import Approvals, Ask, Policy
+from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
+from holdfast.agent.session.places import belongs_elsewhere, moved_here
+from holdfast.agent.session.session import Session
+from holdfast.agent.session.turn import Live, opening, shown_in
+from holdfast.agent.threads import to_end
+from holdfast.engine import Engine, EngineConfig, Sequence, Tokenizer
+from holdfast.memory import (
+    BlobStore,
+    Database,
+    SessionInfo,
+    SessionInUse,
+    SessionLog,
+    SessionStore,
+    SnapshotStore,
+    StoreError,
+)
+from holdfast.tools import ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import platformdirs
 
-from agent.encoding import ThinkingMode
-from agent.released import release_of
+from holdfast.agent.encoding.encode import ThinkingMode
+from holdfast.agent.released import release_of
 
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"

@@ -8,7 +8,7 @@ import os
 import sys
 from contextlib import suppress
 
-from agent.text import exact
+from holdfast.agent.terminal.sanitize import exact
 
 NULL = {0: os.O_RDONLY, 1: os.O_WRONLY, 2: os.O_WRONLY}
 

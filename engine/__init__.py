@@ -1,20 +1,20 @@
 """The DeepSeek-V4 engine. Other packages import only the names listed here."""
 
-from engine.bench import run_bench
-from engine.chain import Chain, Roll
-from engine.checkpoint_writer import write_checkpoint
-from engine.config import ModelConfig
-from engine.constraint import Constraint
-from engine.engine import Engine
-from engine.errors import CheckpointError, ContextFull, EngineError, StateError
-from engine.inspect import inspect_model
-from engine.random_bench import run_random_bench
-from engine.sampling import SamplingParams
-from engine.sequence import Sequence, Stored
-from engine.settings import EngineConfig
-from engine.state import PageKey, Snapshot
-from engine.tokenizer import TextStream, Tokenizer, TooManyTokens
-from engine.vocab import train_tokenizer
+from holdfast.engine.bench.inspect import inspect_model
+from holdfast.engine.bench.real_shapes import run_random_bench
+from holdfast.engine.bench.speed import run_bench
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.writer import write_checkpoint
+from holdfast.engine.constraint import Constraint
+from holdfast.engine.engine import Engine
+from holdfast.engine.errors import CheckpointError, ContextFull, EngineError, StateError
+from holdfast.engine.sampling import SamplingParams
+from holdfast.engine.sequence import Sequence, Stored
+from holdfast.engine.settings import EngineConfig
+from holdfast.engine.snapshot import PageKey, Snapshot
+from holdfast.engine.state.content_ids import Chain, Roll
+from holdfast.engine.tokenizer import TextStream, Tokenizer, TooManyTokens
+from holdfast.engine.vocab import train_tokenizer
 
 __all__ = [
     "Chain",

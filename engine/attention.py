@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.batch import Step
-from engine.cache import LayerCache
-from engine.config import ModelConfig
-from engine.numerics import Numerics
-from engine.weights import Part, Weights
-from kernels.attention import AttendWeights
-from kernels.compress import CompressWeights
-from kernels.dispatch import Ops
-from kernels.project import OutputWeights, ProjectWeights
-from kernels.quant import hadamard_matrix
-from kernels.rope import rope_frequencies, rope_table, rotate_
+from holdfast.engine.batch import Step
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.state.cache import LayerCache
+from holdfast.engine.weights import Part, Weights
+from holdfast.kernels.attention import AttendWeights
+from holdfast.kernels.compress import CompressWeights
+from holdfast.kernels.dispatch import Ops
+from holdfast.kernels.project import OutputWeights, ProjectWeights
+from holdfast.kernels.quant import hadamard_matrix
+from holdfast.kernels.rope import rope_frequencies, rope_table, rotate_
 
 
 class Attention:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.cache import Cache
-from engine.pinned import PinnedHead
-from engine.sequence import Sequence
-from kernels.dispatch import Ops
-from kernels.rows import Rows
+from holdfast.engine.sequence import Sequence
+from holdfast.engine.state.cache import Cache
+from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.kernels.dispatch import Ops
+from holdfast.kernels.rows import Rows
 
 ROWS_AT_ONCE = 4  # most tokens of a decoding sequence in one step: its last one, and guesses
 

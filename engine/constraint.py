@@ -20,9 +20,9 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
-from engine.errors import EngineError
-from engine.property_names import without_property_names
-from engine.tokenizer import Tokenizer
+from holdfast.engine.errors import EngineError
+from holdfast.engine.property_names import without_property_names
+from holdfast.engine.tokenizer import Tokenizer
 
 # Compiling takes up to the square of these: half a second for the longest regular expression, a second for a schema.
 MOST_CHARS = {"JSON schema": 65_536, "regular expression": 8_192, "grammar": 262_144}

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.chain import Chain, Roll
-from engine.constraint import Compiler, Constraint
-from engine.errors import EngineError
-from engine.sampling import SamplingParams
-from engine.sequence import Request, Sequence, Stored
-from engine.settings import EngineConfig
-from engine.state import Snapshot, snapshot
-from engine.tokenizer import Tokenizer
-from engine.worker import OnCompile, Told, Worker
+from holdfast.engine.constraint import Compiler, Constraint
+from holdfast.engine.errors import EngineError
+from holdfast.engine.sampling import SamplingParams
+from holdfast.engine.sequence import Request, Sequence, Stored
+from holdfast.engine.settings import EngineConfig
+from holdfast.engine.snapshot import Snapshot, snapshot
+from holdfast.engine.state.content_ids import Chain, Roll
+from holdfast.engine.tokenizer import Tokenizer
+from holdfast.engine.worker import OnCompile, Told, Worker
 
 OnPrefill = Callable[[int, int], None]
 GREEDY = SamplingParams()

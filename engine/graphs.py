@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Step
-from engine.cache import Cache
-from engine.config import CSA
-from engine.model import Model
-from kernels.gpu.rows import DeviceRows, owners
-from kernels.rows import Rows
+from holdfast.engine.batch import Step
+from holdfast.engine.checkpoint.config import CSA
+from holdfast.engine.model import Model
+from holdfast.engine.state.cache import Cache
+from holdfast.kernels.gpu.rows import DeviceRows, owners
+from holdfast.kernels.rows import Rows
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2  # runs before the capture: kernels are compiled, memory is reserved

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention import Attention
-from engine.batch import Step
-from engine.cache import Cache, LayerCache
-from engine.checkpoint import Checkpoint
-from engine.config import ModelConfig
-from engine.moe import MoE
-from engine.numerics import Numerics
-from engine.parallel import ALONE, Parallel
-from engine.pinned import PinnedHead
-from engine.placement import CPU, Placement
-from engine.weights import Part, Weights
-from kernels.dispatch import Ops
-from kernels.hyper import HeadWeights, HyperWeights
-from kernels.norm import rms_norm
+from holdfast.engine.attention import Attention
+from holdfast.engine.batch import Step
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.columns import ALONE, Parallel
+from holdfast.engine.moe import MoE
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.placement import CPU, Placement
+from holdfast.engine.state.cache import Cache, LayerCache
+from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.weights import Part, Weights
+from holdfast.kernels.dispatch import Ops
+from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.norm import rms_norm
 
 
 def hyper_weights(weights: Weights, sublayer: str, config: ModelConfig) -> HyperWeights:
@@ -103,7 +103,7 @@ class Model:
         config = checkpoint.config  # what the files really hold: the MTP block may be missing
         weights: Weights
         if placement.runs_triton:
-            from engine.packed_weights import PackedWeights
+            from holdfast.engine.packed_weights import PackedWeights
 
             self.ops = Ops(numerics.rounding, "gpu", placement.device)
             weights = PackedWeights(checkpoint, parallel, placement.device)

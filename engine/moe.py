@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from engine.batch import Step
-from engine.config import ModelConfig
-from engine.weights import Part, Weights
-from kernels.dispatch import Ops
-from kernels.moe import MoEWeights
+from holdfast.engine.batch import Step
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.weights import Part, Weights
+from holdfast.kernels.dispatch import Ops
+from holdfast.kernels.moe import MoEWeights
 
 
 class MoE:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from engine.errors import EngineError
-from kernels.rounding import Rounding
+from holdfast.engine.errors import EngineError
+from holdfast.kernels.rounding import Rounding
 
 NAMES = ("plain", "compact", "official")
 

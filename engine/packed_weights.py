@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint, blocks, scale_name
-from engine.errors import CheckpointError
-from engine.parallel import Parallel
-from engine.weights import Part, Weights, as_parts
-from kernels.gpu.moe import pack_experts
-from kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
+from holdfast.engine.checkpoint.tensors import Checkpoint, blocks, scale_name
+from holdfast.engine.columns import Parallel
+from holdfast.engine.errors import CheckpointError
+from holdfast.engine.weights import Part, Weights, as_parts
+from holdfast.kernels.gpu.moe import pack_experts
+from holdfast.kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
 
 BLOCK = 128  # of FP8 scales
 FP8, FP4, BF16 = "F8_E4M3", "I8", "BF16"

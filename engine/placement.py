@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.errors import EngineError
-from engine.numerics import Numerics
+from holdfast.engine.errors import EngineError
+from holdfast.engine.numerics import Numerics
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -49,7 +49,7 @@ def place(device: str, rank: int = 0) -> Placement:
     """The placement of a rank for a setting of DEVICES. Raises EngineError when there is no such device."""
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return CPU
-    from kernels.gpu import jit
+    from holdfast.kernels.gpu import jit
 
     if torch.cuda.is_available() and jit.AVAILABLE:
         if rank >= torch.cuda.device_count():

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Batch, Segment
-from engine.cache import Cache, page_bytes
-from engine.checkpoint import Checkpoint
-from engine.config import ModelConfig
-from engine.constraint import Matcher
-from engine.errors import RankLost
-from engine.graphs import steps_of
-from engine.model import Model
-from engine.parallel import Parallel
-from engine.pinned import PinnedHead
-from engine.placement import place
-from engine.ranks import Ranks
-from engine.sampling import sample
-from engine.sequence import Request, Sequence, Stored
-from engine.settings import EngineConfig
-from engine.state import place_pages, place_tail
+from holdfast.engine.batch import Batch, Segment
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.columns import Parallel
+from holdfast.engine.constraint import Matcher
+from holdfast.engine.errors import RankLost
+from holdfast.engine.graphs import steps_of
+from holdfast.engine.model import Model
+from holdfast.engine.placement import place
+from holdfast.engine.ranks.group import Ranks
+from holdfast.engine.sampling import sample
+from holdfast.engine.sequence import Request, Sequence, Stored
+from holdfast.engine.settings import EngineConfig
+from holdfast.engine.snapshot import place_pages, place_tail
+from holdfast.engine.state.cache import Cache, page_bytes
+from holdfast.engine.state.pinned_prefix import PinnedHead
 
 
 class Runner:

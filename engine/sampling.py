@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.constraint import Constraint
-from engine.errors import EngineError
+from holdfast.engine.constraint import Constraint
+from holdfast.engine.errors import EngineError
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ long one.
 from collections import deque
 from collections.abc import Callable
 
-from engine.batch import ROWS_AT_ONCE
-from engine.cache import MAX_DRAFTS, Cache
-from engine.chain import Roll
-from engine.errors import ContextFull, EngineError
-from engine.pages import PagePool
-from engine.pinned import PinnedHead
-from engine.sequence import Request, Sequence
+from holdfast.engine.batch import ROWS_AT_ONCE
+from holdfast.engine.errors import ContextFull, EngineError
+from holdfast.engine.sequence import Request, Sequence
+from holdfast.engine.state.cache import MAX_DRAFTS, Cache
+from holdfast.engine.state.content_ids import Roll
+from holdfast.engine.state.page_pool import PagePool
+from holdfast.engine.state.pinned_prefix import PinnedHead
 
 MAX_AHEAD = 8  # tokens sampled before the consumer took them: a cancel takes them back
 MoveHead = Callable[[Sequence, list[int], int], None]

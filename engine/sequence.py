@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from engine.chain import Chain
-from engine.constraint import Matcher
-from engine.drafts import Lookup
-from engine.pinned import PinnedHead
-from engine.sampling import SamplingParams
+from holdfast.engine.constraint import Matcher
+from holdfast.engine.drafts import Lookup
+from holdfast.engine.sampling import SamplingParams
+from holdfast.engine.state.content_ids import Chain
+from holdfast.engine.state.pinned_prefix import PinnedHead
 
 
 @dataclass

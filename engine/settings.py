@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from engine.batch import ROWS_AT_ONCE
-from engine.errors import EngineError
-from engine.numerics import NAMES
-from engine.placement import DEVICES, Placement
+from holdfast.engine.batch import ROWS_AT_ONCE
+from holdfast.engine.errors import EngineError
+from holdfast.engine.numerics import NAMES
+from holdfast.engine.placement import DEVICES, Placement
 
 FREE_SHARE = 0.8  # of a GPU's free memory; the rest is for the activations of a prefill step and for graphs
 

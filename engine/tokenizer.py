@@ -12,8 +12,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from engine.errors import EngineError
-from engine.files import MAX_TOKENIZER_BYTES, read_file
+from holdfast.engine.checkpoint.files import MAX_TOKENIZER_BYTES, read_file
+from holdfast.engine.errors import EngineError
 
 EOS_TEXT = "<｜end▁of▁sentence｜>"
 PIECE_CHARS = 2**15  # of a long text encoded at a time: the interpreter is free meanwhile, and memory stays small

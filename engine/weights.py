@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.checkpoint import Checkpoint
-from engine.parallel import Parallel
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.columns import Parallel
 
 
 class Part(NamedTuple):

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from engine.chain import digest
-from engine.config import ModelConfig
-from engine.errors import EngineError, RankLost
-from engine.files import MAX_TOKENIZER_BYTES, read_file
-from engine.parallel import check_ranks
-from engine.pinned import PinnedHead
-from engine.placement import place
-from engine.runner import Runner
-from engine.scheduler import Scheduler
-from engine.sequence import Request, Sequence
-from engine.settings import EngineConfig
-from engine.state import pack_page, place_pages
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.files import MAX_TOKENIZER_BYTES, read_file
+from holdfast.engine.columns import check_ranks
+from holdfast.engine.errors import EngineError, RankLost
+from holdfast.engine.placement import place
+from holdfast.engine.runner import Runner
+from holdfast.engine.scheduler import Scheduler
+from holdfast.engine.sequence import Request, Sequence
+from holdfast.engine.settings import EngineConfig
+from holdfast.engine.snapshot import pack_page, place_pages
+from holdfast.engine.state.content_ids import digest
+from holdfast.engine.state.pinned_prefix import PinnedHead
 
 LOADERS = 2  # sequences that are read at a time
 OnCompile = Callable[[int, int], None]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.rope import rotate_
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.rope import rotate_
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 
 
 class AttendWeights(NamedTuple):

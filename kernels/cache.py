@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import quant
-from kernels.cpu import cache as cpu_cache
-from kernels.cpu import jit
+from holdfast.kernels import quant
+from holdfast.kernels.cpu import cache as cpu_cache
+from holdfast.kernels.cpu import jit
 
 
 @dataclass(frozen=True)

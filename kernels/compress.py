@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.norm import rms_norm
-from kernels.quant import fake_fp4, round_kv_rows
-from kernels.rope import rope_table, rotate_
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.norm import rms_norm
+from holdfast.kernels.quant import fake_fp4, round_kv_rows
+from holdfast.kernels.rope import rope_table, rotate_
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 
 
 class CompressWeights(NamedTuple):

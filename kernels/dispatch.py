@@ -1,7 +1,7 @@
 """The one place that chooses which implementation of an op runs.
 
 An op is a torch function, its twin, which is the specification and runs anywhere, and siblings under the same name and
-signature: a function in `kernels.cpu` compiled for this machine, and a launcher of Triton kernels in `kernels.gpu`.
+signature: a function in `holdfast.kernels.cpu` compiled for this machine, and a launcher of Triton kernels in `holdfast.kernels.gpu`.
 Twins take `num`, what `official` numerics round inside. Compiled CPU kernels round nothing but stored rows, Triton kernels
 are `official`.
 """
@@ -17,27 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import attention, compress, hyper, indexer, moe, project
-from kernels.cpu import attention as cpu_attention
-from kernels.cpu import compress as cpu_compress
-from kernels.cpu import hyper as cpu_hyper
-from kernels.cpu import indexer as cpu_indexer
-from kernels.cpu import jit
-from kernels.cpu import moe as cpu_moe
-from kernels.cpu import project as cpu_project
-from kernels.cpu.threads import settle
-from kernels.gpu.rows import to_device
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels import attention, compress, hyper, indexer, moe, project
+from holdfast.kernels.cpu import attention as cpu_attention
+from holdfast.kernels.cpu import compress as cpu_compress
+from holdfast.kernels.cpu import hyper as cpu_hyper
+from holdfast.kernels.cpu import indexer as cpu_indexer
+from holdfast.kernels.cpu import jit
+from holdfast.kernels.cpu import moe as cpu_moe
+from holdfast.kernels.cpu import project as cpu_project
+from holdfast.kernels.cpu.threads import settle
+from holdfast.kernels.gpu.rows import to_device
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 
 # Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
 SIBLINGS = (
-    (hyper, cpu_hyper, "kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "head")),
-    (project, cpu_project, "kernels.gpu.project", ("rope_table", "project", "output", "output_low", "output_columns")),
-    (compress, cpu_compress, "kernels.gpu.compress", ("block_rows", "complete_blocks", "store")),
-    (indexer, cpu_indexer, "kernels.gpu.indexer", ("select",)),
-    (attention, cpu_attention, "kernels.gpu.attention", ("attend",)),
-    (moe, cpu_moe, "kernels.gpu.moe", ("moe", "moe_hidden", "moe_columns")),
+    (hyper, cpu_hyper, "holdfast.kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "head")),
+    (
+        project,
+        cpu_project,
+        "holdfast.kernels.gpu.project",
+        ("rope_table", "project", "output", "output_low", "output_columns"),
+    ),
+    (compress, cpu_compress, "holdfast.kernels.gpu.compress", ("block_rows", "complete_blocks", "store")),
+    (indexer, cpu_indexer, "holdfast.kernels.gpu.indexer", ("select",)),
+    (attention, cpu_attention, "holdfast.kernels.gpu.attention", ("attend",)),
+    (moe, cpu_moe, "holdfast.kernels.gpu.moe", ("moe", "moe_hidden", "moe_columns")),
 )
 WHOLE, IN_PARTS = (
     ("output", "moe"),

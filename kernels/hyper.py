@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.norm import inverse_rms, rms_norm
-from kernels.rounding import Rounding
-from kernels.rows import Indices
+from holdfast.kernels.norm import inverse_rms, rms_norm
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Indices
 
 
 class HyperWeights(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 
 
 def select(

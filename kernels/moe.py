@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.rounding import Rounding
-from kernels.rows import Indices
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Indices
 
 
 class MoEWeights(NamedTuple):

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.norm import rms_norm
-from kernels.quant import fake_fp4, round_kv_rows
-from kernels.rope import rope_table as rope_turns
-from kernels.rope import rotate_
-from kernels.rounding import Rounding
-from kernels.rows import Indices
+from holdfast.kernels.norm import rms_norm
+from holdfast.kernels.quant import fake_fp4, round_kv_rows
+from holdfast.kernels.rope import rope_table as rope_turns
+from holdfast.kernels.rope import rotate_
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Indices
 
 
 class ProjectWeights(NamedTuple):

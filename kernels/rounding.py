@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kernels.norm import rms_norm
-from kernels.quant import fake_fp8
+from holdfast.kernels.norm import rms_norm
+from holdfast.kernels.quant import fake_fp8
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,21 @@ it.
 Imports none of our other packages.
 """
 
-from .backup import Copied, back_up, restore
-from .blobs import PAGES, TAILS, BlobStore, DamagedBlob
-from .branch_rows import LoggedEvent, TurnInfo
-from .branches import BranchInfo
-from .db import Database, StoreError
-from .leases import SessionInUse
-from .log import SessionInfo, SessionLog
-from .names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
-from .reserve import making_room
-from .responses import ResponseStore, StoredResponse, owner_of
-from .search import Found
-from .sessions import SessionStore
-from .snapshot_rows import DiskUse, Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow
-from .snapshots import SnapshotStore
-from .verify import check_indexes, check_records, repair_indexes
+from holdfast.memory.backup import Copied, back_up, restore
+from holdfast.memory.blobs import PAGES, TAILS, BlobStore, DamagedBlob
+from holdfast.memory.branch_rows import LoggedEvent, TurnInfo
+from holdfast.memory.branches import BranchInfo
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.leases import SessionInUse
+from holdfast.memory.names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
+from holdfast.memory.reserve import making_room
+from holdfast.memory.responses import ResponseStore, StoredResponse, owner_of
+from holdfast.memory.search import Found
+from holdfast.memory.session_log import SessionInfo, SessionLog
+from holdfast.memory.sessions import SessionStore
+from holdfast.memory.snapshot_rows import DiskUse, Freed, PageData, PageRow, Report, Saved, StoredTail, TailRow
+from holdfast.memory.snapshots import SnapshotStore
+from holdfast.memory.verify import check_indexes, check_records, repair_indexes
 
 __all__ = [
     "NAME_PATTERN",

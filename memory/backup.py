@@ -15,13 +15,13 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import blobs as blob_files
-from .blobs import KINDS, BlobStore, DamagedBlob
-from .db import Database, StoreError, disk_errors_explained
-from .directories import make_directory, sync_directory
-from .snapshot_rows import PAGE_COLUMNS, TAIL_COLUMNS, checked_page, checked_tail
-from .turnstile import Turnstile
-from .upkeep import forget
+from holdfast.memory import blobs as blob_files
+from holdfast.memory.blobs import KINDS, BlobStore, DamagedBlob
+from holdfast.memory.db import Database, StoreError, disk_errors_explained
+from holdfast.memory.directories import make_directory, sync_directory
+from holdfast.memory.snapshot_rows import PAGE_COLUMNS, TAIL_COLUMNS, checked_page, checked_tail
+from holdfast.memory.turnstile import Turnstile
+from holdfast.memory.upkeep import forget
 
 FORMAT = b"holdfast backup 1\n"
 DATABASE = "holdfast.db"

@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .db import StoreError, disk_errors_explained
-from .directories import make_directory, sync_directory
+from holdfast.memory.db import StoreError, disk_errors_explained
+from holdfast.memory.directories import make_directory, sync_directory
 
 PAGES = "pages"
 TAILS = "tails"

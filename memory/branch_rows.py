@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .db import Database, StoreError
-from .rows import TOKEN_BYTES, from_blob, row_checksum, token_checksum
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.row_format import TOKEN_BYTES, from_blob, row_checksum, token_checksum
 
 BRANCH_COLUMNS = (
     "id, session_id, parent_id, parent_turn, parent_seq, parent_position, parent_cut, last_turn, created_at, checksum"

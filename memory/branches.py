@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
-from .branch_rows import Branch, BranchReader, LoggedEvent, Point, TurnInfo
-from .db import Database, StoreError
+from holdfast.memory.branch_rows import Branch, BranchReader, LoggedEvent, Point, TurnInfo
+from holdfast.memory.db import Database, StoreError
 
 
 @dataclass(frozen=True)

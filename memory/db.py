@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .directories import make_directory
-from .schema import MIGRATIONS
-from .turnstile import Turnstile
+from holdfast.memory.directories import make_directory
+from holdfast.memory.schema import MIGRATIONS
+from holdfast.memory.turnstile import Turnstile
 
 BUSY_TIMEOUT_S = 10.0
 WAL_BYTES = 4 * 2**20  # of the write-ahead log: longer, and it is copied into the file
@@ -99,7 +99,7 @@ class Database:
                 )
             if version == len(MIGRATIONS):
                 return
-            from .migrate import bring_forward
+            from holdfast.memory.migrate import bring_forward
 
             bring_forward(self._connection, version, MIGRATIONS)
         self._merge()

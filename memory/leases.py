@@ -8,10 +8,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from .db import StoreError, disk_errors_explained
-from .witness import HighWater
-from .witness import read as read_high_water
-from .witness import write as write_high_water
+from holdfast.memory.db import StoreError, disk_errors_explained
+from holdfast.memory.high_water import HighWater
+from holdfast.memory.high_water import read as read_high_water
+from holdfast.memory.high_water import write as write_high_water
 
 
 class SessionInUse(StoreError):

@@ -5,9 +5,9 @@ Must not know which branches there are, nor put anything right.
 
 from dataclasses import dataclass
 
-from .branch_rows import Branch, BranchReader, DamagedLog, Point, TurnInfo
-from .branches import History
-from .db import Database
+from holdfast.memory.branch_rows import Branch, BranchReader, DamagedLog, Point, TurnInfo
+from holdfast.memory.branches import History
+from holdfast.memory.db import Database
 
 
 @dataclass(frozen=True)

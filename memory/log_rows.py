@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .branch_rows import Branch, Point, TurnInfo
-from .rows import row_checksum, text_of, to_blob, token_checksum
-from .search import index_events, unindex_events
+from holdfast.memory.branch_rows import Branch, Point, TurnInfo
+from holdfast.memory.row_format import row_checksum, text_of, to_blob, token_checksum
+from holdfast.memory.search import index_events, unindex_events
 
 Entry = tuple[str, Mapping[str, Any]]  # type and JSON payload of an event
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from sqlite_utils import Database, Migrations
 
-from .schema import Migration
+from holdfast.memory.schema import Migration
 
 SET = "holdfast"  # `migration_set` of our rows in `_sqlite_migrations`
 

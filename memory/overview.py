@@ -5,10 +5,10 @@ Must not read logs: the cost of a list must not depend on how long its sessions 
 
 from dataclasses import dataclass
 
-from .branch_rows import BRANCH_COLUMNS, TURN_COLUMNS, DamagedLog, checked_branch
-from .db import Database
-from .log import SessionInfo
-from .rows import row_checksum
+from holdfast.memory.branch_rows import BRANCH_COLUMNS, TURN_COLUMNS, DamagedLog, checked_branch
+from holdfast.memory.db import Database
+from holdfast.memory.row_format import row_checksum
+from holdfast.memory.session_log import SessionInfo
 
 USED = "SELECT tail_id FROM branches JOIN tail_uses ON branch_id = branches.id WHERE session_id = ?"
 

@@ -6,9 +6,9 @@ on from it. Must not know why the session or the answer was removed.
 
 from collections.abc import Collection
 
-from .branch_rows import BRANCH_COLUMNS, checked_branch
-from .db import Database
-from .log_rows import delete_branch, delete_events
+from holdfast.memory.branch_rows import BRANCH_COLUMNS, checked_branch
+from holdfast.memory.db import Database
+from holdfast.memory.log_rows import delete_branch, delete_events
 
 EVENTS_AT_ONCE = 16  # deleted in one transaction
 

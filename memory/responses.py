@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .branch_rows import DamagedLog, Point, TurnInfo
-from .branches import History
-from .db import Database, StoreError
-from .log import SessionInfo
-from .log_check import LogCheck
-from .log_rows import append_rows, delete_branch, insert_branch
-from .removal import without_answer
-from .rows import row_checksum
-from .sessions import SessionStore
-from .snapshot_rows import drop_uses
+from holdfast.memory.branch_rows import DamagedLog, Point, TurnInfo
+from holdfast.memory.branches import History
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.log_check import LogCheck
+from holdfast.memory.log_rows import append_rows, delete_branch, insert_branch
+from holdfast.memory.removal import without_answer
+from holdfast.memory.row_format import row_checksum
+from holdfast.memory.session_log import SessionInfo
+from holdfast.memory.sessions import SessionStore
+from holdfast.memory.snapshot_rows import drop_uses
 
 PREFIX = "responses-"  # of the names of sessions that contain answers
 COLUMNS = "id, owner, session_id, branch_id, fingerprint, created_at, body, checksum"

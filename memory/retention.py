@@ -8,8 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .db import Database
-from .snapshot_rows import PAGE_COLUMNS, TAIL_COLUMNS, PageRow, StoredTail, TailRow, checked_page, checked_tail
+from holdfast.memory.db import Database
+from holdfast.memory.snapshot_rows import (
+    PAGE_COLUMNS,
+    TAIL_COLUMNS,
+    PageRow,
+    StoredTail,
+    TailRow,
+    checked_page,
+    checked_tail,
+)
 
 UNUSED, LEFT_BEHIND, OLDER, NEWEST, PROTECTED = range(5)
 

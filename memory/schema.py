@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .rows import TOKEN_BYTES, row_checksum, text_of
+from holdfast.memory.row_format import TOKEN_BYTES, row_checksum, text_of
 
 Migration = Callable[[sqlite3.Connection], None]
 

@@ -9,11 +9,11 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .branch_rows import EVENT_COLUMNS, LoggedEvent, checked_event
-from .branches import History
-from .db import Database
-from .rows import text_of
-from .schema import create_search
+from holdfast.memory.branch_rows import EVENT_COLUMNS, LoggedEvent, checked_event
+from holdfast.memory.branches import History
+from holdfast.memory.db import Database
+from holdfast.memory.row_format import text_of
+from holdfast.memory.schema import create_search
 
 SNIPPET_CHARS = 240
 MAX_WORDS = 64  # of a query: a pasted page would take seconds

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .branch_rows import (
+from holdfast.memory.branch_rows import (
     BRANCH_COLUMNS,
     EVENT_COLUMNS,
     BranchReader,
@@ -23,19 +23,19 @@ from .branch_rows import (
     checked_branch,
     checked_event,
 )
-from .branches import BranchInfo, History, branch_info
-from .db import Database, StoreError
-from .leases import Leases
-from .log import SessionInfo, SessionLog, next_use, own_branches, update_session
-from .log_check import LogCheck
-from .log_rows import insert_branch
-from .names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
-from .overview import Overview, overview
-from .removal import remove_branch, without_session
-from .reserve import keep_reserve, making_room
-from .snapshot_rows import drop_uses
-from .witness import HighWater
-from .witness import read as read_high_water
+from holdfast.memory.branches import BranchInfo, History, branch_info
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.high_water import HighWater
+from holdfast.memory.high_water import read as read_high_water
+from holdfast.memory.leases import Leases
+from holdfast.memory.log_check import LogCheck
+from holdfast.memory.log_rows import insert_branch
+from holdfast.memory.names import NAME_PATTERN, NAME_RULE, name_from_prompt, name_from_workspace, name_of_fork
+from holdfast.memory.overview import Overview, overview
+from holdfast.memory.removal import remove_branch, without_session
+from holdfast.memory.reserve import keep_reserve, making_room
+from holdfast.memory.session_log import SessionInfo, SessionLog, next_use, own_branches, update_session
+from holdfast.memory.snapshot_rows import drop_uses
 
 SESSION_COLUMNS = "id, name, workspace, model, created_at, used_at, branch_id, use_number, inode, checksum"
 

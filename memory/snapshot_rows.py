@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from .blobs import PAGES, DamagedBlob
-from .db import Database
-from .rows import row_checksum
+from holdfast.memory.blobs import PAGES, DamagedBlob
+from holdfast.memory.db import Database
+from holdfast.memory.row_format import row_checksum
 
 ID_BYTES = 16
 IDS_PER_QUERY = 1000  # of SQLite's limit of 32,766 values

@@ -15,12 +15,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from . import blobs as blob_files
-from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, RemovedBlob, Written
-from .db import Database, StoreError
-from .retention import in_order, sound_pages, that_fit
-from .shares import bytes_needed
-from .snapshot_rows import (
+from holdfast.memory import blobs as blob_files
+from holdfast.memory.blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, RemovedBlob, Written
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.disk_use import bytes_needed
+from holdfast.memory.retention import in_order, sound_pages, that_fit
+from holdfast.memory.snapshot_rows import (
     PAGE_COLUMNS,
     TAIL_COLUMNS,
     DiskUse,
@@ -40,7 +40,7 @@ from .snapshot_rows import (
     read_pages_of,
     tails_used_by,
 )
-from .upkeep import delete_unused, forget, keep_only, rebuild, remove_files, remove_unnamed
+from holdfast.memory.upkeep import delete_unused, forget, keep_only, rebuild, remove_files, remove_unnamed
 
 READERS = max(1, min(8, (os.cpu_count() or 2) // 2))  # threads that read and check files
 READ_TOGETHER = 32  # pages that one thread reads per task: a task costs as much as reading a small page

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 
-from .blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob
-from .db import Database
-from .retention import Reached, sound_pages, sound_tails
-from .schema import create_snapshot_tables
-from .snapshot_rows import (
+from holdfast.memory.blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob
+from holdfast.memory.db import Database
+from holdfast.memory.retention import Reached, sound_pages, sound_tails
+from holdfast.memory.schema import create_snapshot_tables
+from holdfast.memory.snapshot_rows import (
     ID_BYTES,
     PAGE_COLUMNS,
     TAIL_COLUMNS,

@@ -6,11 +6,11 @@ Must not know of files. A damaged log or answer is reported and never changed.
 from collections.abc import Iterator
 from contextlib import suppress
 
-from .db import Database, StoreError
-from .log_check import LogCheck
-from .responses import ResponseStore
-from .search import rebuild_index
-from .sessions import SessionStore
+from holdfast.memory.db import Database, StoreError
+from holdfast.memory.log_check import LogCheck
+from holdfast.memory.responses import ResponseStore
+from holdfast.memory.search import rebuild_index
+from holdfast.memory.sessions import SessionStore
 
 
 def check_records(database: Database, sessions: SessionStore, responses: ResponseStore) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-from kernels.dispatch import jit  # not from kernels.cpu: the kernels have to be imported too
+from holdfast.kernels.dispatch import jit  # not from holdfast.kernels.cpu: the kernels have to be imported too
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -27,7 +27,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     num_needed = jit.num_kernels() - 4  # four are for several ranks
     if jit.AVAILABLE and not is_worker and jit.num_stored() < num_needed:
         with TemporaryDirectory() as home:
-            command = [sys.executable, "-m", "agent.cli", "run", "--workspace", home, "hello"]
+            command = [sys.executable, "-m", "holdfast.agent", "run", "--workspace", home, "hello"]
             environment = {**os.environ, "HOLDFAST_HOME": f"{home}/home"}
             subprocess.run(command, cwd=Path(__file__).parents[1], env=environment)  # the tests say what is wrong
 

@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from .matching import Matches, nearest_line
-from .tool import Arguments, Cancellation, ToolError, unlisted
-from .walk import source_entries
-from .workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
+from holdfast.tools.matching import Matches, nearest_line
+from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.walk.walk import source_entries
+from holdfast.tools.workspace.workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
 MAX_LINES_PER_READ = 200
 MAX_LINE_CHARS = 500

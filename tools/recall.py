@@ -5,9 +5,8 @@ Owns its output format. Must not know how the log is searched.
 
 from collections.abc import Callable, Sequence
 
-from memory import Found
-
-from .tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.memory import Found
+from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
 
 MAX_FOUND = 8
 MAX_REACHED = 400

@@ -5,13 +5,13 @@ Owns its output format. Must not know symbols (index), how files are chosen (wal
 
 from collections.abc import Iterator
 
-from .files import count, open_text
-from .index import check_start, more
-from .matching import whole_identifier
-from .skipped import Skipped
-from .tool import Arguments, Cancellation, ToolError, unlisted
-from .walk import MAX_SOURCE_BYTES, TOO_LARGE, SourceEntry, SourceTree
-from .workspace import TextFile, Workspace, decode
+from holdfast.tools.files import count, open_text
+from holdfast.tools.matching import whole_identifier
+from holdfast.tools.symbols.index import check_start, more
+from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.walk.skipped import Skipped
+from holdfast.tools.walk.walk import MAX_SOURCE_BYTES, TOO_LARGE, SourceEntry, SourceTree
+from holdfast.tools.workspace.workspace import TextFile, Workspace, decode
 
 MAX_HITS = 20
 MAX_TEXT_CHARS = 80

@@ -1,4 +1,4 @@
-"""Record training data: `python -m agent.pocket.data`. Runs the oracle on many repositories and writes shards.
+"""Record training data: `python -m holdfast.agent.pocket.data`. Runs the oracle on many repositories and writes shards.
 
 A shard is an .npz of episodes as tokens: `ids` int16, `mask` bool (what the model must produce), `offsets` int64
 [episodes + 1] and `repo` int32 [episodes]. The tokenizer is trained first, on text of the same kind.
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.pocket.oracle import Episode, make_episode
-from agent.pocket.repos import Repo, source_files
-from engine import Tokenizer, train_tokenizer
+from holdfast.agent.pocket.oracle import Episode, make_episode
+from holdfast.agent.pocket.repos import Repo, source_files
+from holdfast.engine import Tokenizer, train_tokenizer
 
 VOCAB_SIZE = 1536
 TOOLS_TEXT = "Tools: read, outline, find_symbol, search, edit."

@@ -1,4 +1,4 @@
-"""How good is pocket: `python -m agent.pocket.evaluate`. Held-out tasks, end to end through `holdfast run`.
+"""How good is pocket: `python -m holdfast.agent.pocket.evaluate`. Held-out tasks, end to end through `holdfast run`.
 
 Every task runs the real command in its own process on a repository of held-out packages or held-out words, with
 held-out phrasings. A task is right when the answer equals the oracle's, word for word, and (for edits) the file on
@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.pocket.oracle import Episode, fact_value, make_episode, recall, tell
-from agent.pocket.phrases import SUBJECTS
-from agent.pocket.repos import Repo
+from holdfast.agent.pocket.oracle import Episode, fact_value, make_episode, recall, tell
+from holdfast.agent.pocket.phrases import SUBJECTS
+from holdfast.agent.pocket.repos import Repo
 
 KINDS = {
     "where": 20, "missing_where": 5, "outline": 13, "missing_outline": 3, "uses": 13, "missing_uses": 4,
@@ -45,7 +45,7 @@ class Outcome:
 
 def holdfast_run(prompt: str, workspace: Path, home: Path, model: str, fresh: bool) -> tuple[str, int]:
     """One `holdfast run --json`; returns (answer, number of calls that no tool accepted)."""
-    command = [sys.executable, "-m", "agent.cli", "run", prompt, "--workspace", str(workspace), "--json"]
+    command = [sys.executable, "-m", "holdfast.agent", "run", prompt, "--workspace", str(workspace), "--json"]
     command += ["--approve", "edit", "--model", model, *(["--new"] if fresh else [])]
     env = {**os.environ, "HOLDFAST_HOME": str(home), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env, timeout=300)

@@ -1,4 +1,4 @@
-"""From a training checkpoint to a model directory in the official format: `python -m agent.pocket.export`.
+"""From a training checkpoint to a model directory in the official format: `python -m holdfast.agent.pocket.export`.
 
 Renames the network's parameters to the checkpoint's tensor names, packs experts to FP4 and linears to FP8, and adds
 the tokenizer and the protocol texts.
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agent.pocket.data import TOOLS_TEXT
-from agent.pocket.net import Block, HeadReduction, HyperConnection, Net, NetConfig
-from engine import ModelConfig, write_checkpoint
+from holdfast.agent.pocket.data import TOOLS_TEXT
+from holdfast.agent.pocket.net import Block, HeadReduction, HyperConnection, Net, NetConfig
+from holdfast.engine import ModelConfig, write_checkpoint
 
 MAX_NEW_TOKENS = 512  # a small model that loses its place repeats itself; its longest right answers are half of this
 MODEL_DIR = Path(__file__).parent / "model"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent.pocket.qat import Rounding
+from holdfast.agent.pocket.qat import Rounding
 
 
 @dataclass(frozen=True)

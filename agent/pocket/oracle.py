@@ -9,9 +9,9 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.pocket.phrases import DECLINE_REPLY, HELLO_REPLY, PLACES, THINGS, phrase
-from agent.pocket.repos import Repo, make_name
-from tools import ToolCall, run_tool
+from holdfast.agent.pocket.phrases import DECLINE_REPLY, HELLO_REPLY, PLACES, THINGS, phrase
+from holdfast.agent.pocket.repos import Repo, make_name
+from holdfast.tools import ToolCall, run_tool
 
 OUTLINE_LIMIT = 6  # symbols pocket asks for: what it can repeat without losing its place
 LIST_LIMIT = 3  # definitions and files it names in an answer

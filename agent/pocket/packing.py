@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.pocket.data import OPENING, Renderer
-from agent.pocket.oracle import fact_value, recall, tell
-from agent.pocket.phrases import SUBJECTS
-from engine import Tokenizer
+from holdfast.agent.pocket.data import OPENING, Renderer
+from holdfast.agent.pocket.oracle import fact_value, recall, tell
+from holdfast.agent.pocket.phrases import SUBJECTS
+from holdfast.engine import Tokenizer
 
 FIRST_ORDINARY_ID = 32  # special tokens stay below
 FACT_SHARE = 0.2  # of turns that tell or ask for a fact

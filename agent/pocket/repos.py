@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import Tool, ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import Tool, ToolCall, Workspace, run_tool, toolset
 
 HELD_OUT_PACKAGES = ("rich", "networkx", "jinja2", "prompt_toolkit", "yarl", "fsspec", "click", "sqlite_utils")
 SKIPPED_PACKAGES = ("pip", "setuptools", "torchgen", "test", "idlelib", "lib2to3", "functorch")

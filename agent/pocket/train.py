@@ -1,9 +1,9 @@
-"""Train pocket: `python -m agent.pocket.train`. Resumable; every stage continues from the last checkpoint.
+"""Train pocket: `python -m holdfast.agent.pocket.train`. Resumable; every stage continues from the last checkpoint.
 
 Stages, in order: `copy` (random tokens whose segments repeat: teaches copying), `short` (trajectories in rows of
 256 tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate down to 2 %, weights and state rounded to the official
 formats, attention through the indexer's selection, MTP block). `--steps` and `--minutes` bound a stage; SIGTERM ends it after a
-checkpoint. Data: `python -m agent.pocket.data` writes shards beside the checkpoint; new shards are picked up.
+checkpoint. Data: `python -m holdfast.agent.pocket.data` writes shards beside the checkpoint; new shards are picked up.
 """
 
 import argparse
@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agent.pocket import net as net_module
-from agent.pocket.muon import Muon
-from agent.pocket.net import Net, NetConfig, Tables
-from agent.pocket.packing import Packer, copy_rows
-from agent.pocket.qat import Rounding
+from holdfast.agent.pocket import net as net_module
+from holdfast.agent.pocket.muon import Muon
+from holdfast.agent.pocket.net import Net, NetConfig, Tables
+from holdfast.agent.pocket.packing import Packer, copy_rows
+from holdfast.agent.pocket.qat import Rounding
 
 RUN_DIR = Path(".runs/pocket")
 MUON_FACTOR = 3.0  # Muon's learning rate over AdamW's: small matrices stand larger orthogonal steps

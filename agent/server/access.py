@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.config import UsageError, printable
-from agent.server.wire import ApiError
+from holdfast.agent.config import UsageError, printable
+from holdfast.agent.server.json import ApiError
 
 MAX_WAITING = 256  # responses under way of one user
 OWNER = "owner"  # whoever has the data directory, and so its token

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import HttpVersion11, web
 from aiohttp.web_protocol import RequestHandler
 
-from agent.server.wire import dumps
+from holdfast.agent.server.json import dumps
 
 log = logging.getLogger("holdfast.server")
 MAX_CONNECTIONS = 8192

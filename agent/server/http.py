@@ -15,18 +15,18 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
-from agent.encoding import EncodingError
-from agent.server.access import OWNER, Access, User
-from agent.server.agent_model import AGENT_MODEL
-from agent.server.connections import HALF_CLOSED_S, Connections
-from agent.server.page import FILE, PAGE, page
-from agent.server.record import Record
-from agent.server.requests import create_request
-from agent.server.service import Service, failure
-from agent.server.socket import serve_socket
-from agent.server.wire import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
-from engine import EngineError
-from memory import StoreError
+from holdfast.agent.encoding.encode import EncodingError
+from holdfast.agent.server.access import OWNER, Access, User
+from holdfast.agent.server.connections import HALF_CLOSED_S, Connections
+from holdfast.agent.server.json import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
+from holdfast.agent.server.responses.agent_model import AGENT_MODEL
+from holdfast.agent.server.responses.request import create_request
+from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.service import Service, failure
+from holdfast.agent.server.responses.websocket import serve_socket
+from holdfast.agent.server.static import FILE, PAGE, page
+from holdfast.engine import EngineError
+from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
 KEEPALIVE_S = 10.0

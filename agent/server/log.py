@@ -6,7 +6,7 @@ Who sends bad requests must not fill the disk. Must not know what is logged.
 import logging
 import time
 
-from agent.text import neutral
+from holdfast.agent.terminal.sanitize import neutral
 
 MAX_LINE_CHARS = 500
 MAX_TRACE_CHARS = 6000

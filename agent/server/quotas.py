@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from agent.server.access import User
-from agent.server.wire import ApiError
+from holdfast.agent.server.access import User
+from holdfast.agent.server.json import ApiError
 
 AGE = 20  # times as long as counting takes, a count is believed: at most a twentieth of the time goes into it
 

@@ -12,25 +12,25 @@ from pathlib import Path
 
 from aiohttp import web
 
-from agent import streams
-from agent.app import App
-from agent.config import POCKET, POCKET_DIR, Settings, UsageError
-from agent.presence import ANYWHERE, announced, only_server
-from agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token
-from agent.server.agent_model import AgentModel
-from agent.server.chat import create_chat
-from agent.server.completions import create_completion
-from agent.server.connections import Connections, Site, connection_limit
-from agent.server.conversation_api import routes as conversation_routes
-from agent.server.http import CONNECTIONS, SERVICE, application
-from agent.server.live import LiveSessions
-from agent.server.log import PERIOD_S, BoundedHandler
-from agent.server.messages_api import add_messages
-from agent.server.service import Service
-from agent.server.sessions import SESSIONS, WORKSPACE, routes
-from agent.server.socket import SOCKETS, close_all
-from agent.server.users import users_of
-from agent.text import neutral
+from holdfast.agent import streams
+from holdfast.agent.app import App
+from holdfast.agent.attach.discovery import ANYWHERE, announced, only_server
+from holdfast.agent.config import POCKET, POCKET_DIR, Settings, UsageError
+from holdfast.agent.server.access import LOOPBACK, OWNER, Access, User, hash_of, host_name, origin_of, own_token
+from holdfast.agent.server.connections import Connections, Site, connection_limit
+from holdfast.agent.server.conversations.routes import routes as conversation_routes
+from holdfast.agent.server.http import CONNECTIONS, SERVICE, application
+from holdfast.agent.server.log import PERIOD_S, BoundedHandler
+from holdfast.agent.server.responses.agent_model import AgentModel
+from holdfast.agent.server.responses.service import Service
+from holdfast.agent.server.responses.websocket import SOCKETS, close_all
+from holdfast.agent.server.sessions.hub import LiveSessions
+from holdfast.agent.server.sessions.routes import SESSIONS, WORKSPACE, routes
+from holdfast.agent.server.translations.chat_completions import create_chat
+from holdfast.agent.server.translations.completions import create_completion
+from holdfast.agent.server.translations.messages import add_messages
+from holdfast.agent.server.users import users_of
+from holdfast.agent.terminal.sanitize import neutral
 
 IDLE_S = 60.0  # of a connection that has not sent a whole request head
 STOP_S = 5.0  # for responses under way to end by themselves

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from agent.server.metrics import Histogram
+from holdfast.agent.server.metrics import Histogram
 
 EVERY_S = 0.01
 IDLE_S = 0.25  # an idle server wakes up seldom

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, RootModel, ValidationError, model_validator
 
-from agent.config import UsageError
-from agent.server.access import MAX_WAITING, OWNER, User, hash_of
-from agent.server.validation import Body, what_is_wrong
+from holdfast.agent.config import UsageError
+from holdfast.agent.server.access import MAX_WAITING, OWNER, User, hash_of
+from holdfast.agent.server.validation import Body, what_is_wrong
 
 FORM = 'it must be [{"name": NAME, "token": TOKEN}, ...]'
 NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")

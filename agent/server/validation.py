@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from agent.config import printable
-from agent.server.wire import ApiError, Json, bad, unsupported
+from holdfast.agent.config import printable
+from holdfast.agent.server.json import ApiError, Json, bad, unsupported
 
 Short = Annotated[str, StringConstraints(max_length=512)]
 Objects = Annotated[list[Json], Field(fail_fast=True)]  # a mistake in each of half a million takes seconds to tell

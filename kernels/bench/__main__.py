@@ -1,4 +1,4 @@
-"""`python -m kernels.bench [--json] [--family F ...] [--seconds S] [--out FILE]`: all cases, on the GPU of this machine.
+"""`python -m holdfast.kernels.bench [--json] [--family F ...] [--seconds S] [--out FILE]`: all cases, on the GPU of this machine.
 
 Cases come in order of value: decode at one row first. What the time does not suffice for is named at the end. Exit code 2 without a GPU.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from kernels.bench.case import Case
-from kernels.bench.measure import Ceilings, ceilings, measure
-from kernels.gpu import jit
+from holdfast.kernels.bench.case import Case
+from holdfast.kernels.bench.measure import Ceilings, ceilings, measure
+from holdfast.kernels.gpu import jit
 
 FAMILIES = ("linear", "moe", "attention")
 SECONDS = 450  # of the eight minutes that a run may take; the rest is for starting
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m kernels.bench", description="times of the GPU kernels at real shapes"
+        prog="python -m holdfast.kernels.bench", description="times of the GPU kernels at real shapes"
     )
     parser.add_argument("--json", action="store_true", help="print one result per line")
     parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES, help="only these kernels")
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also append results to FILE as they come")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available() or not jit.AVAILABLE:
-        print("kernels.bench: needs a CUDA GPU and Triton: torch sees none here", file=sys.stderr)
+        print("holdfast.kernels.bench: needs a CUDA GPU and Triton: torch sees none here", file=sys.stderr)
         return 2
     device = torch.device("cuda")
     limits = ceilings(device)
@@ -58,7 +58,9 @@ def about(device: torch.device, limits: Ceilings) -> Row:
 
 def in_order(families: Iterable[str]) -> list[Case]:
     """The cases of these families, few rows first."""
-    cases = [case for family in families for case in importlib.import_module(f"kernels.bench.{family}").cases()]
+    cases = [
+        case for family in families for case in importlib.import_module(f"holdfast.kernels.bench.{family}").cases()
+    ]
     return sorted(cases, key=lambda case: (case.rows > 64, case.shape.name != "flash", case.rows, case.context))
 
 

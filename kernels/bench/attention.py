@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.attention import AttendWeights
-from kernels.bench.case import CONTEXTS, DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
-from kernels.cache import RowFormat
-from kernels.compress import CompressWeights
-from kernels.gpu.attention import attend
-from kernels.gpu.compress import block_rows, complete_blocks, store
-from kernels.gpu.indexer import select
-from kernels.gpu.pages import gather_pages, scatter_pages
-from kernels.gpu.pools import pool_stride
-from kernels.gpu.rows import DeviceRows
+from holdfast.kernels.attention import AttendWeights
+from holdfast.kernels.bench.case import CONTEXTS, DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.compress import CompressWeights
+from holdfast.kernels.gpu.attention import attend
+from holdfast.kernels.gpu.compress import block_rows, complete_blocks, store
+from holdfast.kernels.gpu.indexer import select
+from holdfast.kernels.gpu.pages import gather_pages, scatter_pages
+from holdfast.kernels.gpu.pools import pool_stride
+from holdfast.kernels.gpu.rows import DeviceRows
 
 PAGE_TOKENS = 256
 RING = 144

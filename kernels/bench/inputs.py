@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.gpu.weights import Fp8Weight
-from kernels.quant import from_e8m0
+from holdfast.kernels.gpu.weights import Fp8Weight
+from holdfast.kernels.quant import from_e8m0
 
 
 def random(device: torch.device, *shape: int) -> Tensor:

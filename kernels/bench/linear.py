@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import hyper as hyper_twins
-from kernels import project as project_twins
-from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
-from kernels.bench.inputs import fp8, fp8_values, random
-from kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
-from kernels.gpu.project import output, project, rope_table
-from kernels.hyper import HeadWeights, HyperWeights
-from kernels.project import OutputWeights, ProjectWeights
-from kernels.quant import hadamard_matrix
-from kernels.rope import rope_frequencies
-from kernels.rounding import Rounding
+from holdfast.kernels import hyper as hyper_twins
+from holdfast.kernels import project as project_twins
+from holdfast.kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from holdfast.kernels.bench.inputs import fp8, fp8_values, random
+from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
+from holdfast.kernels.gpu.project import output, project, rope_table
+from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.project import OutputWeights, ProjectWeights
+from holdfast.kernels.quant import hadamard_matrix
+from holdfast.kernels.rope import rope_frequencies
+from holdfast.kernels.rounding import Rounding
 
 OFFICIAL = Rounding(official=True)
 EPS = 1e-6

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kernels.bench.case import Call, Case
-from kernels.gpu.jit import kernel, launch
+from holdfast.kernels.bench.case import Call, Case
+from holdfast.kernels.gpu.jit import kernel, launch
 
 WARM_UPS, LAUNCHES, REPLAYS = 20, 50, 10
 ROTATED_BYTES = 200 << 20  # several times the L2 cache

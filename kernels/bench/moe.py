@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
-from kernels.bench.inputs import fp8, fp8_values, random, scale_byte
-from kernels.gpu.fp4 import PackedFp4
-from kernels.gpu.moe import PackedExperts, moe, pack_experts
-from kernels.gpu.weights import Fp4Weight
-from kernels.moe import MoEWeights
-from kernels.moe import moe as twin
-from kernels.quant import from_e8m0, unpack_fp4
-from kernels.rounding import Rounding
+from holdfast.kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
+from holdfast.kernels.bench.inputs import fp8, fp8_values, random, scale_byte
+from holdfast.kernels.gpu.fp4 import PackedFp4
+from holdfast.kernels.gpu.moe import PackedExperts, moe, pack_experts
+from holdfast.kernels.gpu.weights import Fp4Weight
+from holdfast.kernels.moe import MoEWeights
+from holdfast.kernels.moe import moe as twin
+from holdfast.kernels.quant import from_e8m0, unpack_fp4
+from holdfast.kernels.rounding import Rounding
 
 OFFICIAL = Rounding(official=True)
 EXPERTS_OF_TWIN = 32  # dequantised ones that fit a GPU beside everything else

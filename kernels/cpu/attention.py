@@ -1,4 +1,4 @@
-"""Compiled sibling of kernels.attention: tiles of rows against the window and the entries, in one softmax.
+"""Compiled sibling of holdfast.kernels.attention: tiles of rows against the window and the entries, in one softmax.
 
 A tile's rows share an image of the window rows, which starts at a multiple of 16 positions: the lanes of a sum are then
 the same whatever tile a row is in. What a row may not see has the weight zero, and adds exactly nothing.
@@ -6,13 +6,13 @@ the same whatever tile a row is in. What a row may not see has the weight zero, 
 
 import numpy as np
 
-from kernels.attention import AttendWeights
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import ONE, exp, rotate
-from kernels.cpu.threads import over_rows, settle
-from kernels.cpu.vector import LANES, clear_row, copy_row, max_row, sum_row, transpose_16
-from kernels.rows import Rows
+from holdfast.kernels.attention import AttendWeights
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import ONE, exp, rotate
+from holdfast.kernels.cpu.threads import over_rows, settle
+from holdfast.kernels.cpu.vector import LANES, clear_row, copy_row, max_row, sum_row, transpose_16
+from holdfast.kernels.rows import Rows
 
 TILE = 16
 ALL_ENTRIES = np.empty((0, 0), np.int64)

@@ -1,10 +1,10 @@
-"""Compiled siblings of the packing in kernels.quant: float32 rows to stored rows and back, in one pass."""
+"""Compiled siblings of the packing in holdfast.kernels.quant: float32 rows to stored rows and back, in one pass."""
 
 import numpy as np
 import torch
 
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import (
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import (
     FOUR,
     FP4_INVERSE,
     FP4_LEAST,
@@ -19,8 +19,8 @@ from kernels.cpu.maths import (
     round_e2m1,
     round_e4m3,
 )
-from kernels.cpu.vector import as_int
-from kernels.quant import from_e8m0, unpack_fp4
+from holdfast.kernels.cpu.vector import as_int
+from holdfast.kernels.quant import from_e8m0, unpack_fp4
 
 _CODES = torch.arange(256, dtype=torch.uint8)
 E4M3 = _CODES.view(torch.float8_e4m3fn).float().numpy()
@@ -29,22 +29,22 @@ E2M1 = unpack_fp4(_CODES.unsqueeze(1)).float().numpy()  # [256, 2]: both nibbles
 
 
 def pack_keys(rows: np.ndarray, rope: int, out: np.ndarray) -> None:
-    """rows float32 [n, nope + rope] -> out uint8 [n, width]; see `kernels.quant.pack_kv_rows`."""
+    """rows float32 [n, nope + rope] -> out uint8 [n, width]; see `holdfast.kernels.quant.pack_kv_rows`."""
     _pack_keys(rows, rope, out)
 
 
 def pack_index_keys(rows: np.ndarray, out: np.ndarray) -> None:
-    """rows float32 [n, dim] -> out uint8 [n, dim / 2 + dim / 32]; see `kernels.quant.pack_index_rows`."""
+    """rows float32 [n, dim] -> out uint8 [n, dim / 2 + dim / 32]; see `holdfast.kernels.quant.pack_index_rows`."""
     _pack_index_keys(rows, out)
 
 
 def unpack_keys(packed: np.ndarray, rope: int, out: np.ndarray) -> None:
-    """packed uint8 [n, width] -> out float32 [n, nope + rope]; see `kernels.quant.unpack_kv_rows`."""
+    """packed uint8 [n, width] -> out float32 [n, nope + rope]; see `holdfast.kernels.quant.unpack_kv_rows`."""
     _unpack_keys(packed, rope, E4M3, E8M0, out.view(np.uint32), out)
 
 
 def unpack_index_keys(packed: np.ndarray, out: np.ndarray) -> None:
-    """packed uint8 [n, dim / 2 + dim / 32] -> out float32 [n, dim]; see `kernels.quant.unpack_index_rows`."""
+    """packed uint8 [n, dim / 2 + dim / 32] -> out float32 [n, dim]; see `holdfast.kernels.quant.unpack_index_rows`."""
     _unpack_index_keys(packed, E2M1, E8M0, out)
 
 

@@ -1,16 +1,16 @@
-"""Compiled siblings of kernels.compress: rows of open blocks, and the entries that full blocks become."""
+"""Compiled siblings of holdfast.kernels.compress: rows of open blocks, and the entries that full blocks become."""
 
 import math
 
 import numpy as np
 
-from kernels.compress import CompressWeights
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import INF, ONE, ZERO, exp, rms_norm, rotate, round_index_row, round_key_row
-from kernels.cpu.threads import afterwards, over_rows, settle
-from kernels.cpu.vector import copy_row, fma
-from kernels.rows import Rows
+from holdfast.kernels.compress import CompressWeights
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import INF, ONE, ZERO, exp, rms_norm, rotate, round_index_row, round_key_row
+from holdfast.kernels.cpu.threads import afterwards, over_rows, settle
+from holdfast.kernels.cpu.vector import copy_row, fma
+from holdfast.kernels.rows import Rows
 
 BLOCK = 32  # rows of one product
 

@@ -1,13 +1,13 @@
-"""Compiled siblings of kernels.hyper: residual streams, and the head that reduces them to logits."""
+"""Compiled siblings of holdfast.kernels.hyper: residual streams, and the head that reduces them to logits."""
 
 import numpy as np
 
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import TWO, ZERO, exp, inverse_rms, rms_norm, sigmoid
-from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import clear_row, fma
-from kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import TWO, ZERO, exp, inverse_rms, rms_norm, sigmoid
+from holdfast.kernels.cpu.threads import over_rows
+from holdfast.kernels.cpu.vector import clear_row, fma
+from holdfast.kernels.hyper import HeadWeights, HyperWeights
 
 BLOCK = 16  # rows whose mixing weights are one product
 

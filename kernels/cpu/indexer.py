@@ -1,13 +1,13 @@
-"""Compiled sibling of kernels.indexer: scores of a tile of rows, then the best entries of each row by bisection."""
+"""Compiled sibling of holdfast.kernels.indexer: scores of a tile of rows, then the best entries of each row by bisection."""
 
 import numpy as np
 
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import INF, ZERO
-from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import LANES, as_float, as_int, clear_row, count_from, fma, max_row, transpose_16
-from kernels.rows import Rows
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import INF, ZERO
+from holdfast.kernels.cpu.threads import over_rows
+from holdfast.kernels.cpu.vector import LANES, as_float, as_int, clear_row, count_from, fma, max_row, transpose_16
+from holdfast.kernels.rows import Rows
 
 TILE = 16  # rows that share the keys
 CHUNK = 128  # entries scored at once

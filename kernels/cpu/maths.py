@@ -5,8 +5,8 @@ Written so that LLVM vectorises loops over them; a result does not depend on whe
 
 import numpy as np
 
-from kernels.cpu.jit import inlined
-from kernels.cpu.vector import as_float, as_int, fma, sum_squares
+from holdfast.kernels.cpu.jit import inlined
+from holdfast.kernels.cpu.vector import as_float, as_int, fma, sum_squares
 
 ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
 INF = np.float32(np.inf)
@@ -84,7 +84,7 @@ def round_e4m3(x):
 
 @inlined
 def pow2_scale(largest, inverse_limit):
-    """The smallest power of two s with largest * inverse_limit <= s (see kernels.quant)."""
+    """The smallest power of two s with largest * inverse_limit <= s (see holdfast.kernels.quant)."""
     return as_float(np.int32((as_int(largest * inverse_limit) + np.int32(0x7FFFFF)) & np.int32(0x7F800000)))
 
 
@@ -99,7 +99,7 @@ def largest(x):
 
 @inlined
 def round_key_row(x, rope):
-    """In place, what `kernels.quant.round_kv_rows` gives: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
+    """In place, what `holdfast.kernels.quant.round_kv_rows` gives: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
     for start in range(0, len(x) - rope, 64):
         block = x[start : start + 64]
         scale = pow2_scale(max(largest(block), FP8_LEAST), FP8_INVERSE)
@@ -122,7 +122,7 @@ def round_e2m1(x):
 
 @inlined
 def round_index_row(x):
-    """In place, what `kernels.quant.fake_fp4` gives: e2m1 in blocks of 32."""
+    """In place, what `holdfast.kernels.quant.fake_fp4` gives: e2m1 in blocks of 32."""
     for start in range(0, len(x), 32):
         block = x[start : start + 32]
         scale = pow2_scale(max(largest(block), FP4_LEAST), FP4_INVERSE)

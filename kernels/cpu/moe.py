@@ -1,15 +1,15 @@
-"""Compiled sibling of kernels.moe: rows are gathered by expert, each expert is one product for the rows that chose it."""
+"""Compiled sibling of holdfast.kernels.moe: rows are gathered by expert, each expert is one product for the rows that chose it."""
 
 import math
 
 import numpy as np
 
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import INF, ONE, ZERO, exp
-from kernels.cpu.threads import over_rows
-from kernels.cpu.vector import copy_row
-from kernels.moe import MoEWeights
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import INF, ONE, ZERO, exp
+from holdfast.kernels.cpu.threads import over_rows
+from holdfast.kernels.cpu.vector import copy_row
+from holdfast.kernels.moe import MoEWeights
 
 BLOCK = 128  # rows routed at once
 LINEAR = np.float32(20)  # softplus(y) = y beyond

@@ -1,14 +1,14 @@
-"""Compiled siblings of kernels.project: what attention reads from its input, and what it gives back."""
+"""Compiled siblings of holdfast.kernels.project: what attention reads from its input, and what it gives back."""
 
 import math
 
 import numpy as np
 
-from kernels.cpu.gemm import gemm
-from kernels.cpu.jit import inlined, kernel
-from kernels.cpu.maths import ONE, inverse_rms, rms_norm, rotate, round_key_row
-from kernels.cpu.threads import over_rows
-from kernels.project import OutputWeights, ProjectWeights
+from holdfast.kernels.cpu.gemm import gemm
+from holdfast.kernels.cpu.jit import inlined, kernel
+from holdfast.kernels.cpu.maths import ONE, inverse_rms, rms_norm, rotate, round_key_row
+from holdfast.kernels.cpu.threads import over_rows
+from holdfast.kernels.project import OutputWeights, ProjectWeights
 
 BLOCK = 32  # rows of one product
 

@@ -5,7 +5,7 @@ result does not depend on the shape of the tile it was computed in. Sums over a 
 then a fixed tree. Arrays are C-contiguous float32; `x_at` is the place of the first element, `x_step` from row to row.
 """
 
-from kernels.cpu.jit import AVAILABLE, cgutils, intrinsic, ir, types
+from holdfast.kernels.cpu.jit import AVAILABLE, cgutils, intrinsic, ir, types
 
 LANES = 16
 

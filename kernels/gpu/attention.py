@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.formats import read_keys
-from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
-from kernels.gpu.quant import round_bf16, to_bf16
-from kernels.gpu.rope import rotate
-from kernels.gpu.rows import DeviceRows
+from holdfast.kernels.gpu.formats import read_keys
+from holdfast.kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.quant import round_bf16, to_bf16
+from holdfast.kernels.gpu.rope import rotate
+from holdfast.kernels.gpu.rows import DeviceRows
 
 TILE = 64  # keys per step of a split
 HEAD_TILE = 16

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.attention import rope_channels
-from kernels.gpu.formats import write_index_key, write_keys
-from kernels.gpu.gemm import linear_bf16
-from kernels.gpu.jit import kernel, launch, next_power_of_two, tl
-from kernels.gpu.norm import inverse_rms
-from kernels.gpu.quant import round_bf16
-from kernels.gpu.rows import DeviceRows
+from holdfast.kernels.gpu.attention import rope_channels
+from holdfast.kernels.gpu.formats import write_index_key, write_keys
+from holdfast.kernels.gpu.gemm import linear_bf16
+from holdfast.kernels.gpu.jit import kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.norm import inverse_rms
+from holdfast.kernels.gpu.quant import round_bf16
+from holdfast.kernels.gpu.rows import DeviceRows
 
 
 def block_rows(x: Tensor, rows: DeviceRows, w: Any) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def split_products(
 def complete_blocks(mixed: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor, index_pool: Tensor, w: Any) -> None:
     """Write the entries of all blocks that end in these rows, into the pools at the places their pages say.
 
-    mixed float32 [N, 2 * width], ring float32 [slots, length, 2 * width]. Pools are packed (`kernels.gpu.pools`), or float32
+    mixed float32 [N, 2 * width], ring float32 [slots, length, 2 * width]. Pools are packed (`holdfast.kernels.gpu.pools`), or float32
     [rows, channels] for rows that are not rounded. w: CompressWeights, all float32 but for freqs.
     """
     has_index = len(w.index_norm) > 0

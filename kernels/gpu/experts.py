@@ -8,11 +8,11 @@ are the operand of 64 rows of the tensor cores, tokens the narrow one, padded to
 import torch
 from torch import Tensor
 
-from kernels.gpu.fp4 import PackedFp4, tile_rows, unpack
-from kernels.gpu.jit import dot, kernel, launch, tl
-from kernels.gpu.quant import fake_e4m3, from_e8m0, round_bf16, to_bf16, widen_e4m3
-from kernels.gpu.route import Plan
-from kernels.gpu.weights import Fp8Weight
+from holdfast.kernels.gpu.fp4 import PackedFp4, tile_rows, unpack
+from holdfast.kernels.gpu.jit import dot, kernel, launch, tl
+from holdfast.kernels.gpu.quant import fake_e4m3, from_e8m0, round_bf16, to_bf16, widen_e4m3
+from holdfast.kernels.gpu.route import Plan
+from holdfast.kernels.gpu.weights import Fp8Weight
 
 
 def tile_tokens(num_pairs: int, num_experts: int) -> int:

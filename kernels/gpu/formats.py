@@ -3,8 +3,8 @@
 All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. Where rows lie is the business of those who call.
 """
 
-from kernels.gpu.jit import kernel, tl
-from kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, quantise_e4m3, to_bf16, to_multiple
+from holdfast.kernels.gpu.jit import kernel, tl
+from holdfast.kernels.gpu.quant import e8m0, fp4_scale, from_e8m0, inverse_pow2, quantise_e4m3, to_bf16, to_multiple
 
 __all__ = ["e2m1_codes", "e2m1_values", "e4m3_values", "read_keys", "write_index_key", "write_keys"]
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.gpu.jit import AVAILABLE, INTERPRETED, kernel, tl
-from kernels.gpu.quant import to_bf16
-from kernels.gpu.weights import Fp4Weight
+from holdfast.kernels.gpu.jit import AVAILABLE, INTERPRETED, kernel, tl
+from holdfast.kernels.gpu.quant import to_bf16
+from holdfast.kernels.gpu.weights import Fp4Weight
 
 ROWS, COLUMNS = 64, 128  # of a tile
 MAX_SCALE = 128  # byte of 2.0: beyond, the completed scale is no bf16

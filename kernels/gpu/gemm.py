@@ -11,9 +11,9 @@ import functools
 import torch
 from torch import Tensor
 
-from kernels.gpu.jit import dot, kernel, launch, tl
-from kernels.gpu.quant import from_e8m0, quantise_e4m3, to_bf16, widen_e4m3
-from kernels.gpu.weights import Fp8Weight
+from holdfast.kernels.gpu.jit import dot, kernel, launch, tl
+from holdfast.kernels.gpu.quant import from_e8m0, quantise_e4m3, to_bf16, widen_e4m3
+from holdfast.kernels.gpu.weights import Fp8Weight
 
 BLOCK_K = 128
 FEW_ROWS = 64  # up to which parts of K are programs of their own

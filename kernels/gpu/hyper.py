@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.gemm import linear_bf16
-from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
-from kernels.gpu.norm import inverse_rms
-from kernels.gpu.quant import round_bf16, to_bf16
+from holdfast.kernels.gpu.gemm import linear_bf16
+from holdfast.kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.norm import inverse_rms
+from holdfast.kernels.gpu.quant import round_bf16, to_bf16
 
 PART = 256  # columns of a part
 FEW_ROWS = 16  # of one tile: up to here a launch costs more than reading the streams M times

@@ -8,10 +8,10 @@ every block knows what the blocks before it contribute, and writes its own part 
 import torch
 from torch import Tensor
 
-from kernels.gpu.formats import e2m1_values
-from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
-from kernels.gpu.quant import from_e8m0, to_bf16
-from kernels.gpu.rows import DeviceRows
+from holdfast.kernels.gpu.formats import e2m1_values
+from holdfast.kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.quant import from_e8m0, to_bf16
+from holdfast.kernels.gpu.rows import DeviceRows
 
 WORKSPACE_BYTES = 1 << 28  # of scores; more rows are done in parts
 KEY_TILE = 128
@@ -21,7 +21,7 @@ FEW_ROWS = 64  # up to which a program scores one query; rows of a prefill chunk
 def select(index_q: Tensor, head_weights: Tensor, rows: DeviceRows, index_pool: Tensor, ratio: int, k: int) -> Tensor:
     """Rows of the pool int32 [N, k] of the k best entries that each row may see, in order of entry; -1 for none.
 
-    index_q bf16 [N, H, d], head_weights float32 [N, H], index_pool uint8 [rows, width] (`kernels.gpu.pools`).
+    index_q bf16 [N, H, d], head_weights float32 [N, H], index_pool uint8 [rows, width] (`holdfast.kernels.gpu.pools`).
     """
     n, heads, dim = index_q.shape
     per_page, num_pages = rows.page_tokens // ratio, rows.pages.shape[1]

@@ -1,15 +1,15 @@
-"""Routing and experts of a mixture-of-experts layer: five launches for few rows, seven for many (twin: `kernels.moe`)."""
+"""Routing and experts of a mixture-of-experts layer: five launches for few rows, seven for many (twin: `holdfast.kernels.moe`)."""
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.gpu.experts import down, gate_up, tile_tokens
-from kernels.gpu.fp4 import PackedFp4, pack
-from kernels.gpu.gemm import linear_bf16
-from kernels.gpu.route import Plan, plan
-from kernels.gpu.weights import Fp4Weight
+from holdfast.kernels.gpu.experts import down, gate_up, tile_tokens
+from holdfast.kernels.gpu.fp4 import PackedFp4, pack
+from holdfast.kernels.gpu.gemm import linear_bf16
+from holdfast.kernels.gpu.route import Plan, plan
+from holdfast.kernels.gpu.weights import Fp4Weight
 
 
 class PackedExperts(NamedTuple):

@@ -1,6 +1,6 @@
 """RMS norm inside kernels (V4 spec 2). Twin: `kernels/norm.py`."""
 
-from kernels.gpu.jit import kernel, tl
+from holdfast.kernels.gpu.jit import kernel, tl
 
 
 @kernel

@@ -5,9 +5,9 @@ many small ones. `pools.py` says how the two layouts differ.
 import torch
 from torch import Tensor
 
-from kernels.cache import RowFormat
-from kernels.gpu.jit import kernel, launch, tl
-from kernels.gpu.pools import pool_stride
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.gpu.jit import kernel, launch, tl
+from holdfast.kernels.gpu.pools import pool_stride
 
 PROGRAMS = 8  # few, so that decoding beside it keeps its processors; they move more than the bus does
 COUNT = 4096

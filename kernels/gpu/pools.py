@@ -5,7 +5,7 @@ at head_dim 512. The index keys of a page of n keys are n rows of codes, then n 
 as `RowFormat` packs them; `pages.py` converts.
 """
 
-from kernels.cache import RowFormat
+from holdfast.kernels.cache import RowFormat
 
 
 def pool_stride(fmt: RowFormat) -> int:

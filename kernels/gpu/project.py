@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row
-from kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
-from kernels.gpu.norm import inverse_rms
-from kernels.gpu.quant import fake_e2m1, fake_e4m3, quantise_e4m3, round_bf16, to_bf16
-from kernels.gpu.rope import rotate
+from holdfast.kernels.gpu.gemm import grouped_fp8, linear_fp8, linear_quantised, quantised_like, scale_row
+from holdfast.kernels.gpu.jit import dot, kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.norm import inverse_rms
+from holdfast.kernels.gpu.quant import fake_e2m1, fake_e4m3, quantise_e4m3, round_bf16, to_bf16
+from holdfast.kernels.gpu.rope import rotate
 
 HEADS = 4  # of a program
 INDEX_HEADS = 16  # the least a tensor core takes

@@ -4,7 +4,7 @@ Scales come from exponent bits, never from a logarithm. The interpreter truncate
 have a branch of plain operations for it; both branches give the same bits.
 """
 
-from kernels.gpu.jit import INTERPRETED, kernel, tl
+from holdfast.kernels.gpu.jit import INTERPRETED, kernel, tl
 
 _INTERPRETED = tl.constexpr(INTERPRETED) if tl else None
 

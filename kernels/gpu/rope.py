@@ -1,6 +1,6 @@
 """Interleaved rotary embedding inside kernels (V4 spec 2.4). Twin: `kernels/rope.py`."""
 
-from kernels.gpu.jit import kernel, tl
+from holdfast.kernels.gpu.jit import kernel, tl
 
 
 @kernel

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.gpu.jit import kernel, launch, next_power_of_two, tl
-from kernels.gpu.quant import fake_e4m3, to_bf16
+from holdfast.kernels.gpu.jit import kernel, launch, next_power_of_two, tl
+from holdfast.kernels.gpu.quant import fake_e4m3, to_bf16
 
 BLOCK_ROWS = 16  # routed by one program
 

@@ -1,4 +1,4 @@
-"""The rows of a step on the device: `kernels.rows.Rows` as tensors."""
+"""The rows of a step on the device: `holdfast.kernels.rows.Rows` as tensors."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.rows import Rows
+from holdfast.kernels.rows import Rows
 
 
 class DeviceRows(NamedTuple):

@@ -8,11 +8,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from memory import Database, SessionStore
+from holdfast.memory import Database, SessionStore
 from tests.agent.scripted_engine import Reply, make_model
-from tests.agent.test_terminal import READY, ROOT, Screen
+from tests.agent.terminal.test_render import READY, ROOT, Screen
 
-REAL_CLI, SCRIPTED_CLI = "agent.cli", "tests.agent.scripted_engine"
+REAL_CLI, SCRIPTED_CLI = "holdfast.agent", "tests.agent.scripted_engine"
 
 
 class Place:

@@ -9,11 +9,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from agent.app import App
-from agent.approvals import Approvals, Policy
-from agent.config import POCKET_DIR, Settings
-from agent.messages import Event, Notice, TurnDone
-from agent.session import Session
+from holdfast.agent.app import App
+from holdfast.agent.config import POCKET_DIR, Settings
+from holdfast.agent.events import Event, Notice, TurnDone
+from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.session.session import Session
 
 SOURCE = """LIMIT = 30
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import agent.app
-from agent.cli import main
-from agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
-from engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer, train_tokenizer
+import holdfast.agent.app
+from holdfast.agent.cli.main import main
+from holdfast.agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
+from holdfast.engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer, train_tokenizer
 
 HANG, FAIL = -1, -2  # in a reply: wait until cancelled; raise EngineError
 Reply = list[tuple[str, bool] | int]
@@ -135,5 +135,5 @@ class ScriptedEngine:
 
 
 if __name__ == "__main__":
-    agent.app.Engine = ScriptedEngine  # type: ignore[misc,assignment]
+    holdfast.agent.app.Engine = ScriptedEngine  # type: ignore[misc,assignment]
     sys.exit(main())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import agent.cli
-from agent.released import RELEASES, release_of
-from engine import inspect_model
+from holdfast.agent.cli.main import main
+from holdfast.agent.released import RELEASES, release_of
+from holdfast.engine import inspect_model
 
 CONFIGS = Path(__file__).parents[1] / "fixtures" / "configs"
 
@@ -32,7 +32,7 @@ def test_the_sizes_are_those_that_inspect_computes(name: str) -> None:
     ],
 )
 def test_a_released_model_is_named_with_what_it_needs(model: str, name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert agent.cli.main(["run", "hi", "--model", model]) == 2
+    assert main(["run", "hi", "--model", model]) == 2
     err = capfd.readouterr().err
     assert err.startswith(f"holdfast: {name} is not on this machine") and err.count("\n") == 1
     assert f"deepseek-ai/{name}" in err and "TB on a CPU; this machine has" in err
@@ -48,5 +48,5 @@ def test_a_directory_of_that_name_is_that_directory(
 ) -> None:
     (tmp_path / "flash").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert agent.cli.main(["run", "hi", "--model", "flash"]) == 2
+    assert main(["run", "hi", "--model", "flash"]) == 2
     assert "model flash has no config.json" in capfd.readouterr().err

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import pytest
 
-from memory import Database, SessionStore
+from holdfast.memory import Database, SessionStore
 from tests.agent.place import Place
 from tests.agent.scripted_engine import HANG, says
-from tests.agent.test_terminal import ROOT
+from tests.agent.terminal.test_render import ROOT
 
 COMMANDS = {
     "version": ["--version"],
@@ -74,7 +74,7 @@ def shell(place: Place, arguments: list[str], redirection: str = "", before: str
     """A command below a shell, in the workspace."""
     command = place.command(*arguments, own_engine=True)
     if arguments[0] not in ("run", "chat"):
-        command = [sys.executable, "-m", "agent.cli", *arguments]
+        command = [sys.executable, "-m", "holdfast.agent", *arguments]
     line = f'set -o pipefail; {before} "$@" {redirection}'
     done = subprocess.run(
         ["bash", "-c", line, "bash", *command],
@@ -115,7 +115,7 @@ def test_no_encoding_no_home_and_no_directory_is_a_traceback(place: Place, name:
 
 @pytest.mark.parametrize("name", ["list", "run", "serve"])
 def test_a_working_directory_that_is_gone_is_one_line(place: Place, name: str) -> None:
-    command = ["bash", "-c", 'mkdir gone; cd gone; rmdir ../gone; "$@"', "bash", sys.executable, "-m", "agent.cli"]
+    command = ["bash", "-c", 'mkdir gone; cd gone; rmdir ../gone; "$@"', "bash", sys.executable, "-m", "holdfast.agent"]
     env = {**place.env, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *COMMANDS[name]], env=env, cwd=place.workspace, capture_output=True, text=True)
     message = "the working directory is gone: change to another"
@@ -142,9 +142,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_with_143(place: Place) -> None:
 
 
 def test_a_fault_of_ours_is_one_line_that_says_how_to_see_all_of_it(place: Place) -> None:
-    program = (
-        "import sys, agent.cli, agent.timelines\nagent.timelines.run = lambda args: 1 // 0\nsys.exit(agent.cli.main())"
-    )
+    program = "import sys, holdfast.agent.cli.main, holdfast.agent.cli.sessions\nagent.timelines.run = lambda args: 1 // 0\nsys.exit(holdfast.agent.cli.main.main())"
     command = [sys.executable, "-c", program, "sessions", "list"]
     done = subprocess.run(command, env=place.env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1

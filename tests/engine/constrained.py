@@ -6,10 +6,10 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import agent
-from engine import Constraint, Engine, EngineConfig, SamplingParams, Sequence
+import holdfast.agent
+from holdfast.engine import Constraint, Engine, EngineConfig, SamplingParams, Sequence
 
-POCKET = Path(agent.__file__).parent / "pocket" / "model"
+POCKET = Path(holdfast.agent.__file__).parent / "pocket" / "model"
 TIMEOUT_S = 600  # a request that is never answered must fail, not hang
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DeepseekV4ForCausalLM
 
-from engine import Engine, EngineConfig, ModelConfig, SamplingParams, write_checkpoint
-from engine.checkpoint_writer import random_weights
-from engine.oracle import load_oracle, new_cache, oracle_logits
+from holdfast.engine import Engine, EngineConfig, ModelConfig, SamplingParams, write_checkpoint
+from holdfast.engine.bench.transformers_reference import load_oracle, new_cache, oracle_logits
+from holdfast.engine.checkpoint.writer import random_weights
 
 TOLERANCE = 1e-4  # logits have a standard deviation of about 2
 SMALL: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """Promises of content ids: they are what they were on every disk, and tell no owner what another has said."""
 
-from engine.chain import Chain, Roll
+from holdfast.engine.state.content_ids import Chain, Roll
 
 PAGE = 4
 IDS = list(range(1, 12))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import Constraint, SamplingParams
+from holdfast.engine import Constraint, SamplingParams
 from tests.engine.constrained import NAME, SMALL, Bench, closed, prompt
 
 
@@ -254,7 +254,7 @@ def test_control_tokens_that_a_constraint_names_spell_its_text(bench: Bench) -> 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.5, "seed": 1}, {"temperature": 1.0, "seed": 2}], ids=str)
 def test_drafts_change_no_token(bench: Bench, undrafted: Bench, params: dict[str, Any]) -> None:
-    row = closed(path={"enum": ["engine/runner.py", "engine/cache.py"]}, line=SMALL)
+    row = closed(path={"enum": ["engine/runner.py", "engine/state/cache.py"]}, line=SMALL)
     constraint = Constraint.json_schema({"type": "array", "items": row, "minItems": 6, "maxItems": 8})
     ids = prompt(bench, json.dumps([{"path": "engine/runner.py", "line": 10 * n} for n in range(3)]) + "\n")
     drafted: list[int] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import Constraint, EngineError, SamplingParams
+from holdfast.engine import Constraint, EngineError, SamplingParams
 from tests.engine.constrained import NAME, SMALL, Bench, closed, prompt
 
 

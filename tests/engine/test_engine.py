@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import (
+from holdfast.engine import (
     CheckpointError,
     ContextFull,
     Engine,
@@ -27,9 +27,9 @@ from engine import (
     Sequence,
     write_checkpoint,
 )
-from engine.cache import page_bytes
-from engine.checkpoint_writer import random_weights
-from engine.runner import Runner
+from holdfast.engine.checkpoint.writer import random_weights
+from holdfast.engine.runner import Runner
+from holdfast.engine.state.cache import page_bytes
 
 CONFIG = ModelConfig(
     vocab_size=160,

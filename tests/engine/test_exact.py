@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from agent.pocket.net import NetConfig
-from engine import ModelConfig, write_checkpoint
-from engine.batch import Batch
-from engine.cache import Cache
-from engine.checkpoint import Checkpoint
-from engine.checkpoint_writer import random_weights
-from engine.model import Model
-from engine.numerics import Numerics
-from engine.sequence import Sequence
+from holdfast.agent.pocket.net import NetConfig
+from holdfast.engine import ModelConfig, write_checkpoint
+from holdfast.engine.batch import Batch
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.checkpoint.writer import random_weights
+from holdfast.engine.model import Model
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.sequence import Sequence
+from holdfast.engine.state.cache import Cache
 
 CONFIG = ModelConfig(**dataclasses.asdict(NetConfig()))
 PAGE_TOKENS, NUM_PAGES, NUM_SLOTS = 128, 24, 4

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine.batch import Batch
-from engine.cache import Cache
-from engine.chain import Roll
-from engine.checkpoint import Checkpoint
-from engine.config import ModelConfig
-from engine.model import Model
-from engine.numerics import Numerics
-from engine.sequence import Sequence
+from holdfast.engine.batch import Batch
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.model import Model
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.sequence import Sequence
+from holdfast.engine.state.cache import Cache
+from holdfast.engine.state.content_ids import Roll
 
 FLASH = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
 PROMPTS = (1, 3, 4, 5, 127, 128, 129, 131, 255, 256, 257, 300, 511, 517)

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from engine import Engine, EngineConfig, EngineError, SamplingParams, write_checkpoint
-from engine.batch import Batch
-from engine.cache import Cache
-from engine.checkpoint import Checkpoint
-from engine.checkpoint_writer import random_weights
-from engine.config import ModelConfig
-from engine.graphs import Graphs
-from engine.model import Model
-from engine.numerics import Numerics
-from engine.pinned import PinnedHead
-from engine.placement import place
-from engine.sequence import Sequence
-from engine.state import cut_tail, pack_page, place_pages, place_tail
-from kernels.gpu import jit
+from holdfast.engine import Engine, EngineConfig, EngineError, SamplingParams, write_checkpoint
+from holdfast.engine.batch import Batch
+from holdfast.engine.checkpoint.config import ModelConfig
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.checkpoint.writer import random_weights
+from holdfast.engine.graphs import Graphs
+from holdfast.engine.model import Model
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.placement import place
+from holdfast.engine.sequence import Sequence
+from holdfast.engine.snapshot import cut_tail, pack_page, place_pages, place_tail
+from holdfast.engine.state.cache import Cache
+from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.kernels.gpu import jit
 from tests.engine.test_engine import run_async
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

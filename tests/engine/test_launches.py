@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.cache import Cache
-from engine.checkpoint import Checkpoint
-from engine.config import CSA, HCA, SWA, ModelConfig
-from engine.graphs import GraphStep, StaticRows
-from engine.model import Model, through
-from engine.numerics import Numerics
-from engine.placement import place
-from kernels.gpu import jit
+from holdfast.engine.checkpoint.config import CSA, HCA, SWA, ModelConfig
+from holdfast.engine.checkpoint.tensors import Checkpoint
+from holdfast.engine.graphs import GraphStep, StaticRows
+from holdfast.engine.model import Model, through
+from holdfast.engine.numerics import Numerics
+from holdfast.engine.placement import place
+from holdfast.engine.state.cache import Cache
+from holdfast.kernels.gpu import jit
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
@@ -65,7 +65,7 @@ def test_kernels_of_a_decoded_row(ratio: int, selects: bool, monkeypatch: pytest
         launched.append(kernel.__name__)
 
     for name, module in list(sys.modules.items()):
-        if name.startswith("kernels.gpu.") and hasattr(module, "launch"):
+        if name.startswith("holdfast.kernels.gpu.") and hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", count)
     streams = torch.zeros(1, config.hc_mult, config.hidden_size, dtype=torch.bfloat16, device=cache.device)
     step.turns(model.ops, ratio, model.layers[number].attn.freqs)  # shared by all layers

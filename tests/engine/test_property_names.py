@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine import Constraint, EngineError
-from engine.property_names import without_property_names
+from holdfast.engine import Constraint, EngineError
+from holdfast.engine.property_names import without_property_names
 from tests.engine.constrained import Bench
 
 DIGITS = {"type": "integer", "minimum": 0, "maximum": 9}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kernels import quant
+from holdfast.kernels import quant
 
 VECTORS = load_file(Path(__file__).parents[1] / "fixtures" / "quant-vectors.safetensors")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import EngineError, SamplingParams
-from engine.sampling import sample
+from holdfast.engine import EngineError, SamplingParams
+from holdfast.engine.sampling import sample
 
 DRAWS = 2500
 VOCAB = 40

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.pocket.data import SPECIAL_TOKENS
-from engine import EngineError, Tokenizer, TooManyTokens, train_tokenizer
-from engine.tokenizer import EOS_TEXT
+from holdfast.agent.pocket.data import SPECIAL_TOKENS
+from holdfast.engine import EngineError, Tokenizer, TooManyTokens, train_tokenizer
+from holdfast.engine.tokenizer import EOS_TEXT
 
 TEXTS = [
     "def main(argument: str) -> int:\n    return len(argument) + 1\n",

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import attention, compress, hyper, moe, project
-from kernels.cpu import jit
-from kernels.dispatch import Ops
-from kernels.quant import hadamard_matrix
-from kernels.rope import rope_frequencies
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels import attention, compress, hyper, moe, project
+from holdfast.kernels.cpu import jit
+from holdfast.kernels.dispatch import Ops
+from holdfast.kernels.quant import hadamard_matrix
+from holdfast.kernels.rope import rope_frequencies
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="numba is not installed")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cpu import jit
+from holdfast.kernels.cpu import jit
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE or sys.platform != "linux", reason="needs numba, and XDG_CACHE_HOME")
 ROOT = Path(__file__).parents[2]
-KEEP = "import os; os.umask(int('{umask}', 8)); from kernels.dispatch import jit; print(jit.keep_machine_code(), jit.num_stored(), sep='|')"
+KEEP = "import os; os.umask(int('{umask}', 8)); from holdfast.kernels.dispatch import jit; print(jit.keep_machine_code(), jit.num_stored(), sep='|')"
 STRANGER = 12345
 
 

@@ -9,15 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kernels.attention import softmax_attend
-from kernels.cache import RowFormat
-from kernels.compress import CompressWeights, pool_block
-from kernels.hyper import hc_split
-from kernels.indexer import index_scores, select_top
-from kernels.moe import MoEWeights, moe, route
-from kernels.quant import dequant_fp4_weight, dequant_fp8_weight, fake_fp8
-from kernels.rope import rope_frequencies, rope_table, rotate_
-from kernels.rounding import Rounding
+from holdfast.kernels.attention import softmax_attend
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.compress import CompressWeights, pool_block
+from holdfast.kernels.hyper import hc_split
+from holdfast.kernels.indexer import index_scores, select_top
+from holdfast.kernels.moe import MoEWeights, moe, route
+from holdfast.kernels.quant import dequant_fp4_weight, dequant_fp8_weight, fake_fp8
+from holdfast.kernels.rope import rope_frequencies, rope_table, rotate_
+from holdfast.kernels.rounding import Rounding
 
 VECTORS = load_file(Path(__file__).parents[1] / "fixtures" / "op-vectors.safetensors")
 INF = float("inf")

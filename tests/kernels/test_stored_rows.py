@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import quant
-from kernels.cache import RowFormat
-from kernels.cpu import jit
+from holdfast.kernels import quant
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.cpu import jit
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="numba is not installed")
 

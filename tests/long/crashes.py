@@ -14,7 +14,7 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from memory import BlobStore, Database, SessionStore, SnapshotStore, blobs
+from holdfast.memory import BlobStore, Database, SessionStore, SnapshotStore, blobs
 from tests.agent.real_session import (
     ASK,
     KNOWN,

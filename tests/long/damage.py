@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from agent.app import App
-from agent.config import POCKET_DIR, Settings
-from agent.encoding import ProtocolTexts
-from agent.keeper import Keeper
-from engine import Engine
-from memory import BlobStore, DamagedBlob, Database, SessionStore, SnapshotStore, StoreError
+from holdfast.agent.app import App
+from holdfast.agent.config import POCKET_DIR, Settings
+from holdfast.agent.encoding.encode import ProtocolTexts
+from holdfast.agent.models.snapshots import Keeper
+from holdfast.engine import Engine
+from holdfast.memory import BlobStore, DamagedBlob, Database, SessionStore, SnapshotStore, StoreError
 from tests.agent.real_session import (
     ASK,
     KNOWN,

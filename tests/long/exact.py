@@ -21,13 +21,13 @@ from pathlib import Path
 
 import torch
 
-from agent.cli import main as holdfast
-from agent.config import POCKET_DIR
-from agent.keeper import Keeper
-from agent.session import Session
-from engine import Engine, EngineConfig, SamplingParams, Stored
-from engine import Sequence as LiveSequence
-from memory import BlobStore, Database, SnapshotStore
+from holdfast.agent.cli.main import main as holdfast
+from holdfast.agent.config import POCKET_DIR
+from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.session.session import Session
+from holdfast.engine import Engine, EngineConfig, SamplingParams, Stored
+from holdfast.engine import Sequence as LiveSequence
+from holdfast.memory import BlobStore, Database, SnapshotStore
 from tests.agent.real_session import ask, done, killed, make_workspace, opened, session_of
 
 BOUNDARIES = (

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from tests.server.browser import Browser, browser
-from tests.server.serving import Server, served
+from tests.agent.server.browser import Browser, browser
+from tests.agent.server.serving import Server, served
 
 DOCS = Path(__file__).parents[2] / "docs"
 FETCHER = '''"""Pages over HTTP, kept for a while."""

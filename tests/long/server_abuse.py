@@ -32,7 +32,7 @@ class Victim:
 
     def __init__(self, home: Path):
         self.log = home / "log"
-        command = [sys.executable, "-m", "agent.cli", "serve", "--port", "0", "--workspace", str(home)]
+        command = [sys.executable, "-m", "holdfast.agent", "serve", "--port", "0", "--workspace", str(home)]
         env = {**os.environ, "HOLDFAST_HOME": str(home)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import openai
 
-from tests.server.serving import ASK, KNOWN, TELL, origins
-from tests.server.test_server_durable import Process, create
+from tests.agent.server.serving import ASK, KNOWN, TELL, origins
+from tests.agent.server.test_durable import Process, create
 
 CLIENTS = 4
 

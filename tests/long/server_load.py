@@ -39,7 +39,7 @@ class Server:
     token: str = field(init=False)
 
     def __post_init__(self) -> None:
-        command = [sys.executable, "-m", "agent.cli", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "holdfast.agent", "serve", "--port", "0"]
         env = {**os.environ, "HOLDFAST_HOME": str(self.home)}
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import agent.app
-from agent.config import POCKET_DIR
-from agent.session import Session
-from engine import EngineConfig, ModelConfig
-from engine.cache import page_bytes
-from memory import StoreError
+import holdfast.agent.app
+from holdfast.agent.config import POCKET_DIR
+from holdfast.agent.session.session import Session
+from holdfast.engine import EngineConfig, ModelConfig
+from holdfast.engine.state.cache import page_bytes
+from holdfast.memory import StoreError
 from tests.agent.real_session import ask, done, killed, make_workspace, opened, session_of
 
 THINGS = ("staging port", "release branch", "test server", "build number")
@@ -45,7 +45,7 @@ def sessions_process(
         memory_bytes: int = num_pages * page_bytes(ModelConfig.from_dir(POCKET_DIR), 256)
         max_sequences: int = num_slots
 
-    agent.app.EngineConfig = SmallConfig  # type: ignore[misc]
+    holdfast.agent.app.EngineConfig = SmallConfig  # type: ignore[misc]
 
     async def turns(session: Session, number: int) -> list[int]:
         for prompt in prompts(number, rounds):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tools import ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import ToolCall, Workspace, run_tool, toolset
 
 CALLS_PER_TREE = 100
 SECRET = "TOP-SECRET-4711"

@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from memory import BlobStore, DamagedBlob, Database, PageData, SnapshotStore, StoredTail, TailRow
-from memory.snapshot_rows import drop_uses
+from holdfast.memory import BlobStore, DamagedBlob, Database, PageData, SnapshotStore, StoredTail, TailRow
+from holdfast.memory.snapshot_rows import drop_uses
 
 PAGE_BYTES = 3000
 TAIL_BYTES = 5000
@@ -79,7 +79,7 @@ def files(home: Path) -> Iterator[Path]:
 
 
 def kill_at(name: str, times: int = 1) -> Callable[[str], None]:
-    """For `memory.blobs.crash_point`: end this process as SIGKILL does, the n-th time the point is reached."""
+    """For `holdfast.memory.blobs.crash_point`: end this process as SIGKILL does, the n-th time the point is reached."""
     left = [times]
 
     def crash_point(reached: str) -> None:

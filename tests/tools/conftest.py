@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import ToolCall, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
 

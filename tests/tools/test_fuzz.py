@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.long.tool_calls import fuzz
-from tests.tools.test_workspace import as_user, needs_root
+from tests.tools.workspace.test_workspace import as_user, needs_root
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

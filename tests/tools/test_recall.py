@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from memory import Found
-from tools import ToolCall, Workspace, run_tool, toolset
+from holdfast.memory import Found
+from holdfast.tools import ToolCall, Workspace, run_tool, toolset
 
 
 def test_every_passage_found_can_be_reached(tmp_path: Path) -> None:

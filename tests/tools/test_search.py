@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import Cancellation, Workspace
-from tools.search import SearchArguments, search
+from holdfast.tools import Cancellation, Workspace
+from holdfast.tools.search import SearchArguments, search
 
 Call = Callable[..., str]
 

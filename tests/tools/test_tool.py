@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
+from holdfast.tools import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
 
 
 @pytest.fixture

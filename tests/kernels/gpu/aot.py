@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import triton
 
-from kernels.gpu.jit import compiling
+from holdfast.kernels.gpu.jit import compiling
 
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -48,7 +48,7 @@ def main(capability: int, family: str, models: list[str]) -> None:
             print(json.dumps(line | resources(compiled.asm["cubin"]), default=str), flush=True)
 
     with compiling(capability, report):
-        for case in importlib.import_module(f"kernels.bench.{family}").cases():
+        for case in importlib.import_module(f"holdfast.kernels.bench.{family}").cases():
             if case.rows in ROWS and case.shape.name in (models or [case.shape.name]):
                 current = case.name
                 case.build(torch.device("meta"))()

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cache import RowFormat
-from kernels.gpu.pools import pool_stride
-from kernels.gpu.rows import DeviceRows, to_device
-from kernels.rows import Rows
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.gpu.pools import pool_stride
+from holdfast.kernels.gpu.rows import DeviceRows, to_device
+from holdfast.kernels.rows import Rows
 
 PAGE_TOKENS = 128
 NAN_BYTE = 0xFF  # as e4m3, as half of a bf16 and as an e8m0 scale

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention import AttendWeights
-from kernels.attention import attend as attend_ref
-from kernels.cache import RowFormat
-from kernels.gpu import jit
-from kernels.gpu.attention import attend
-from kernels.gpu.project import rope_table
-from kernels.rope import rope_frequencies
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.attention import AttendWeights
+from holdfast.kernels.attention import attend as attend_ref
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.attention import attend
+from holdfast.kernels.gpu.project import rope_table
+from holdfast.kernels.rope import rope_frequencies
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 from tests.kernels.gpu.layer import Segment, device_rows, key_pool, make_rows, one_segment
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.bench import linear, moe
-from kernels.bench.__main__ import in_order, line, main, rows
-from kernels.bench.case import FLASH, Case
-from kernels.bench.measure import Ceilings, largest_error
-from kernels.gpu import jit
+from holdfast.kernels.bench import linear, moe
+from holdfast.kernels.bench.__main__ import in_order, line, main, rows
+from holdfast.kernels.bench.case import FLASH, Case
+from holdfast.kernels.bench.measure import Ceilings, largest_error
+from holdfast.kernels.gpu import jit
 
 LIMITS = Ceilings(1e12, 1e15, 1e15, 1e-6)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.gpu import jit
+from holdfast.kernels.gpu import jit
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cache import RowFormat
-from kernels.compress import CompressWeights
-from kernels.compress import block_rows as block_rows_ref
-from kernels.compress import complete_blocks as complete_blocks_ref
-from kernels.compress import store as store_ref
-from kernels.gpu import jit
-from kernels.gpu.compress import block_rows, complete_blocks, store
-from kernels.gpu.pools import pool_stride
-from kernels.quant import hadamard_matrix
-from kernels.rope import rope_frequencies
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.compress import CompressWeights
+from holdfast.kernels.compress import block_rows as block_rows_ref
+from holdfast.kernels.compress import complete_blocks as complete_blocks_ref
+from holdfast.kernels.compress import store as store_ref
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.compress import block_rows, complete_blocks, store
+from holdfast.kernels.gpu.pools import pool_stride
+from holdfast.kernels.quant import hadamard_matrix
+from holdfast.kernels.rope import rope_frequencies
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 from tests.kernels.gpu.layer import PAGE_TOKENS, Segment, device_rows, make_rows, one_segment, planes
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu import fp4, jit
-from kernels.gpu.weights import Fp4Weight
-from kernels.quant import from_e8m0, unpack_fp4
+from holdfast.kernels.gpu import fp4, jit
+from holdfast.kernels.gpu.weights import Fp4Weight
+from holdfast.kernels.quant import from_e8m0, unpack_fp4
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu import jit
-from kernels.gpu.gemm import grouped_fp8, linear_bf16, linear_fp8, linear_quantised, quantise
-from kernels.gpu.weights import Fp8Weight, fp8_weight
-from kernels.quant import dequant_fp8_weight, fake_fp8, pack_fp8_weight
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.gemm import grouped_fp8, linear_bf16, linear_fp8, linear_quantised, quantise
+from holdfast.kernels.gpu.weights import Fp8Weight, fp8_weight
+from holdfast.kernels.quant import dequant_fp8_weight, fake_fp8, pack_fp8_weight
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
@@ -86,7 +86,7 @@ def test_few_rows_and_many(kind: Callable[..., tuple[Linear, Linear]], depth: in
 @pytest.mark.parametrize("rows", [1, 66])
 def test_a_rank_s_outputs_have_the_bits_of_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where K of so small a weight would be cut into more parts."""
-    monkeypatch.setattr("kernels.gpu.gemm.num_splits", lambda num_tiles, num_steps: 4 // num_tiles)
+    monkeypatch.setattr("holdfast.kernels.gpu.gemm.num_splits", lambda num_tiles, num_steps: 4 // num_tiles)
     out, depth, f32 = 256, 1024, torch.float32
     x = randn(rows, depth, seed=9).bfloat16()
     weight, _ = fp8(out, depth, 1, CPU)

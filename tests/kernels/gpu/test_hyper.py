@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import hyper as twins
-from kernels.dispatch import check_signature
-from kernels.gpu import jit
-from kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
-from kernels.hyper import HeadWeights, HyperWeights
-from kernels.rounding import Rounding
+from holdfast.kernels import hyper as twins
+from holdfast.kernels.dispatch import check_signature
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
+from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.rounding import Rounding
 from tests.kernels.gpu.closeness import off
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

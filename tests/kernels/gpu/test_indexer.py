@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.cache import RowFormat
-from kernels.gpu import indexer, jit
-from kernels.indexer import select as select_ref
-from kernels.rounding import Rounding
-from kernels.rows import Rows
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.gpu import indexer, jit
+from holdfast.kernels.indexer import select as select_ref
+from holdfast.kernels.rounding import Rounding
+from holdfast.kernels.rows import Rows
 from tests.kernels.gpu.layer import PAGE_TOKENS, Segment, device_rows, index_pool, make_rows, one_segment
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.gpu import jit
-from kernels.gpu.moe import moe, moe_columns, moe_hidden, pack_experts
-from kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
-from kernels.moe import MoEWeights
-from kernels.moe import moe as twin
-from kernels.quant import dequant_fp4_weight, dequant_fp8_weight, pack_fp4_weight, pack_fp8_weight
-from kernels.rounding import Rounding
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.moe import moe, moe_columns, moe_hidden, pack_experts
+from holdfast.kernels.gpu.weights import Fp4Weight, Fp8Weight, fp8_weight
+from holdfast.kernels.moe import MoEWeights
+from holdfast.kernels.moe import moe as twin
+from holdfast.kernels.quant import dequant_fp4_weight, dequant_fp8_weight, pack_fp4_weight, pack_fp8_weight
+from holdfast.kernels.rounding import Rounding
 from tests.kernels.gpu.closeness import off
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
@@ -119,7 +119,7 @@ def test_bits_do_not_depend_on_the_tile(tokens: int, monkeypatch: pytest.MonkeyP
     ours, _ = layer(experts=4, k=2)
     x, ids = randn(18, 256, seed=9).bfloat16(), torch.zeros(18, dtype=torch.int32)
     expected = moe(x, ids, ours)  # tiles of 16 rows, as for decode
-    monkeypatch.setattr("kernels.gpu.moe.tile_tokens", lambda num_pairs, num_experts: tokens)
+    monkeypatch.setattr("holdfast.kernels.gpu.moe.tile_tokens", lambda num_pairs, num_experts: tokens)
     assert torch.equal(moe(x, ids, ours), expected)
 
 

@@ -1,13 +1,13 @@
-"""Pages come out of a pool as `kernels.gpu.pools` says that they are stored, and go back byte for byte."""
+"""Pages come out of a pool as `holdfast.kernels.gpu.pools` says that they are stored, and go back byte for byte."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels.cache import RowFormat
-from kernels.gpu import jit
-from kernels.gpu.pages import gather_pages, scatter_pages
-from kernels.gpu.pools import pool_stride
+from holdfast.kernels.cache import RowFormat
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.pages import gather_pages, scatter_pages
+from holdfast.kernels.gpu.pools import pool_stride
 from tests.kernels.gpu.layer import planes
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

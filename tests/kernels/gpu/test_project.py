@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import project as twins
-from kernels.dispatch import check_signature
-from kernels.gpu import jit
-from kernels.gpu.project import output, output_columns, output_low, project, rope_table
-from kernels.gpu.weights import Fp8Weight, fp8_weight
-from kernels.project import OutputWeights, ProjectWeights
-from kernels.quant import dequant_fp8_weight, hadamard_matrix, pack_fp8_weight
-from kernels.rope import rope_frequencies
-from kernels.rounding import Rounding
+from holdfast.kernels import project as twins
+from holdfast.kernels.dispatch import check_signature
+from holdfast.kernels.gpu import jit
+from holdfast.kernels.gpu.project import output, output_columns, output_low, project, rope_table
+from holdfast.kernels.gpu.weights import Fp8Weight, fp8_weight
+from holdfast.kernels.project import OutputWeights, ProjectWeights
+from holdfast.kernels.quant import dequant_fp8_weight, hadamard_matrix, pack_fp8_weight
+from holdfast.kernels.rope import rope_frequencies
+from holdfast.kernels.rounding import Rounding
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 

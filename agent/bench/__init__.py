@@ -1,0 +1,1 @@
+"""Measures sessions: save, resume, fork, rewind, roll."""

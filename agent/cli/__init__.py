@@ -1,0 +1,1 @@
+"""The command `holdfast`: subcommands, options, exit codes, and what each light subcommand prints."""

@@ -1,0 +1,348 @@
+"""The command `holdfast`: arguments in, exit code out (`EXIT_CODES`).
+
+Owns the options and what each subcommand needs. Loads the engine and the terminal inside the subcommands that use them:
+they take seconds, and `--help` must not wait.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from holdfast.agent import VERSION, streams
+from holdfast.agent.attach.discovery import find_server
+from holdfast.agent.cli.options import Parser, add_max_context, add_ranks, add_session_options, port
+from holdfast.agent.cli.prompt import read_prompt
+from holdfast.agent.cli.workspaces import chosen_workspace
+from holdfast.agent.config import (
+    POCKET,
+    Failure,
+    Settings,
+    UsageError,
+    check_working_directory,
+    data_home,
+    disk_budget,
+    is_text,
+    model_directory,
+    output_limit,
+    printable,
+    prompt_problem,
+)
+from holdfast.agent.encoding.encode import EncodingError
+from holdfast.agent.terminal.mode import TerminalMode
+from holdfast.memory import SessionInUse, StoreError
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 bad usage, 3 a call that was needed was refused, 130 interrupted (Ctrl-C),"
+    " 143 ended (SIGTERM)"
+)
+TERMINATED = 128 + signal.SIGTERM
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Only `--help` and `--version` leave by SystemExit."""
+    if not streams.prepare():
+        streams.say("stdout is closed: there is nowhere to show anything")
+        return 1
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments.insert(0, "chat")
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except OSError as e:
+        streams.give_up_output(e)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    """As `main`. Raises OSError when the output cannot be written."""
+    fails = _fails_in_json if _wants_json(arguments) else _fails
+    if fails is _fails_in_json:
+        streams.print_json_as_utf8()
+    try:
+        args = _parser().parse_args(arguments)
+        check_working_directory()
+        return args.command(args)
+    except UsageError as e:
+        return fails(str(e), 2)
+    except (Failure, StoreError, EncodingError) as e:
+        return fails(str(e), 1)
+    except (KeyboardInterrupt, asyncio.CancelledError):  # the second: Ctrl-C where a person is asked
+        return 130
+    except OSError as e:
+        if isinstance(e, BrokenPipeError) or streams.is_output_lost():
+            raise
+        return fails(f"{e.filename}: {e.strerror}" if e.filename else str(e), 1)
+    except Exception as e:
+        if sys.flags.dev_mode:
+            raise
+        return fails(f"a fault of holdfast: {type(e).__name__}: {e}; PYTHONDEVMODE=1 shows where", 1)
+
+
+def _fails(message: str, code: int) -> int:
+    streams.say(message)
+    return code
+
+
+def _fails_in_json(message: str, code: int) -> int:
+    _print_as_event("error", message)
+    return code
+
+
+def _print_as_event(kind: str, message: str) -> None:
+    """As `--json` shows an event, before anything is loaded that knows them."""
+    print(json.dumps({"type": kind, "message": message}), flush=True)
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether the output is for a program, which then reads there what failed, before arguments are understood too."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="holdfast", description="A coding agent whose sessions never start over.", epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"holdfast {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(command=function)
+        return added
+
+    chat = command("chat", _talk, "talk in this workspace's session (the default command)")
+    chat.set_defaults(prompt=None, json=False)
+    add_session_options(chat)
+    run = command("run", _talk, "one task, then exit")
+    run.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", help="what to do: words, @FILE, - for stdin; a pipe is read with it"
+    )
+    add_session_options(run)
+    run.add_argument("--json", action="store_true", help="print one event per line")
+    serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
+    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
+    serve.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name that the server goes by too; repeatable",
+    )
+    serve.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
+    )  # fmt: skip
+    serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
+    serve.add_argument("--workspace", metavar="DIR", help="where new agent sessions work (default: this directory)")
+    serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    add_max_context(serve)
+    add_ranks(serve)
+    from holdfast.agent.cli import sessions as timelines
+
+    sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    timelines.add_commands(sessions, _sessions)
+    bench = command("bench", _bench, "measure prefill and decode at several context lengths")
+    bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
+    bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    bench.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
+    bench.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
+    bench.add_argument("--random", choices=["flash", "pro"], help="a real model's shapes with random weights instead")
+    bench.add_argument("--layers", type=int, metavar="N", help="of the random model (default: all)")
+    bench.add_argument("--experts", type=int, metavar="M", help="of each layer of the random model (default: all)")
+    bench.add_argument("--json", action="store_true", help="print one result per line")
+    model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    inspect = model.add_parser("inspect", help="what it is, what it needs, what a long context costs")
+    inspect.set_defaults(command=_inspect)
+    inspect.add_argument("directory", metavar="DIR")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    from holdfast.agent.cli import backup
+
+    backup.add_commands(command)
+    command("doctor", _doctor, "what this machine can run, and what is missing")
+    return parser
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    home = data_home()
+    if not is_text(str(home)):
+        raise UsageError(f"data directory {printable(str(home))} is not valid UTF-8: set HOLDFAST_HOME")
+    directory = model_directory(args.model)
+    return Settings(
+        home,
+        directory,
+        max_output_tokens=output_limit(directory),
+        max_context=args.max_context,
+        ranks=args.ranks,
+        disk_bytes=disk_budget(),
+    )
+
+
+def _talk(args: argparse.Namespace) -> int:
+    """`run` has a prompt and does one turn; `chat` has none."""
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
+    settings, workspace = _settings(args), chosen_workspace(args.workspace, can_ask)
+    mode = TerminalMode() if sys.stdin.isatty() else None
+    if mode and args.prompt is None:
+        mode.take()  # before all that takes time: what is typed meanwhile waits in the first prompt
+    prompt = None if args.prompt is None else _prompt(args)
+    server = find_server(settings.home)
+    if server is not None and server.model != os.path.realpath(settings.model_dir):
+        server = None
+    from holdfast.agent.events import Notice
+    from holdfast.agent.terminal.chat import Others, talk
+    from holdfast.agent.terminal.keyboard import Keyboard
+    from holdfast.agent.terminal.render import Printer, ask_person
+
+    printer = Printer()
+    keyboard = Keyboard(mode, printer.note) if mode else None
+    ask = partial(ask_person, keyboard) if keyboard and can_ask else None
+    show = _print_json if args.json else printer.show
+    if server is not None and not (args.max_context or args.ranks > 1):
+        from holdfast.agent.attach.session import attached
+
+        if not args.json:
+            printer.note(f"using the server at {server.url}")
+        others = Others(printer).show if prompt is None else lambda event: None
+        there = attached(settings.home, server, workspace, args.approve, ask, others)
+        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer, keyboard)))
+    if server is not None:
+        option = "--max-context" if args.max_context else "--ranks"
+        show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
+    from holdfast.agent.app import sessions_here
+    from holdfast.engine import EngineError
+
+    try:
+        tell = show if args.json else printer.waiting
+        here = sessions_here(settings, workspace, args.approve, ask, tell)
+        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer, keyboard)))
+    except EngineError as e:
+        raise Failure(str(e)) from None
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    tell = partial(_print_as_event, "notice") if args.json else streams.say
+    prompt = read_prompt(args.prompt, tell)
+    if problem := prompt_problem(prompt):
+        raise UsageError(problem)
+    return prompt
+
+
+async def _until_told(talking: Coroutine[Any, Any, int]) -> int:
+    """SIGTERM ends it as Ctrl-C ends a `run`: the turn is interrupted, and what there is of it is saved."""
+    task, told = asyncio.ensure_future(talking), []
+
+    def end() -> None:
+        told.append(signal.SIGTERM)
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            return TERMINATED
+        raise
+
+
+def _sessions(args: argparse.Namespace) -> int:
+    from holdfast.agent.cli import sessions as timelines
+
+    try:
+        return timelines.run(args)
+    except SessionInUse as e:
+        server = find_server(data_home())
+        if server is None:
+            raise
+        if args.action_name == "move":
+            raise Failure(f"{e}; a session that the server holds open is not moved: stop the server first") from None
+    from holdfast.agent.cli import held
+
+    return held.run(args, server)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    settings, workspace = _settings(args), chosen_workspace(args.workspace, can_ask=False)
+    from holdfast.agent.server.serve import serve
+    from holdfast.engine import EngineError
+
+    try:
+        users = Path(args.users) if args.users else None
+        return serve(settings, args.host, args.port, users, workspace, args.name, args.allow_origin)
+    except EngineError as e:
+        raise Failure(str(e)) from None
+
+
+def _print_json(event: Any) -> None:
+    sys.stdout.write(event.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    directory = model_directory(args.directory)
+    from holdfast.engine import EngineError, inspect_model
+
+    try:
+        report = inspect_model(directory)
+    except EngineError as e:
+        raise Failure(str(e)) from None
+    print(json.dumps(report.as_dict()) if args.json else "\n".join(report.lines()))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if not args.random and (args.layers, args.experts) != (None, None):
+        raise UsageError("--layers and --experts are of a random model: add --random flash or --random pro")
+    directory = model_directory(args.model)
+    from holdfast.engine import EngineError, run_bench, run_random_bench
+
+    try:
+        if args.random:
+            for row in run_random_bench(args.random, args.layers, args.experts, args.context):
+                print(json.dumps(row) if args.json else _row_line(row), flush=True)
+        elif args.sessions:
+            from holdfast.agent.bench.sessions import run_sessions_bench
+
+            for row in run_sessions_bench(directory, args.context or [8192]):
+                print(json.dumps(row) if args.json else _row_line(row), flush=True)
+        else:
+            for result in run_bench(directory, args.context, args.against == "transformers"):
+                print(json.dumps(result.as_dict()) if args.json else result.line(), flush=True)
+    except EngineError as e:
+        raise Failure(str(e)) from None
+    return 0
+
+
+def _row_line(row: dict[str, Any]) -> str:
+    """A row of a bench for a person."""
+    values = [f"{key} {_shown(value)}" for key, value in row.items() if key != "row"]
+    return f"{row['row']:22} " + ", ".join(values)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from holdfast.agent.cli.doctor import FAIL, findings
+
+    failed = False
+    for kind, name, state in findings(data_home()):
+        print(f"{kind:4} {name}: {streams.one_line(state)}", flush=True)
+        failed = failed or kind == FAIL
+    return 1 if failed else 0

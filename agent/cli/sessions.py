@@ -1,0 +1,286 @@
+"""The commands on sessions: `holdfast sessions list|show|branches|fork|rewind|move|rm|verify|gc`. None of them needs the model.
+
+Each gives a value for `--json` and lines for a person. Owns how a timeline is shown; what may be done to one is memory's.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from holdfast.agent.cli.options import session_name
+from holdfast.agent.config import UsageError, printable, stored_home, workspace_directory
+from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.left_behind import CALLS, branch_line, branch_value_of, changed_files, files_line
+from holdfast.agent.session.places import gone, is_gone
+from holdfast.agent.terminal.sanitize import neutral, one_line
+from holdfast.memory import (
+    BlobStore,
+    Database,
+    LoggedEvent,
+    ResponseStore,
+    SessionInfo,
+    SessionStore,
+    SnapshotStore,
+    StoreError,
+    owner_of,
+)
+
+PROMPT_CHARS = 70
+LISTED_CHARS = 40
+Result = tuple[Any, list[str]]  # for --json, for a person
+
+
+@contextmanager
+def _open_stores() -> Iterator[Stores]:
+    home = stored_home()
+    try:
+        database = Database(home)
+    except OSError as e:
+        raise UsageError(f"data directory {home} cannot be used: {e.strerror}; set HOLDFAST_HOME") from None
+    with closing(database), closing(SnapshotStore(database, BlobStore(home))) as snapshots:
+        sessions = SessionStore(database)
+        yield Stores(sessions, snapshots, ResponseStore(database, sessions))
+
+
+def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
+    """The parsers below `holdfast sessions`; `run` is what the command line calls with the arguments."""
+
+    def command(
+        name: str, action: Callable[[Stores, argparse.Namespace], Result], about: str
+    ) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+        parser.set_defaults(command=run, action=action, action_name=name)
+        parser.add_argument("--json", action="store_true", help="print one JSON value")
+        return parser
+
+    command("list", _list, "all sessions, the one used last first")
+    show = command("show", _show, "what was asked and answered, branch by branch, and what is stored of it")
+    branches = command("branches", _branches, "the branches of a session, to rewind to with --branch")
+    fork = command("fork", _fork, "a new session that shares the history of another up to a turn")
+    rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch of its own")
+    move = command("move", _move, "let a session go on in another directory, when its own was moved")
+    remove = command("rm", _remove, "delete a session; what forks of it need stays")
+    verify = command("verify", _verify, "re-read everything stored and check it")
+    command("gc", _collect, "delete stored state that no session needs")
+    for parser in (show, branches, fork, rewind, move, remove):
+        parser.add_argument("name", metavar="NAME")
+    show.add_argument("--full", action="store_true", help="all that was said and done, not a line of each turn")
+    move.add_argument("directory", metavar="DIR", help="where its workspace is now")
+    for parser in (fork, rewind):
+        point = parser.add_mutually_exclusive_group(required=parser is rewind)
+        point.add_argument("--turn", type=int, metavar="N", help="the end of this turn (0: before the first)")
+        point.add_argument("--token", type=int, metavar="P", help="this position of the token log")
+    point.add_argument("--branch", type=int, metavar="B", help="go back to a branch that was left")
+    fork.add_argument("--as", dest="new_name", type=session_name, metavar="NEW", help="name of the new session")
+    verify.add_argument(
+        "--repair", action="store_true", help="forget what is damaged: it is computed again when needed"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """One command; 1 when `verify` found damage, or could not put it right."""
+    with _open_stores() as stores:
+        value, lines = args.action(stores, args)
+    print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
+    return 1 if args.action is _verify and value["left"] else 0
+
+
+def _named(stores: Stores, name: str) -> SessionInfo:
+    """Raises UsageError that says which there are."""
+    found = stores.sessions.find(name)
+    if found is None:
+        known = ", ".join(s.name for s in stores.sessions.all()[:5])
+        raise UsageError(
+            f"there is no session {printable(name)}: " + (f"known are {known}" if known else "there is none yet")
+        )
+    return found
+
+
+def _list(stores: Stores, args: argparse.Namespace) -> Result:
+    values: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    damaged = stores.sessions.problems()
+    for session in stores.sessions.all():
+        if (owner := owner_of(session)) is None:
+            try:
+                values.append(stores.summary(session))
+            except StoreError as e:  # it hurts this session alone
+                damaged.append(str(e))
+        else:  # nobody talks in it: its branches are single answers
+            num = stores.responses.count(session)
+            answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
+    lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
+    lines += map(printable, damaged)
+    if not values:
+        return answers, ["there is no session yet", *lines]
+    rows = [["session", "turns", "tokens", "branches", "last used", "workspace", "first prompt"]]
+    for v in values:
+        counts = [f"{v[key]:,}" for key in ("turns", "tokens", "branches")]
+        prompt = one_line(v["first_prompt"], LISTED_CHARS)
+        rows.append([v["name"], *counts, _when(v["used_at"]), printable(v["workspace"]), prompt])
+    return [*values, *answers], [*_table(rows), *lines]
+
+
+def _show(stores: Stores, args: argparse.Namespace) -> Result:
+    session = _named(stores, args.name)
+    branches, origin = stores.tree(session, with_answers=True), stores.origin(session)
+    value = {
+        "name": session.name, "workspace": session.workspace, "model": session.model, "forked_from": origin,
+        "branches": branches,
+    }  # fmt: skip
+    lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
+    if is_gone(session):
+        lines.append(gone(session))
+    if origin:
+        name = origin["name"] or "a session that was removed"
+        lines.append(f"forked from {name}: {origin['turns']} turns and {origin['tokens']:,} tokens are shared with it")
+    for b in branches:
+        lines += _branch_lines(b, _full_turns(stores, session, b["id"]) if args.full else None)
+    return value, lines
+
+
+def _full_turns(stores: Stores, session: SessionInfo, branch: int) -> dict[int, list[str]]:
+    """All that was said and done in each turn of a branch."""
+    lines: dict[int, list[str]] = {}
+    for event in stores.sessions.events(session, branch):
+        text = _event_text(event)
+        lines.setdefault(event.turn, []).extend(f"          {line}" for line in text.split("\n") if text)
+    return lines
+
+
+def _event_text(event: LoggedEvent) -> str:
+    """An event as it is shown in full; nothing for one that repeats others."""
+    match event.type, event.payload:
+        case "user", {"text": text}:
+            return f"> {text}"
+        case (("text" | "thinking"), {"delta": text}):
+            return str(text)
+        case "tool_call", {"name": name, "arguments": arguments}:
+            return f"· {name} {arguments}"
+        case ("tool_result", {"output": text}) | (("notice" | "error"), {"message": text}):
+            return f"  {text}"
+    return ""
+
+
+def _branches(stores: Stores, args: argparse.Namespace) -> Result:
+    tree = stores.tree(_named(stores, args.name))
+    values = [branch_value_of(branch) for branch in tree]
+    return values, [branch_line(value) for value in values]
+
+
+def _move(stores: Stores, args: argparse.Namespace) -> Result:
+    directory = workspace_directory(args.directory)
+    session = stores.sessions.move(_named(stores, args.name), str(directory))
+    value = {"name": session.name, "workspace": session.workspace}
+    return value, [f"{session.name} goes on in {printable(session.workspace)}"]
+
+
+def _branch_lines(branch: dict[str, Any], full: dict[int, list[str]] | None) -> list[str]:
+    origin = f" from turn {branch['parent_turn']} of branch {branch['parent']}" if branch["parent"] else ""
+    stored = f", stored up to token {branch['stored_at'][-1]:,}" if branch["stored_at"] else ", nothing stored"
+    mark = "* " if branch["is_current"] else "  "
+    lines = [f"{mark}branch {branch['id']}{origin}: {branch['tokens']:,} tokens{stored}"]
+    for t in branch["turns"]:
+        state = "" if t["state"] == "done" else f" ({t['state']})"
+        prompt = one_line(t["prompt"], PROMPT_CHARS)
+        lines.append(
+            f"    {t['number']:>4}  {_when(t['started_at'])}  {t['start']:>9,} - {t['end']:>9,}  {prompt}{state}"
+        )
+        if full is not None:
+            lines += full.get(t["number"], [])
+        elif t["answer"]:
+            lines.append(f"{'':48}{one_line(t['answer'], PROMPT_CHARS)}")
+    return lines
+
+
+def _fork(stores: Stores, args: argparse.Namespace) -> Result:
+    new = stores.fork(_named(stores, args.name), args.turn, args.token, args.new_name)
+    branch = next(b for b in stores.sessions.branches(new) if b.is_current)
+    value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
+    return value, [
+        f"{new.name}: {branch.last_turn} turns, {branch.num_tokens:,} tokens; open it with --session {new.name}"
+    ]
+
+
+def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
+    session = _named(stores, args.name)
+    log = stores.sessions.open(session)
+    try:
+        if log.open_turn is not None:
+            raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
+        if args.branch is not None:
+            left = log.switch(args.branch, CALLS)
+        else:
+            left = log.rewind(args.turn, args.token, CALLS)
+            stores.rewound(session, log)
+        value = {
+            "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids),
+            "files_changed": changed_files(left),
+        }  # fmt: skip
+    finally:
+        log.close()
+    return value, rewound_lines(value)
+
+
+def rewound_lines(value: dict[str, Any]) -> list[str]:
+    files = files_line(value["files_changed"])
+    place = f"turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
+    return [f"{value['name']} goes on after {place}", *([files] if files else [])]
+
+
+def _remove(stores: Stores, args: argparse.Namespace) -> Result:
+    freed = stores.remove(_named(stores, args.name))
+    value = {"name": args.name, "freed_bytes": freed.num_bytes}
+    return value, removed_lines(value)
+
+
+def removed_lines(value: dict[str, Any]) -> list[str]:
+    return [f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"]
+
+
+def _verify(stores: Stores, args: argparse.Namespace) -> Result:
+    report, damaged, repaired = stores.verify(args.repair)
+    forgotten = report.damaged if args.repair else []
+    left = [*([] if args.repair else report.damaged), *damaged]
+    found = [*report.damaged, *repaired, *damaged]
+    value = {
+        "pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes,
+        "damaged": found, "forgotten": forgotten, "repaired": repaired, "left": left,
+    }  # fmt: skip
+    checked = f"{report.num_pages:,} pages and {report.num_tails:,} tails, {_size(report.num_bytes)}"
+    if not found:
+        return value, [f"{checked}: all is well"]
+    counts = [
+        f"{len(forgotten)} forgotten, computed again when needed" if forgotten else "",
+        f"{len(repaired)} repaired" if repaired else "",
+        f"{len(left)} left as they are" if left and args.repair else "",
+        "" if args.repair else "--repair forgets stored state and makes indexes anew",
+    ]
+    end = "; ".join(filter(None, counts))
+    return value, [*found, f"{checked}: {len(found)} damaged; {end}"]
+
+
+def _collect(stores: Stores, args: argparse.Namespace) -> Result:
+    freed, usage = stores.snapshots.gc(), stores.snapshots.usage()
+    value = {"freed_bytes": freed.num_bytes, "bytes": usage.bytes, "budget": usage.budget}
+    return value, [f"{_size(freed.num_bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _when(timestamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(timestamp))
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"

@@ -1,0 +1,454 @@
+"""Model output back to reasoning, text and tool calls: one strict reference parser and one tolerant streaming parser.
+
+Owns what counts as a delimiter and what is done with a damaged call. Must not know tokens, tools or the loop. It sees
+text only, so a value that spells a stop token ends there, and one that spells a closing parameter tag ends there too.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.agent.encoding.encode import (
+    ASSISTANT,
+    BOS,
+    DSML,
+    END_THINK,
+    EOS,
+    LATEST_REMINDER,
+    TASKS,
+    THINK,
+    USER,
+    ThinkingMode,
+)
+
+BLOCK = f"\n\n<{DSML}tool_calls"
+INVOKE_END = f"</{DSML}invoke>"
+PARAMETER_END = f"</{DSML}parameter>"
+INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\n')
+PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?){PARAMETER_END}\n', re.DOTALL)
+
+STOPS = (EOS, USER)
+OPENERS = [f"{new_lines}{bracket}{DSML}{tag}" for tag in ("tool_calls", "toolcalls", "invoke", "parameter")
+           for new_lines in ("\n\n", "\n", "") for bracket in ("<", "")]  # fmt: skip
+STRAY = (
+    THINK, END_THINK, BOS, ASSISTANT, LATEST_REMINDER, *TASKS.values(), "<｜▁pad▁｜>", "<｜begin▁sys｜>", "<｜end▁sys｜>",
+    f"</{DSML}", f"<{DSML}", DSML,
+)  # fmt: skip
+INVOKE_START = re.compile(rf"<?{DSML}invoke")
+TAG = re.compile(rf"</{DSML}(?P<closing>\w+)>?|<?{DSML}(?P<opening>\w+)")
+HEADER = re.compile(r'((?:[^">\n｜]|"[^"\n｜]*")*)>')
+ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
+LOST_END = re.compile(rf'\n<{DSML}(?:invoke|parameter) name="')
+MAX_SHOWN_CHARS = 60
+WRAPPERS = ("arguments", "input")
+HEAD_OF_CALL = re.compile(rf'<?{DSML}invoke name="([^"\n｜>]*)">')
+HEAD_OF_PARAMETER = re.compile(rf'\s*<{DSML}parameter name="([^"\n｜>]+)" string="(true|false)">')
+
+Parameter = tuple[str, str, bool]  # name, value as written, whether the value is text
+
+
+class ParseError(ValueError):
+    """Text that is not exactly one finished assistant message."""
+
+
+@dataclass(frozen=True)
+class ThinkingDelta:
+    text: str
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCallParsed:
+    """One call; `arguments_json` is always a JSON object. `malformed` says what is wrong with a call not to be run."""
+
+    name: str
+    arguments_json: str
+    malformed: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolCallBegun:
+    """Its name is known. The pieces of its arguments follow, and then the whole call."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ArgumentsDelta:
+    """A piece of `arguments_json`; all of them together are it."""
+
+    text: str
+
+
+Delta = ThinkingDelta | TextDelta | ToolCallBegun | ArgumentsDelta | ToolCallParsed
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The whole output. `tail` are the deltas that were held back until the end, so that no `feed` returned them."""
+
+    reasoning: str
+    text: str
+    calls: tuple[ToolCallParsed, ...]
+    tail: tuple[Delta, ...]
+
+
+def parse_completion(text: str, thinking_mode: ThinkingMode) -> dict[str, Any]:
+    """The assistant message of a finished, well-formed output; anything else raises ParseError."""
+    reasoning = ""
+    if thinking_mode == "thinking":
+        reasoning, found, text = text.partition(END_THINK)
+        if not found or BLOCK in reasoning:
+            raise ParseError(f"no {END_THINK} before the answer")
+    end = re.search(f"{EOS}|{BLOCK}", text)
+    if end is None:
+        raise ParseError(f"no {EOS} after the answer")
+    content, calls = text[: end.start()], []
+    for special in (*STOPS, *STRAY):
+        if special in content or special in reasoning:
+            raise ParseError(f"{special} inside the reasoning or the answer")
+    if end[0] == BLOCK:
+        calls = _strict_calls(text, end.end())
+    elif end.end() != len(text):
+        raise ParseError(f"text after {EOS}: {_shown(text[end.end() :])}")
+    tool_calls = [{"type": "function", "function": {"name": name, "arguments": json_}} for name, json_ in calls]
+    return {"role": "assistant", "content": content, "reasoning_content": reasoning, "tool_calls": tool_calls}
+
+
+def _strict_calls(text: str, at: int) -> list[tuple[str, str]]:
+    """(name, arguments JSON) of a block whose opening tag ends at `at`, by the grammar to the letter."""
+    calls: list[tuple[str, str]] = []
+    if not text.startswith(">\n", at):
+        raise ParseError(f"broken tag tool_calls: {_shown(text[at:])}")
+    at += 2
+    while invoke := INVOKE.match(text, at):
+        at = invoke.end()
+        parameters: dict[str, str] = {}
+        while parameter := PARAMETER.match(text, at):
+            key, is_text, value = parameter.groups()
+            if key in parameters:
+                raise ParseError(f"parameter {key!r} is given twice")
+            if is_text == "false" and not _is_json(value):
+                raise ParseError(f"parameter {key!r} is not JSON: {_shown(value)}")
+            parameters[key] = _json(value) if is_text == "true" else value
+            at = parameter.end()
+        if not parameters and text.startswith("\n", at):
+            at += 1
+        if not text.startswith(f"{INVOKE_END}\n", at):
+            raise ParseError(f"expected {INVOKE_END}, got {_shown(text[at:])}")
+        at += len(INVOKE_END) + 1
+        calls.append((invoke[1], _object(parameters.items())))
+    if not calls or text[at:] != f"</{DSML}tool_calls>{EOS}":
+        raise ParseError(f"expected a call or the end of the block, got {_shown(text[at:])}")
+    return calls
+
+
+class _Delimiters:
+    """Finds the first of several strings in a growing text; of those that start together, the longest."""
+
+    def __init__(self, spellings: Iterable[str]):
+        longest_first = sorted(spellings, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self.max_chars = len(longest_first[0])
+        self.prefixes = {s[:end] for s in longest_first for end in range(1, len(s))}
+
+    def decided(self, text: str, at: int = 0) -> int:
+        """Up to where more text cannot change what is found from `at` on: the rest may still become a delimiter."""
+        first = max(at, len(text) - self.max_chars + 1)
+        return next((i for i in range(first, len(text)) if text[i:] in self.prefixes), len(text))
+
+
+_STOP = _Delimiters(STOPS)
+_PROSE = _Delimiters([*OPENERS, *STRAY])
+_VALUE_END = _Delimiters([PARAMETER_END])
+_INVOKE = _Delimiters([f"<{DSML}invoke", f"{DSML}invoke"])
+
+
+class StreamParser:
+    """Reads output piece by piece; where the text is cut makes no difference. Nothing the model writes raises.
+
+    A tool block may begin anywhere, also inside the reasoning, without its new lines or without its outer tag. Text
+    in and after a block, outside of calls, is ignored: calls end a turn. A call that cannot be trusted comes back as
+    malformed with the reason. Control tokens never reach a delta: EOS and `<｜User｜>` end the stream, others vanish.
+
+    `in_pieces`: what is certain of a call comes before its end, as ToolCallBegun and ArgumentsDelta. `unwraps`: all
+    arguments may stand in one parameter, which no tool has.
+    """
+
+    def __init__(self, thinking: bool, in_pieces: bool = False, unwraps: bool = True):
+        self.ended = False  # the model wrote a stop token, or `finish` was called
+        self._state = "thinking" if thinking else "text"  # then "block"
+        self._tail = ""  # may become a stop token
+        self._buffer = ""  # not yet read
+        self._searched = 0  # no end of a call before this place in the buffer
+        self._ignored = ""  # text of the block since the last call
+        self._deltas: list[Delta] = []
+        self._in_pieces, self._unwraps = in_pieces, unwraps
+        self._ahead = _CallAhead(unwraps)  # of the call that is being written
+
+    def feed(self, text: str) -> list[Delta]:
+        """What this text completes; nothing after the end."""
+        if self.ended:
+            return []
+        text = self._tail + text
+        if stop := _STOP.pattern.search(text):
+            self.ended = True
+            return self._read(text[: stop.start()], final=True)
+        cut = _STOP.decided(text)
+        self._tail = text[cut:]
+        return self._read(text[:cut], final=False)
+
+    def finish(self) -> Completion:
+        """The output so far is all there is."""
+        tail = [] if self.ended else self._read(self._tail, final=True)
+        self.ended = True
+        reasoning = "".join(d.text for d in self._deltas if isinstance(d, ThinkingDelta))
+        text = "".join(d.text for d in self._deltas if isinstance(d, TextDelta))
+        calls = tuple(d for d in self._deltas if isinstance(d, ToolCallParsed))
+        return Completion(reasoning, text, calls, tuple(tail))
+
+    def _read(self, text: str, final: bool) -> list[Delta]:
+        self._buffer += text
+        num_before = len(self._deltas)
+        if self._state != "block":
+            self._read_prose(final)
+        if self._state == "block":
+            self._read_block(final)
+        return self._deltas[num_before:]
+
+    def _read_prose(self, final: bool) -> None:
+        """Reasoning and answer, up to the first tag of a block."""
+        at, text = 0, self._buffer
+        while found := _PROSE.pattern.search(text, at):
+            if not final and found.start() >= _PROSE.decided(text, at):
+                break
+            self._say(text[at : found.start()])
+            at = found.end()
+            if found[0] == END_THINK:
+                self._state = "text"
+            elif found[0] in OPENERS:
+                self._state = "block"
+                is_outer_tag = found[0].endswith("calls")
+                self._buffer = text[at:] if is_outer_tag else found[0].lstrip("\n") + text[at:]
+                return
+        decided = len(text) if final else _PROSE.decided(text, at)
+        self._say(text[at:decided])
+        self._buffer = text[decided:]
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._deltas.append(ThinkingDelta(text) if self._state == "thinking" else TextDelta(text))
+
+    def _read_block(self, final: bool) -> None:
+        """Calls, one when its end has come; at the end of the output also what was begun."""
+        while start := INVOKE_START.search(self._buffer):
+            found = self._next_call(start.start(), final)
+            if self._in_pieces:
+                self._deltas += self._ahead.read(self._buffer, start.start())
+            if found is None:
+                return
+            call, end = found
+            self._add_call(call)
+            self._buffer, self._searched, self._ignored = self._buffer[end:], 0, ""
+        cut = len(self._buffer) if final else _INVOKE.decided(self._buffer)
+        self._ignored += self._buffer[:cut]
+        self._buffer = self._buffer[cut:]
+        if not final:
+            return
+        has_calls = any(isinstance(d, ToolCallParsed) for d in self._deltas)
+        if not has_calls or re.search(f"(?<!/){DSML}", self._ignored):
+            reason = f"the tool block has no complete call: {_shown(self._ignored)}"
+            self._add_call(ToolCallParsed("", _object([("text", _json(self._ignored))]), reason))
+
+    def _add_call(self, call: ToolCallParsed) -> None:
+        if self._in_pieces:
+            self._deltas += self._ahead.rest(call)
+            self._ahead = _CallAhead(self._unwraps)
+        self._deltas.append(call)
+
+    def _next_call(self, start: int, final: bool) -> tuple[ToolCallParsed, int] | None:
+        """The call that begins at `start` and where it ends, or None when its end has not come."""
+        buffer, searched = self._buffer, max(start, self._searched)
+        while (close := buffer.find(INVOKE_END, searched)) != -1:
+            searched = close + len(INVOKE_END)
+            if found := _read_call(buffer[start:searched], False, self._unwraps):
+                return found[0], start + found[1]
+        self._searched = max(searched, len(buffer) - len(INVOKE_END) + 1)
+        if not final:
+            return None
+        found = _read_call(buffer[start:], True, self._unwraps)
+        assert found is not None, "a final call always has a result"
+        return found[0], start + found[1]
+
+
+class _CallAhead:
+    """Reads a call that is still being written, as far as its arguments are certain. At anything unusual it waits for
+    the end: what it has told is always the beginning of what the call turns out to be."""
+
+    def __init__(self, unwraps: bool):
+        self._unwraps = unwraps
+        self._at = 0  # in the call's text: read up to here
+        self._is_begun = self._is_inside = self._waits = False  # inside the value of a text; for the call's end
+        self._keys: list[str] = []
+        self._num_told = 0  # characters of the arguments
+
+    def read(self, buffer: str, start: int) -> list[Delta]:
+        """Of the call that begins at `start`: what is new."""
+        if not self._is_begun:
+            head = HEAD_OF_CALL.match(buffer, start)
+            if head is None:
+                return []
+            self._is_begun, self._at = True, head.end() - start
+            return [ToolCallBegun(head[1]), *self.read(buffer, start)]
+        pieces: list[str] = []
+        while not self._waits and (
+            piece := self._value(buffer, start) if self._is_inside else self._key(buffer, start)
+        ):
+            pieces.append(piece)
+        return self._told("".join(pieces))
+
+    def rest(self, call: ToolCallParsed) -> list[Delta]:
+        """What is still to be told once it is whole."""
+        begun: list[Delta] = [] if self._is_begun else [ToolCallBegun(call.name)]
+        return [*begun, *self._told(call.arguments_json[self._num_told :])]
+
+    def _told(self, text: str) -> list[Delta]:
+        self._num_told += len(text)
+        return [ArgumentsDelta(text)] if text else []
+
+    def _value(self, buffer: str, start: int) -> str:
+        at = start + self._at
+        end = buffer.find(PARAMETER_END, at)
+        self._is_inside = end < 0
+        until = _VALUE_END.decided(buffer, at) if end < 0 else end
+        self._at = until - start + (0 if end < 0 else len(PARAMETER_END))
+        return _json(buffer[at:until])[1:-1] + ("" if end < 0 else '"')
+
+    def _key(self, buffer: str, start: int) -> str:
+        head = HEAD_OF_PARAMETER.match(buffer, start + self._at)
+        if head is None:
+            return ""
+        key, is_text = head[1], head[2] == "true"
+        end = buffer.find(PARAMETER_END, head.end())
+        self._waits = key in self._keys or (self._unwraps and not self._keys and key in WRAPPERS)
+        if self._waits or (end < 0 and not is_text):
+            return ""
+        value = buffer[head.end() : end]
+        if not is_text and not _is_json(value):
+            self._waits = True
+            return ""
+        before = f"{', ' if self._keys else '{'}{_json(key)}: "
+        self._keys.append(key)
+        self._is_inside = is_text
+        self._at = (head.end() if is_text else end + len(PARAMETER_END)) - start
+        return before + ('"' if is_text else value)
+
+
+def _read_call(text: str, final: bool, unwraps: bool) -> tuple[ToolCallParsed, int] | None:
+    """The call at the beginning of `text` and where it ends. `text` goes to an invoke's closing tag, or is `final`.
+
+    None means that the closing tag lies inside an argument's value, and that more text may end the value.
+    """
+    start = INVOKE_START.match(text)
+    assert start is not None, text[:MAX_SHOWN_CHARS]
+    problems: list[str] = []
+    attributes, at = _attributes(text, start.end(), problems)
+    parameters: list[Parameter] = []
+    while True:
+        tag = TAG.search(text, at)
+        between = text[at : tag.start() if tag else len(text)]
+        if between.strip():
+            problems.append(f"text outside a parameter: {_shown(between)}")
+        if tag is None:
+            at = len(text)
+            problems.append("the output ended inside the call")
+            break
+        at = tag.end()
+        if tag["closing"] == "invoke":
+            break
+        if tag["closing"] == "parameter":
+            problems.append(f"{PARAMETER_END} without a parameter")
+        elif tag["opening"] == "parameter":
+            read = _read_parameter(text, at, final, problems)
+            if read is None:
+                return None
+            parameters.append(read[0])
+            at = read[1]
+        else:
+            at = tag.start()
+            problems.append(f"no {INVOKE_END}")
+            break
+    return _call(attributes.get("name", ""), parameters, problems, unwraps), at
+
+
+def _read_parameter(text: str, at: int, final: bool, problems: list[str]) -> tuple[Parameter, int] | None:
+    """The parameter whose tag's name ends at `at` and where it ends; None when its value may go on."""
+    attributes, at = _attributes(text, at, problems)
+    key, is_text = attributes.get("name", ""), attributes.get("string", "true").lower() != "false"
+    end = text.find(PARAMETER_END, at)
+    if end != -1:
+        return (key, text[at:end], is_text), end + len(PARAMETER_END)
+    if not final:
+        return None
+    problems.append(f"parameter {key!r} has no {PARAMETER_END}")
+    return (key, text[at:], is_text), len(text)
+
+
+def _attributes(text: str, at: int, problems: list[str]) -> tuple[dict[str, str], int]:
+    """The attributes of a tag whose name ends at `at`, unknown ones too, and where the tag ends."""
+    header = HEADER.match(text, at)
+    attributes = dict(ATTRIBUTE.findall(header[1])) if header else {}
+    if "name" not in attributes:
+        problems.append(f"a tag without a name: {_shown(text[at : at + MAX_SHOWN_CHARS])}")
+    return attributes, header.end() if header else at
+
+
+def _call(name: str, parameters: list[Parameter], problems: list[str], unwraps: bool) -> ToolCallParsed:
+    if unwraps and not problems and len(parameters) == 1 and parameters[0][0] in WRAPPERS:
+        value = parameters[0][1].strip()
+        if value.startswith("{") and _is_json(value):  # all arguments in one: what the model means is inside
+            return ToolCallParsed(name, value)
+    arguments: dict[str, str] = {}
+    for key, value, is_text in parameters:
+        if key in arguments:
+            problems.append(f"parameter {key!r} is given twice, again as {_shown(value)}")
+            continue
+        if not is_text and not _is_json(value):
+            problems.append(f'parameter {key!r} is not JSON, and text needs string="true": {_shown(value)}')
+            is_text = True
+        if LOST_END.search(value):
+            problems.append(f"parameter {key!r} runs into the next tag, {PARAMETER_END} is missing")
+        arguments[key] = _json(value) if is_text else value
+    return ToolCallParsed(name, _object(arguments.items()), "; ".join(problems) or None)
+
+
+def _object(items: Iterable[tuple[str, str]]) -> str:
+    """A JSON object of keys and values that are JSON already: numbers keep the digits that the model wrote."""
+    return "{" + ", ".join(f"{_json(key)}: {value}" for key, value in items) + "}"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _shown(text: str) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…")

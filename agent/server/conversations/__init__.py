@@ -1,0 +1,1 @@
+"""Conversations that the server keeps for its clients, and their routes."""

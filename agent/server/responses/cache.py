@@ -1,0 +1,98 @@
+"""The responses that can be gone on from: the late ones in memory, the stored ones from the database when they are asked for.
+
+Owns which are in memory, who may see them, and how one is found by what it has said. Must not know how one comes to be.
+"""
+
+import asyncio
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from holdfast.agent.server.access import User
+from holdfast.agent.server.json import ApiError
+from holdfast.agent.server.responses.response import Record, record_of
+from holdfast.memory import ResponseStore
+
+MAX_RECORDS = 512  # in memory
+MAX_RECORD_TOKENS = 2**23
+
+
+@dataclass(eq=False)
+class Responses:
+    """Of the model with this identity. One per server."""
+
+    store: ResponseStore
+    identity: str
+    records: "OrderedDict[str, Record]" = field(default_factory=OrderedDict)
+    _by_digest: "OrderedDict[tuple[int, bytes], Record]" = field(default_factory=OrderedDict)
+    _sessions: dict[str, int] = field(default_factory=dict)
+
+    def in_flight(self) -> list[Record]:
+        return [record for record in self.records.values() if not record.is_over]
+
+    async def get(self, user: User, id: str, local: dict[str, Record] | None = None) -> Record | None:
+        """The response with this id, if this user may see it."""
+        if local and id in local:
+            return local[id]
+        if (held := self.records.get(id)) is not None:
+            return held if held.owner == user.name and held.is_stored else None
+        if not id.startswith("resp_"):  # kept conversations lie in the same table
+            return None
+        row = await asyncio.to_thread(self.store.get, id, user.name)
+        if row is None:
+            return None
+        ids = await asyncio.to_thread(self.store.ids, row.branch_id) if row.branch_id else array("i")
+        record = await asyncio.to_thread(record_of, row, ids)
+        if id not in self.records:  # nobody was faster
+            self.remember(record)
+        return self.records[id]
+
+    async def previous(self, user: User, id: str | None, local: dict[str, Record]) -> Record | None:
+        """The response to go on from, once it is over; None without an id. Raises ApiError when there is none."""
+        if id is None:
+            return None
+        record = await self.get(user, id, local)
+        if record is not None and not record.is_over:
+            await record.over()
+        if record is None or record.response["status"] == "failed":
+            text = f"Previous response with id '{id[:100]}' not found."
+            raise ApiError(400, text, "previous_response_not_found", "previous_response_id")
+        return record
+
+    async def with_content(self, user: User, session: int, digest: bytes) -> Record | None:
+        """The last response of a session after which exactly this was said."""
+        found = self._by_digest.get((session, digest))
+        if found is None:
+            row = await asyncio.to_thread(self.store.latest, session, digest)
+            found = await self.get(user, row.id) if row else None
+        return found
+
+    async def session(self, owner: str) -> int:
+        """The session that holds this user's responses by this model."""
+        if owner not in self._sessions:
+            session = await asyncio.to_thread(self.store.session, owner, self.identity)
+            self._sessions[owner] = session.id
+        return self._sessions[owner]
+
+    def remember(self, record: Record) -> None:
+        """Keep a record in memory, and let the oldest that are over go: the stored ones come back when asked for."""
+        self.records[record.id] = record
+        num_tokens = sum(len(r.ids) for r in self.records.values())
+        for old in list(self.records.values()):
+            if len(self.records) <= MAX_RECORDS and num_tokens <= MAX_RECORD_TOKENS:
+                break
+            if old.is_over and old is not record:
+                num_tokens -= len(old.ids)
+                self.forget(old)
+
+    def ended(self, record: Record) -> None:
+        """It can be found by its content from now on."""
+        self._by_digest[record.session_id, record.digest] = record
+        while len(self._by_digest) > MAX_RECORDS:
+            self._by_digest.popitem(last=False)
+
+    def forget(self, record: Record) -> None:
+        """Nobody can go on from it any more, unless it is stored."""
+        self.records.pop(record.id, None)
+        if self._by_digest.get((record.session_id, record.digest)) is record:
+            del self._by_digest[record.session_id, record.digest]

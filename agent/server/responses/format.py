@@ -1,0 +1,95 @@
+"""How the answer to a request is sampled: the format and the calls that it is held to, and where it stops.
+
+Must not know conversations, nor how a model is run.
+"""
+
+from dataclasses import replace
+
+from holdfast.agent.config import Settings
+from holdfast.agent.encoding.call_grammar import NotPossible, begins_calls, calls_constraint, only_in_calls
+from holdfast.agent.encoding.encode import END_THINK, USER
+from holdfast.agent.server.json import Json, bad
+from holdfast.agent.server.responses.items import Opening
+from holdfast.agent.server.responses.request import Create, constraint_of, forced_call, function_tools, strict_places
+from holdfast.engine import Constraint, Engine, EngineError, SamplingParams
+
+
+async def sampling_of(
+    request: Create, opening: Opening, engine: Engine, settings: Settings, temperature: float, room: int
+) -> SamplingParams:
+    """The answer is text, held to the format if there is one, or calls; only where no tool may be called there is no
+    control token, which a call begins with. Raises ApiError for a format or a tool that is not possible."""
+    constraint = constraint_of(request)
+    if constraint is not None:
+        try:
+            await engine.check(constraint)
+        except EngineError as e:
+            raise bad(f"text.format: {e}", "text.format") from None
+    tokenizer = engine.tokenizer
+    user_id = tokenizer.token_id(USER)
+    stop_ids = frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k, 0),
+        min_p=request.min_p,
+        seed=request.seed,
+        max_tokens=min(request.max_output_tokens or settings.max_output_tokens, room),
+        stop_ids=stop_ids,
+        never=tokenizer.special_ids - stop_ids,
+        constraint=constraint,
+    )
+    return await _with_calls(request, opening.thinking_mode == "thinking", engine, params)
+
+
+async def _with_calls(request: Create, thinks: bool, engine: Engine, params: SamplingParams) -> SamplingParams:
+    """With the calls that the request allows, or wants: then they come first, or right after the thinking."""
+    tokenizer, functions = engine.tokenizer, function_tools(request.tools)
+    end_think = tokenizer.token_id(END_THINK) if thinks else None
+    ends_thinking = frozenset() if end_think is None else frozenset({end_think})
+    choice, _ = forced_call(request, functions)
+    if not functions or choice == "none":
+        return replace(params, never=params.never - ends_thinking)
+    if choice == "required" and ends_thinking:
+        held = await _calls(request, engine, END_THINK, None)
+        never = tokenizer.special_ids - ends_thinking
+        return replace(params, constraint=held, begins=ends_thinking, never=never)
+    if choice == "required" or params.constraint is not None:
+        return replace(params, constraint=await _calls(request, engine, "", params.constraint))
+    begins = begins_calls(tokenizer)
+    calls = await _calls(request, engine, None, None) if begins else None
+    return replace(params, constraint=calls, begins=begins, never=only_in_calls(tokenizer))
+
+
+async def _calls(request: Create, engine: Engine, before: str | None, instead: Constraint | None) -> Constraint:
+    """Calls of the tools that may be called. Arguments whose schema cannot be kept to are any, or, of a strict tool, an
+    ApiError."""
+    functions, strict = function_tools(request.tools), strict_places(request.tools)
+    _, name = forced_call(request, functions)
+    wanted = [function for function in functions if name in (None, function["name"])]
+
+    async def compiled(functions: list[Json]) -> Constraint:
+        may_be_many = request.parallel_tool_calls and name is None
+        found = calls_constraint(engine.tokenizer, functions, before, may_be_many, instead)
+        await engine.check(found)
+        return found
+
+    try:
+        return await compiled(wanted)
+    except (NotPossible, EngineError):
+        pass  # one of them, or all together
+    held: list[Json] = []
+    for function in wanted:
+        try:
+            await compiled([function])
+            held.append(function)
+        except (NotPossible, EngineError) as e:
+            if where := strict.get(function["name"]):
+                raise bad(f"{where}.parameters: {e}", f"{where}.parameters") from None
+            held.append({**function, "parameters": None})
+    try:
+        return await compiled(held)
+    except EngineError as e:
+        if strict:
+            raise bad(f"tools: {e}", "tools") from None
+        return await compiled([{**function, "parameters": None} for function in wanted])

@@ -1,0 +1,200 @@
+"""Running one response: state, prefill, sampling, and how it ends. Must not know who watches."""
+
+import asyncio
+import logging
+import time
+from array import array
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from holdfast.agent.encoding.encode import USER
+from holdfast.agent.encoding.parse import StreamParser, TextDelta
+from holdfast.agent.events import Usage
+from holdfast.agent.server.json import Json
+from holdfast.agent.server.responses.output import Output, ended, stopped, usage_object
+from holdfast.agent.server.responses.request import full_name, namespaces_of
+from holdfast.agent.server.responses.resident import FEED_TOKENS, Sequences
+from holdfast.agent.server.responses.response import Record
+from holdfast.engine import Engine, EngineError, SamplingParams, Sequence
+from holdfast.memory import StoreError
+
+log = logging.getLogger("holdfast.server")
+Finish = Callable[[Record, Json], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to feed after the record's `ids`, and how to sample; without `params` nothing is sampled."""
+
+    ids: list[int]
+    params: SamplingParams | None
+    is_thinking: bool = False
+    stop: tuple[str, ...] = ()
+
+
+class Writing:
+    """The message that the model writes, up to where it stops."""
+
+    def __init__(self, record: Record, plan: Plan, engine: Engine):
+        self.output = Output(record.emit, record.id, namespaces_of(record.response["tools"]))
+        self.usage = Usage(context_limit=engine.max_context)
+        self.reasoning_tokens = 0
+        self.is_cut = True  # it did not come to its own end
+        is_held = plan.params is not None and plan.params.constraint is not None
+        self._parser = StreamParser(plan.is_thinking, in_pieces=True, unwraps=not is_held)
+        self._decoded = engine.tokenizer.stream()
+        self._stops = StopTexts(plan.stop)
+        self._started = time.perf_counter()
+
+    def token(self, token: int) -> bool:
+        """Take in a sampled token; whether the message has ended."""
+        if not self.usage.output_tokens:
+            self.usage.prefill_s = time.perf_counter() - self._started
+        self.usage.output_tokens += 1
+        self._read(self._decoded.add(token))
+        self.reasoning_tokens += self.output.is_reasoning
+        is_ended = self._parser.ended or self.stopped_by is not None
+        self.is_cut = not is_ended
+        return is_ended
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that was written."""
+        return self._stops.found
+
+    def finish(self) -> None:
+        """No more tokens come."""
+        if self.stopped_by is None:
+            for delta in self._parser.finish().tail:
+                self.output.add(delta)
+            if rest := self._stops.rest():
+                self.output.add(TextDelta(rest))
+        self.output.close(self.is_cut)
+
+    def _read(self, text: str) -> None:
+        for delta in self._parser.feed(text):
+            if isinstance(delta, TextDelta):
+                if shown := self._stops.add(delta.text):
+                    self.output.add(TextDelta(shown))
+                if self.stopped_by is not None:
+                    return
+            else:
+                self.output.add(delta)
+
+
+class StopTexts:
+    """Texts at which the answer ends; they are not part of it. What may become one is held back."""
+
+    def __init__(self, stops: tuple[str, ...]):
+        self._stops, self._held = stops, ""
+        self.found: str | None = None
+
+    def add(self, text: str) -> str:
+        """What may be shown."""
+        text = self._held + text
+        found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            (place, self.found), self._held = min(found), ""
+            return text[:place]
+        num_held = max((n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def rest(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, finish: Finish) -> Usage:
+    """Sample the response, give `finish` its end, then keep its sequence. Only the death of the server raises."""
+    record.emit("response.in_progress", {"response": record.response})
+    writing = Writing(record, plan, engine)
+    held: list[Sequence] = []
+    record.task = asyncio.create_task(_sample(record, plan, writing, engine, sequences, held))
+    if record.is_cancelled:
+        record.task.cancel()
+    error: Json | None = None
+    try:
+        await record.task
+    except asyncio.CancelledError:
+        if not record.is_cancelled:
+            raise
+    except (EngineError, StoreError) as e:
+        log.warning("%s: %s", record.id, e)
+        error = {"code": "server_error", "message": str(e)}
+    writing.finish()
+    record.stopped_by = writing.stopped_by
+    seq = held[0] if held else None
+    if seq is not None and plan.params is not None and error is None:
+        record.ids = await asyncio.to_thread(array, "i", seq.token_ids)
+    record.calls = {
+        item["call_id"]: full_name(item) for item in writing.output.items if item["type"] == "function_call"
+    }  # fmt: skip
+    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    sequences.settling[record.id] = settled
+    try:
+        await finish(record, _end(record, plan, writing, error))
+        if seq is not None:
+            if record.response["status"] == "failed":
+                await engine.release(seq)
+            else:
+                await sequences.give(record, seq)
+    finally:
+        del sequences.settling[record.id]
+        settled.set_result(None)
+    return writing.usage
+
+
+async def _sample(
+    record: Record, plan: Plan, writing: Writing, engine: Engine, sequences: Sequences, held: list[Sequence]
+) -> None:
+    """Feed and sample; the sequence is in `held` from when there is one, however this ends."""
+    ids = await asyncio.to_thread(lambda: [*record.ids, *plan.ids])
+    seq = await sequences.claim(record, ids, writing.usage)
+    held.append(seq)
+    end = len(ids) - (plan.params is not None)
+    for place in (*_shared_places(record, engine, ids, end), end):
+        is_worth_keeping = place >= seq.num_tokens + engine.config.page_tokens
+        if not is_worth_keeping and plan.params is not None:
+            continue
+        while len(seq.token_ids) < place:
+            at = len(seq.token_ids)
+            await engine.feed(seq, ids[at : min(at + FEED_TOKENS, place)])
+            record.emit_own("prefill.progress", {"done": len(seq.token_ids), "total": len(ids)})
+        if is_worth_keeping:
+            await sequences.beginnings.keep(record.owner, seq, is_followed=True)
+    if plan.params is None:
+        writing.is_cut = False
+        return
+    tokens = engine.extend(seq, ids[len(seq.token_ids) :], plan.params)
+    async with aclosing(tokens):  # type: ignore[type-var]
+        async for token in tokens:
+            if writing.token(token) or record.steering:
+                break
+        else:
+            writing.is_cut = not seq.is_complete  # text that is held to a format, and calls, end by themselves
+
+
+def _shared_places(record: Record, engine: Engine, ids: list[int], end: int) -> list[int]:
+    """Where other conversations with these instructions and tools become different: at the first words of a user."""
+    user_id = engine.tokenizer.token_id(USER)
+    if record.before is not None or user_id not in ids:
+        return []
+    return [place] if 0 < (place := ids.index(user_id)) < end else []
+
+
+def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:
+    """The response as it has ended."""
+    usage = usage_object(writing.usage, writing.reasoning_tokens)
+    record.explain(writing.usage.why)
+    items = writing.output.items
+    if error is not None:
+        return ended(record.response, "failed", items, usage, {"error": error})
+    if record.is_cancelled:
+        return stopped(record.response, record.is_left, items, usage)
+    if writing.is_cut or any(item["status"] == "incomplete" for item in items):
+        record.is_steered = bool(record.steering)
+        reason = "steered" if record.is_steered else "max_output_tokens" if writing.is_cut else None
+        return ended(record.response, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
+    return ended(record.response, "completed", items, usage, {})

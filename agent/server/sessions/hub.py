@@ -1,0 +1,262 @@
+"""Agent sessions that the server holds open: any number of clients watch one, and drive it one turn at a time.
+
+Owns which are open, the turn that runs in each, and the questions that wait for somebody's answer. A turn belongs to its
+session, not to whoever asked for it: it goes on when they leave. Must not know HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast.agent.app import App
+from holdfast.agent.config import UsageError, prompt_problem
+from holdfast.agent.events import ApprovalNeeded, Error, Event, TurnDone
+from holdfast.agent.server.event_log import Feed
+from holdfast.agent.server.json import ApiError, Json, bad
+from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.session import Session
+from holdfast.agent.threads import to_end
+from holdfast.memory import ResponseStore, SessionInfo, SessionInUse, StoreError
+
+log = logging.getLogger("holdfast.server")
+IDLE_S = 900.0  # unwatched and unused for so long, a session is saved and closed: other processes may open it then
+CHECK_S = 30.0
+MAX_OPEN = 64  # the longest unused are closed for new ones
+MAX_IN_USE = 32  # of one user, running or watched
+COUNTED = ("new", "from_memory", "from_disk", "prefilled_again", "output_tokens")
+
+
+@dataclass(eq=False)
+class LiveSession:
+    """One open session. Made by `LiveSessions`."""
+
+    session: Session
+    approvals: Approvals
+    group: asyncio.TaskGroup
+    feed: Feed = field(default_factory=Feed)
+    turn: int | None = None  # under way
+    used_at: float = field(default_factory=time.monotonic)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
+    _task: "asyncio.Task[None] | None" = None
+    _questions: "dict[str, asyncio.Future[bool]]" = field(default_factory=dict)
+    _answered: dict[str, bool] = field(default_factory=dict)  # in the last turn
+
+    @property
+    def info(self) -> SessionInfo:
+        return self.session.live.log.session
+
+    @property
+    def is_running(self) -> bool:
+        return self.turn is not None
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.is_running or self.feed.num_watchers > 0
+
+    async def begin(self, prompt: str, policy: Policy) -> str:
+        """Start a turn; gives the id after which its events come. Raises ApiError."""
+        if problem := prompt_problem(prompt):
+            raise bad(problem, "prompt")
+        await self._settled()
+        self.turn, self.used_at = self.session.live.log.num_turns + 1, time.monotonic()
+        after = self.feed.last_id
+        self.approvals.policy = policy
+        self._answered.clear()
+        self.feed.begin_turn()
+        self.feed.emit({"type": "user", "text": prompt, "turn": self.turn})
+        self._task = self.group.create_task(self._run(prompt))
+        return after
+
+    def interrupt(self) -> None:
+        """End the turn under way, if there is one; it is over a moment later."""
+        if self.is_running and self._task is not None:
+            self._task.cancel()
+
+    async def cancel(self) -> bool:
+        """As `interrupt`, and wait for it; whether there was one."""
+        if not self.is_running or self._task is None:
+            return False
+        self.interrupt()
+        await asyncio.wait({self._task})
+        return True
+
+    def answer(self, call_id: str, is_approved: bool) -> None:
+        """Of the call that waits under this id; the first answer counts. Raises ApiError."""
+        if call_id in self._answered:
+            raise ApiError(409, f"the call {call_id} has been answered already", "approval_answered", "id")
+        if call_id not in self._questions:
+            raise ApiError(404, f"no call waits for approval under the id {call_id}", "approval_not_found", "id")
+        self._answered[call_id] = is_approved
+        self._questions.pop(call_id).set_result(is_approved)
+        self.feed.emit({"type": "approval_done", "id": call_id, "approved": is_approved})
+
+    async def rewind(self, turn: int | None, token: int | None, branch: int | None, stores: Stores) -> list[str]:
+        """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
+        await self._settled()
+        before, log = self.info, self.session.live.log
+        try:
+            files = await self.session.rewind(turn, token, branch)
+        except StoreError as e:
+            raise bad(str(e)) from None
+        if branch is None:
+            await to_end(stores.rewound, before, log)
+        self.used_at = time.monotonic()
+        self.feed.begin_turn()
+        self.feed.emit({"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)})
+        return files
+
+    async def ask(self, call: ApprovalNeeded) -> bool:
+        """Somebody's answer; the question itself is in the feed."""
+        question = asyncio.get_running_loop().create_future()
+        self._questions[call.id] = question
+        try:
+            return await question
+        finally:
+            self._questions.pop(call.id, None)
+
+    async def aclose(self) -> None:
+        """Save it, and let other processes open it."""
+        await self.cancel()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        await self.session.aclose()
+        self.feed.close()
+
+    async def _settled(self) -> None:
+        """The last turn has ended, and begun its save. Raises ApiError while one runs."""
+        while self._task is not None and not self._task.done():
+            if self.is_running:
+                break
+            await asyncio.wait({self._task})
+        if self.is_running:
+            raise ApiError(409, "a turn of this session is under way: wait for its end, or cancel it", "turn_running")
+        if self.session.is_closed:
+            raise ApiError(409, "the session was closed meanwhile: try again", "session_closed")
+
+    async def _run(self, prompt: str) -> None:
+        """One turn. Whatever happens, its last event is TurnDone, Error or `interrupted`."""
+        try:
+            async with aclosing(self.session.turn(prompt)) as events:
+                async for event in events:
+                    self._publish(event)
+        except Exception:  # a fault of ours in one session must not end the others
+            log.exception("a turn of session %s failed", self.session.name)
+            self._publish(Error(message="the server made a mistake: its log says which"))
+        finally:
+            self._end({"type": "interrupted"})
+
+    def _publish(self, event: Event) -> None:
+        if isinstance(event, TurnDone):
+            for name in COUNTED:
+                self.counts[name] += getattr(event.usage, name)
+        if isinstance(event, TurnDone | Error):
+            self._end(event.model_dump(mode="json"))
+        else:
+            self.feed.emit(event.model_dump(mode="json"))
+
+    def _end(self, event: Json) -> None:
+        """The turn is over for whoever watches, if it was not; it may still be saved."""
+        if self.turn is not None:
+            self.turn, self.used_at = None, time.monotonic()
+            self.feed.emit(event)
+
+
+class LiveSessions:
+    """All that are open, by owner and name. Made by `opened`."""
+
+    def __init__(self, app: App, group: asyncio.TaskGroup):
+        self.app, self.stores = app, Stores(app.store, app.keeper.snapshots, ResponseStore(app.database, app.store))
+        self.is_stopping = False
+        self._group = group
+        self._open: dict[str, LiveSession] = {}
+        self._lock = asyncio.Lock()  # of opening and closing
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, app: App) -> AsyncIterator["LiveSessions"]:
+        """Until the block ends; see `aclose`."""
+        async with asyncio.TaskGroup() as group:
+            sessions = cls(app, group)
+            closing = group.create_task(sessions._close_idle())
+            try:
+                yield sessions
+            finally:
+                closing.cancel()
+                await sessions.aclose()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a turn runs in any."""
+        return any(live.is_running for live in self._open.values())
+
+    async def aclose(self) -> None:
+        """Save and close every session; none is opened any more. A turn under way ends as interrupted."""
+        self.is_stopping = True
+        for name in list(self._open):
+            await self.close(name)
+
+    def find(self, info: SessionInfo) -> LiveSession | None:
+        """The session, if it is open here."""
+        return self._open.get(info.name)
+
+    async def open(self, info: SessionInfo) -> LiveSession:
+        """The session, opened if it is not. Raises ApiError when another process has it or its workspace is gone, StoreError
+        for a damaged one."""
+        async with self._lock:
+            live = self._open.get(info.name)
+            if live is None:
+                live = await self._opened(Path(info.workspace), info.owner, info.name.rpartition("/")[2])
+            live.used_at = time.monotonic()
+            return live
+
+    async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> LiveSession:
+        """A fresh session; see `App.session`."""
+        async with self._lock:
+            return await self._opened(workspace, owner, name, is_new=True, prompt=prompt)
+
+    async def close(self, name: str) -> None:
+        async with self._lock:
+            if (live := self._open.pop(name, None)) is not None:
+                await live.aclose()
+
+    async def _opened(
+        self, workspace: Path, owner: str, name: str | None, is_new: bool = False, prompt: str = ""
+    ) -> LiveSession:
+        if self.is_stopping:
+            raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
+        await self._make_room(owner)
+        approvals = Approvals(Policy.ASK, lambda call: live.ask(call))
+        try:
+            session = await self.app.session(workspace, approvals, name, is_new, owner, prompt)
+        except SessionInUse as e:
+            raise ApiError(409, str(e), "session_in_use") from None
+        except UsageError as e:
+            raise bad(str(e), "workspace") from None
+        live = LiveSession(session, approvals, self._group)
+        self._open[live.info.name] = live
+        return live
+
+    async def _make_room(self, owner: str) -> None:
+        """Close the longest unused when there are too many. Those in use are limited for each user: one cannot keep others
+        from theirs. Raises ApiError."""
+        in_use = [live for live in self._open.values() if live.is_in_use]
+        if sum(live.info.owner == owner for live in in_use) >= MAX_IN_USE:
+            text = f"{MAX_IN_USE} of your sessions are running or watched: end some first"
+            raise ApiError(429, text, "too_many_sessions")
+        unused = [live for live in self._open.values() if not live.is_in_use]
+        if len(self._open) >= MAX_OPEN and unused:
+            oldest = min(unused, key=lambda live: live.used_at)
+            del self._open[oldest.info.name]
+            await oldest.aclose()
+
+    async def _close_idle(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            for name, live in list(self._open.items()):
+                if not live.is_in_use and time.monotonic() - live.used_at >= IDLE_S:
+                    await self.close(name)

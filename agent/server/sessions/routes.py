@@ -1,0 +1,253 @@
+"""The routes of agent sessions, `/v1/sessions`: list, show, drive and watch them, fork and rewind, answer for their calls.
+
+Owns paths, bodies and what a client gets to see of a session; users see their own. Must not know how a turn runs.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from pydantic import Field
+
+from holdfast.agent.config import MAX_PROMPT_CHARS
+from holdfast.agent.models.rolling import rolls_of
+from holdfast.agent.server.access import OWNER
+from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
+from holdfast.agent.server.json import ApiError, Json, bad, dumps
+from holdfast.agent.server.sessions.hub import LiveSession, LiveSessions
+from holdfast.agent.server.sessions.names import find_session, open_session, shown_name, start_session
+from holdfast.agent.server.validation import Body, Kind, checked
+from holdfast.agent.session.approvals import Policy
+from holdfast.memory import SessionInfo, SessionInUse, StoreError
+
+SESSIONS = web.AppKey("sessions", LiveSessions)
+WORKSPACE = web.AppKey("workspace", Path)  # where the owner of the data works unless they say otherwise
+MAX_EVENT_ID_CHARS = 64
+
+
+class NewSession(Body):
+    workspace: str | None = None
+    name: str | None = None
+    resume: bool = False
+    create: bool = True  # where there is none to resume
+    prompt: str = Field("", max_length=MAX_PROMPT_CHARS)  # the first, which it is named after; it is not asked
+
+
+class NewTurn(Body):
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
+    approve: str = Policy.ASK
+
+
+class Answer(Body):
+    approve: bool
+
+
+class Place(Body):
+    """In a session: the end of a turn, or a token of its log; on its current branch or another."""
+
+    turn: int | None = Field(None, ge=0, le=2**31)
+    token: int | None = Field(None, ge=0, le=2**31)
+    branch: int | None = Field(None, ge=1, le=2**31)
+    name: str | None = None  # of the fork
+
+
+async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
+    """Raises ApiError that names the field."""
+    return checked(kind, await read_json(request))
+
+
+async def summary(sessions: LiveSessions, info: SessionInfo) -> Json:
+    """A session as clients see it."""
+    live = sessions.find(info)
+    value = await asyncio.to_thread(sessions.stores.summary, info)
+    state = "closed" if live is None else "running" if live.is_running else "idle"
+    shown = {"name": shown_name(info), "model": info.model, "created_at": info.created_at, "state": state}
+    return {"id": shown["name"], "object": "holdfast:session", **value, **shown}
+
+
+async def context(sessions: LiveSessions, info: SessionInfo) -> Json:
+    """How full its window is."""
+    live, store = sessions.find(info), sessions.stores.sessions
+    rolls = live.session.live.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
+    branch = next(b for b in await asyncio.to_thread(store.branches, info) if b.is_current)
+    used = branch.num_tokens - (rolls[-1].dropped_tokens if rolls else 0)
+    return {"context_used": used, "context_limit": sessions.app.engine.max_context}
+
+
+async def found(request: web.Request) -> SessionInfo:
+    """The session that the path names."""
+    return await find_session(request.app[SESSIONS], request[USER], request.match_info["name"])
+
+
+async def opened(request: web.Request) -> LiveSession:
+    return await open_session(request.app[SESSIONS], request[USER], request.match_info["name"])
+
+
+async def list_sessions(request: web.Request) -> web.StreamResponse:
+    sessions, user, wanted = request.app[SESSIONS], request[USER], request.query.get("workspace")
+    infos = [
+        info
+        for info in await asyncio.to_thread(sessions.app.store.all)
+        if info.owner == user.session_owner and info.workspace and wanted in (None, info.workspace)
+    ]
+    return json_response({"object": "list", "data": [await summary(sessions, info) for info in infos]})
+
+
+async def create_session(request: web.Request) -> web.StreamResponse:
+    sessions, user, body = request.app[SESSIONS], request[USER], await body_of(request, NewSession)
+    live = await start_session(
+        sessions, user, request.app[WORKSPACE], body.workspace, body.name, body.resume, body.create, body.prompt
+    )
+    return json_response(await summary(sessions, live.info), 201)
+
+
+async def show_session(request: web.Request) -> web.StreamResponse:
+    sessions, info = request.app[SESSIONS], await found(request)
+    branches = await asyncio.to_thread(sessions.stores.tree, info)
+    return json_response({**await summary(sessions, info), **await context(sessions, info), "branches": branches})
+
+
+async def delete_session(request: web.Request) -> web.StreamResponse:
+    sessions, info = request.app[SESSIONS], await found(request)
+    if (live := sessions.find(info)) is not None:
+        if live.is_running:
+            raise ApiError(409, "a turn of this session is under way: cancel it first", "turn_running")
+        live.feed.emit({"type": "closed"})
+        await sessions.close(info.name)
+    try:
+        freed = await asyncio.to_thread(sessions.stores.remove, info)
+    except SessionInUse as e:
+        raise ApiError(409, str(e), "session_in_use") from None
+    deleted: Json = {"id": shown_name(info), "object": "holdfast:session", "deleted": True}
+    if request[USER].name == OWNER:  # how much others share of it is not for every user
+        deleted["freed_bytes"] = freed.num_bytes
+    return json_response(deleted)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """What was said and done, from the first turn on."""
+    sessions, info = request.app[SESSIONS], await found(request)
+    branch = request.query.get("branch")
+    if branch is not None and not re.fullmatch(r"\d{1,9}", branch):
+        raise bad("branch must be a whole number", "branch")
+
+    def read() -> str:
+        logged = sessions.stores.sessions.events(info, int(branch) if branch else None)
+        data = [{**event.payload, "type": event.type, "turn": event.turn} for event in logged if event.type != "shown"]
+        return dumps({"object": "list", "data": data})
+
+    try:
+        text = await asyncio.to_thread(read)
+    except StoreError as e:
+        raise bad(str(e), "branch") if branch else e from None
+    return web.Response(text=text, content_type="application/json")
+
+
+async def begin_turn(request: web.Request) -> web.StreamResponse:
+    body = await body_of(request, NewTurn)
+    if body.approve not in set(Policy):
+        raise bad(f"approve must be one of {', '.join(Policy)}", "approve")
+    await request.app[SERVICE].quotas.check(request[USER])
+    live = await opened(request)
+    after = await live.begin(body.prompt, Policy(body.approve))
+    return json_response({"object": "holdfast:turn", "session": shown_name(live.info), "after": after}, 202)
+
+
+async def watch(request: web.Request) -> web.StreamResponse:
+    """The events of a session as SSE: see `Feed`."""
+    after = request.query.get("after", request.headers.get("Last-Event-ID"))
+    if after is not None and len(after) > MAX_EVENT_ID_CHARS:
+        raise bad("after must be the id of an event", "after")
+    live, sessions = await opened(request), request.app[SESSIONS]
+    if after is None and not live.is_running:
+        after = live.feed.last_id
+
+    async def frames() -> AsyncGenerator[str, None]:
+        now = {**await summary(sessions, live.info), **await context(sessions, live.info), "turn": live.turn}
+        yield frame("", {"type": "session", **now})
+        async for id, event in live.feed.follow(after):
+            yield frame(id, event)
+
+    return await send_frames(request, frames())
+
+
+def frame(id: str, event: Json) -> str:
+    """One event as SSE."""
+    return f"id: {id}\nevent: {event['type']}\ndata: {dumps(event)}\n\n".removeprefix("id: \n")
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    body, live, call_id = await body_of(request, Answer), await opened(request), request.match_info["id"]
+    live.answer(call_id, body.approve)
+    return json_response({"id": call_id, "approved": body.approve})
+
+
+async def cancel(request: web.Request) -> web.StreamResponse:
+    live = request.app[SESSIONS].find(await found(request))
+    return json_response({"cancelled": live is not None and await live.cancel()})
+
+
+async def fork(request: web.Request) -> web.StreamResponse:
+    sessions, info, place = request.app[SESSIONS], await found(request), await body_of(request, Place)
+    if place.turn is not None and place.token is not None:
+        raise bad("name a turn or a token, not both", "token")
+    await request.app[SERVICE].quotas.check(request[USER])
+    try:
+        new = await asyncio.to_thread(sessions.stores.fork, info, place.turn, place.token, place.name, place.branch)
+    except StoreError as e:
+        raise bad(str(e)) from None
+    return json_response(await summary(sessions, new), 201)
+
+
+async def rewind(request: web.Request) -> web.StreamResponse:
+    live, place, sessions = await opened(request), await body_of(request, Place), request.app[SESSIONS]
+    if [place.turn, place.token, place.branch].count(None) != 2:
+        raise bad("name one place: a turn, a token or a branch", "turn", "missing_required_parameter")
+    files = await live.rewind(place.turn, place.token, place.branch, sessions.stores)
+    return json_response({**await summary(sessions, live.info), "files_changed": files})
+
+
+async def usage(request: web.Request) -> web.StreamResponse:
+    """Where its tokens are, and what it has cost since it was opened here."""
+    sessions, info = request.app[SESSIONS], await found(request)
+    live = sessions.find(info)
+    branch = await asyncio.to_thread(lambda: next(b for b in sessions.stores.tree(info) if b["is_current"]))
+    value: dict[str, Any] = {"object": "holdfast:usage", "tokens": branch["tokens"], **await context(sessions, info)}
+    seq = live.session.live.seq if live else None
+    value["resident_tokens"] = seq.num_tokens if seq and seq.slot >= 0 else 0
+    value["disk_tokens"] = max(branch["stored_at"], default=0)
+    return json_response({**value, **(live.counts if live else {})})
+
+
+async def workspaces(request: web.Request) -> web.StreamResponse:
+    """Where this user may work; the first is what a new session takes."""
+    sessions, user = request.app[SESSIONS], request[USER]
+    if user.workspaces is not None:
+        return json_response({"object": "list", "data": list(map(str, user.workspaces))})
+    infos = await asyncio.to_thread(sessions.app.store.all)
+    known = {str(request.app[WORKSPACE]): None}
+    known |= {info.workspace: None for info in infos if info.workspace and info.owner == user.session_owner}
+    return json_response({"object": "list", "data": list(known)})
+
+
+def routes() -> list[web.RouteDef]:
+    base = "/v1/sessions"
+    one = f"{base}/{{name}}"
+    return [
+        web.get("/v1/workspaces", workspaces),
+        web.get(base, list_sessions),
+        web.post(base, create_session),
+        web.get(one, show_session),
+        web.delete(one, delete_session),
+        web.get(f"{one}/events", events),
+        web.post(f"{one}/turns", begin_turn),
+        web.get(f"{one}/stream", watch, allow_head=False),
+        web.post(f"{one}/approvals/{{id}}", answer),
+        web.post(f"{one}/cancel", cancel),
+        web.post(f"{one}/fork", fork),
+        web.post(f"{one}/rewind", rewind),
+        web.get(f"{one}/usage", usage),
+    ]

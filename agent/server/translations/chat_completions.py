@@ -1,0 +1,127 @@
+"""`/v1/chat/completions`: the older protocol, said in terms of responses.
+
+The client sends the whole conversation every time. It goes on from the response that has said its beginning, found by
+content, so nothing of it is read again. Owns how a response is shown as a completion; must not know how responses come to be.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from aiohttp import web
+
+from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
+from holdfast.agent.server.json import ApiError, Json, dumps
+from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.translations.chat_request import chat_request
+from holdfast.agent.server.translations.choices import all_over, begin, leave, merged, seeded
+
+
+async def create_chat(request: web.Request) -> web.StreamResponse:
+    service = request.app[SERVICE]
+    chat, wanted, names = await asyncio.to_thread(chat_request, await read_json(request))
+    asked = [(wanted.model_copy(update=seeded(wanted.seed, number)), None) for number in range(chat.n)]
+    records = await begin(service, request[USER], asked, names)
+    if chat.stream:
+        frames = chunks(records, chat.stream_options.include_usage)
+        return await send_frames(request, frames, lambda: leave(service, records))
+    await all_over(service, records)
+    for record in records:
+        if (error := failure_of(record)) is not None:
+            raise error
+    return json_response(completion(records))
+
+
+def completion(records: list[Record]) -> Json:
+    """Responses that have ended, as a chat completion."""
+    choices = [_choice(record, index) for index, record in enumerate(records)]
+    return {**_head(records[0], "chat.completion"), "choices": choices, "usage": usage(records)}
+
+
+def _choice(record: Record, index: int) -> Json:
+    message: Json = {"role": "assistant", "content": None, "refusal": None}
+    for item in record.response["output"]:
+        if item["type"] == "function_call":
+            message.setdefault("tool_calls", []).append(_tool_call(item))
+        elif item["type"] in ("message", "reasoning"):
+            key = "reasoning_content" if item["type"] == "reasoning" else "content"
+            message[key] = (message.get(key) or "") + "".join(part["text"] for part in item["content"])
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason(record)}
+
+
+def failure_of(record: Record) -> ApiError | None:
+    """Why there is no answer, or only a part that its client did not ask for: then the client is to try again."""
+    status = record.response["status"]
+    if status == "cancelled":
+        return ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
+    return ApiError(500, record.response["error"]["message"], "server_error") if status == "failed" else None
+
+
+def finish_reason(record: Record) -> str:
+    if record.response["status"] != "completed":
+        return "length"
+    return "tool_calls" if record.calls else "stop"
+
+
+def usage(records: list[Record], num_each: int | None = None) -> Json:
+    """Of all: what `num_each` of them were asked for, all without it, is counted once."""
+    given = [record.response["usage"] for record in records]
+    asked = given[:: num_each or len(given)]
+    num_read, num_written = sum(u["input_tokens"] for u in asked), sum(u["output_tokens"] for u in given)
+    return {
+        "prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written,
+        "prompt_tokens_details": _sums([u["input_tokens_details"] for u in asked]),
+        "completion_tokens_details": _sums([u["output_tokens_details"] for u in given]),
+    }  # fmt: skip
+
+
+def _sums(counts: list[Json]) -> Json:
+    return {key: sum(count[key] for count in counts) for key in counts[0]}
+
+
+def _tool_call(item: Json) -> Json:
+    function = {"name": item["name"], "arguments": item["arguments"]}
+    return {"id": item["call_id"], "type": "function", "function": function}
+
+
+def _head(record: Record, kind: str) -> Json:
+    return {
+        "id": record.id.replace("resp_", "chatcmpl-"), "object": kind, "created": int(record.created_at),
+        "model": record.response["model"],
+    }  # fmt: skip
+
+
+async def chunks(records: list[Record], with_usage: bool) -> AsyncGenerator[str, None]:
+    """SSE frames of responses that run."""
+    head = _head(records[0], "chat.completion.chunk")
+    try:
+        async for choice in merged(_deltas(record, index) for index, record in enumerate(records)):
+            yield f"data: {dumps({**head, 'choices': [choice]})}\n\n"
+    except ApiError as error:
+        yield f"data: {dumps({'error': error.body()})}\n\n"
+        return
+    if with_usage:
+        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(records)})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def _deltas(record: Record, index: int) -> AsyncGenerator[Json, None]:
+    """The pieces of one choice, its end last. Raises ApiError where it has failed."""
+
+    def piece(delta: Json, reason: str | None = None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+    yield piece({"role": "assistant", "content": ""})
+    num_calls = 0
+    async for event in record.follow():
+        if event["type"] == "response.output_text.delta":
+            yield piece({"content": event["delta"]})
+        elif event["type"] == "response.reasoning_text.delta":
+            yield piece({"reasoning_content": event["delta"]})
+        elif event["type"] == "response.output_item.added" and event["item"]["type"] == "function_call":
+            yield piece({"tool_calls": [{"index": num_calls, **_tool_call(event["item"])}]})
+            num_calls += 1
+        elif event["type"] == "response.function_call_arguments.delta":
+            yield piece({"tool_calls": [{"index": num_calls - 1, "function": {"arguments": event["delta"]}}]})
+    if (error := failure_of(record)) is not None:
+        raise error
+    yield piece({}, finish_reason(record))

@@ -1,0 +1,105 @@
+"""What the terminal needs of a session, and a session that begins with its first prompt.
+
+Must not know whether a session is in this process or in a server.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from holdfast.agent.config import UsageError, prompt_problem
+from holdfast.agent.events import Error, Event, Notice
+from holdfast.memory import StoreError
+
+
+class Timeline(Protocol):
+    """`Session` in this process, `RemoteSession` in a server, or `Fresh`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_turns(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def turn(self, prompt: str) -> AsyncGenerator[Event, None]: ...
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]: ...
+    async def turns(self) -> list[tuple[int, str]]: ...
+    async def branches(self) -> list[dict[str, Any]]: ...
+    async def answer(self, is_allowed: bool) -> bool: ...
+    async def stop(self) -> bool: ...
+    def take_notices(self) -> list[str]: ...
+    async def aclose(self) -> None: ...
+
+
+OpenSession = Callable[[str | None, bool], Awaitable[Timeline]]  # its name, and whether it is to be a fresh one
+
+
+class Fresh:
+    """Made with its first prompt, which it is named after: one that is asked nothing leaves nothing behind."""
+
+    def __init__(
+        self,
+        make: Callable[[str], Awaitable[Timeline]],
+        notices: Iterable[str] = (),
+        forget: Callable[[str], None] | None = None,
+    ):
+        """`notices` are shown with the first turn. `forget` removes the session of that name: its only turn never began."""
+        self._make, self._notices, self._forget = make, list(notices), forget
+        self._session: Timeline | None = None
+
+    @property
+    def name(self) -> str:
+        return self._session.name if self._session else ""
+
+    @property
+    def num_turns(self) -> int:
+        return self._session.num_turns if self._session else 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self._session.num_tokens if self._session else 0
+
+    async def turn(self, prompt: str) -> AsyncGenerator[Event, None]:
+        """One turn; see `Session.turn`."""
+        if problem := prompt_problem(prompt):
+            yield Error(message=problem)
+            return
+        for notice in self.take_notices():
+            yield Notice(message=notice)
+        if self._session is None:
+            try:
+                self._session = await self._make(prompt)
+            except (StoreError, UsageError) as e:
+                yield Error(message=str(e))
+                return
+        async with aclosing(self._session.turn(prompt)) as events:
+            async for event in events:
+                yield event
+
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]:
+        if self._session is None:
+            raise StoreError("there is no turn yet")
+        return await self._session.rewind(turn, branch=branch)
+
+    async def turns(self) -> list[tuple[int, str]]:
+        return await self._session.turns() if self._session else []
+
+    async def branches(self) -> list[dict[str, Any]]:
+        return await self._session.branches() if self._session else []
+
+    async def answer(self, is_allowed: bool) -> bool:
+        return self._session is not None and await self._session.answer(is_allowed)
+
+    async def stop(self) -> bool:
+        return self._session is not None and await self._session.stop()
+
+    def take_notices(self) -> list[str]:
+        notices, self._notices = self._notices, []
+        return notices + (self._session.take_notices() if self._session else [])
+
+    async def aclose(self) -> None:
+        if self._session is None:
+            return
+        await self._session.aclose()
+        if self._forget is not None and not self._session.num_turns:
+            self._forget(self._session.name)

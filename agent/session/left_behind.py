@@ -1,0 +1,70 @@
+"""What a rewind leaves behind: files that its turns changed on disk, and branches.
+
+Rewinding goes back in what was said, never on disk: so the files are named.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from holdfast.agent.terminal.sanitize import one_line
+from holdfast.memory import BranchInfo, LoggedEvent
+
+EDITORS = ("edit",)  # the tools that change a file, which their `path` names
+UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
+PROMPT_CHARS = 70
+MAX_NAMED = 8
+CALLS = ("tool_call", "tool_result")  # the events that `changed_files` reads
+
+
+def changed_files(events: Iterable[LoggedEvent]) -> list[str]:
+    """Paths that calls of these events have changed, in order; a call without a result may have."""
+    paths: dict[str, str] = {}  # by id of the call
+    for event in events:
+        payload = event.payload
+        if event.type == "tool_call" and payload["name"] in EDITORS:
+            paths[payload["id"]] = _path(payload["arguments"])
+        elif event.type == "tool_result" and not payload["ok"] and payload["output"] != UNKNOWN_OUTCOME:
+            paths.pop(payload["id"], None)
+    return [path for path in dict.fromkeys(paths.values()) if path]
+
+
+def _path(arguments: str) -> str:
+    try:
+        return str(json.loads(arguments)["path"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+def files_line(files: list[str]) -> str | None:
+    """That these stay as they are; None for none."""
+    if not files:
+        return None
+    named = ", ".join(one_line(file, PROMPT_CHARS) for file in files[:MAX_NAMED])
+    more = f" and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
+    return f"what it left behind changed {named}{more}: the files stay as they are on disk"
+
+
+def branch_value(branch: BranchInfo, own_events: Iterable[LoggedEvent]) -> dict[str, Any]:
+    """A branch for `--json`; `prompt` is the first of its own."""
+    prompts = (event.payload["text"] for event in own_events if event.type == "user")
+    return {
+        "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn, "turns": branch.last_turn,
+        "tokens": branch.num_tokens, "is_current": branch.is_current, "prompt": next(prompts, ""),
+    }  # fmt: skip
+
+
+def branch_value_of(branch: dict[str, Any]) -> dict[str, Any]:
+    """The same of a branch of `Stores.tree`, as a server sends it."""
+    turns = branch["turns"]
+    last = turns[-1]["number"] if turns else branch["parent_turn"]
+    names = ("id", "parent", "parent_turn", "tokens", "is_current")
+    return {**{name: branch[name] for name in names}, "turns": last, "prompt": turns[0]["prompt"] if turns else ""}
+
+
+def branch_line(branch: dict[str, Any]) -> str:
+    """The same for a person."""
+    origin = f", from turn {branch['parent_turn']} of branch {branch['parent']}" if branch["parent"] else ""
+    prompt = f": {one_line(branch['prompt'], PROMPT_CHARS)}" if branch["prompt"] else ""
+    mark = "*" if branch["is_current"] else " "
+    return f"{mark} branch {branch['id']}, {branch['turns']} turns, {branch['tokens']:,} tokens{origin}{prompt}"

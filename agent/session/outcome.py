@@ -1,0 +1,48 @@
+"""What a turn did on disk: the sum of what its tools report, never what the model says of it.
+
+Must not know how it is shown.
+"""
+
+import json
+
+from holdfast.agent.events import Changes, Event, FileChange, NotDone, ToolCallMade, ToolResultGiven
+from holdfast.agent.session.left_behind import EDITORS
+
+Call = tuple[str, str]  # name and path
+
+
+class Outcome:
+    """Of one turn, whose events it is given in order."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, Call] = {}  # by id
+        self._files: dict[str, FileChange] = {}  # by path
+        self._not_done: dict[Call, NotDone] = {}
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, ToolCallMade):
+            self._calls[event.id] = (event.name, _path(event.arguments))
+        elif isinstance(event, ToolResultGiven):
+            self._add_result(event, self._calls.get(event.id, ("", "")))
+
+    def changes(self) -> Changes | None:
+        """None for a turn that changed nothing and was not to."""
+        if not self._files and not self._not_done:
+            return None
+        return Changes(files=tuple(self._files.values()), not_done=tuple(self._not_done.values()))
+
+    def _add_result(self, result: ToolResultGiven, call: Call) -> None:
+        for change in result.changed:
+            before = self._files.get(change.path, FileChange(path=change.path, added=0, removed=0))
+            added, removed = before.added + change.added, before.removed + change.removed
+            self._files[change.path] = FileChange(path=change.path, added=added, removed=removed)
+        self._not_done.pop(call, None)  # what failed may be tried again
+        if result.refused or (call[0] in EDITORS and not result.ok):
+            self._not_done[call] = NotDone(name=call[0], path=call[1], why="refused" if result.refused else "failed")
+
+
+def _path(arguments: str) -> str:
+    try:
+        return str(json.loads(arguments)["path"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""

@@ -1,0 +1,263 @@
+"""The chat: prompts in, turns out, and what other clients do to the session meanwhile. Also the one turn of `run`.
+
+Owns the commands of the chat and Ctrl-C. Must not know whether a session is in this process or in a server, nor what
+events look like.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing, nullcontext
+from difflib import get_close_matches
+from typing import Any
+
+from holdfast.agent.events import ApprovalNeeded, Error, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
+from holdfast.agent.session.fresh import OpenSession, Timeline
+from holdfast.agent.session.left_behind import branch_line, files_line
+from holdfast.agent.session.outcome import Outcome
+from holdfast.agent.streams import say
+from holdfast.agent.terminal.keyboard import Keyboard
+from holdfast.agent.terminal.render import MAX_CALL_CHARS, Printer, call_lines
+from holdfast.agent.terminal.sanitize import one_line
+from holdfast.memory import StoreError
+
+HELP = (
+    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left, /branch N goes on with"
+    " one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
+    " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it; anything else is"
+    " for the model, also what begins with a slash if a space is before it"
+)
+COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
+ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
+MAX_SHOWN_TURNS = 20
+TICK_S = 0.2
+DONE, FAILED, REFUSED = 0, 1, 3  # exit codes of a turn
+
+
+class Others:
+    """Shows the turns of other clients, by whole lines: a prompt is open below them."""
+
+    def __init__(self, printer: Printer):
+        self._printer = printer
+        self._rest: Text | Thinking | None = None
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, PrefillProgress):
+            return
+        if isinstance(event, Text | Thinking):
+            self._stream(event)
+            return
+        self._end_line()
+        if isinstance(event, ApprovalNeeded):
+            self._printer.note("\n".join([*call_lines(event), "/yes allows it, /no refuses it"]))
+        else:
+            self._printer.show(event)
+
+    def _stream(self, event: Text | Thinking) -> None:
+        if type(self._rest) is not type(event):
+            self._end_line()
+        text = (self._rest.delta if self._rest else "") + event.delta
+        lines, end, rest = text.rpartition("\n")
+        if end:
+            self._printer.show(event.model_copy(update={"delta": lines + end}))
+        self._rest = event.model_copy(update={"delta": rest})
+
+    def _end_line(self) -> None:
+        if self._rest is not None and self._rest.delta:
+            self._printer.show(self._rest.model_copy(update={"delta": f"{self._rest.delta}\n"}))
+        self._rest = None
+
+
+async def talk(
+    opening: AbstractAsyncContextManager[OpenSession],
+    name: str | None,
+    is_new: bool,
+    prompt: str | None,
+    show: Callable[[Event], None],
+    printer: Printer,
+    keyboard: Keyboard | None,
+) -> int:
+    """One turn when there is a prompt, else the chat; the exit code. Without a keyboard prompts are lines of stdin."""
+    async with AsyncExitStack() as stack:
+        if keyboard and prompt is None:
+            stack.enter_context(keyboard.taken())
+        with _held(keyboard if prompt is None else None):
+            open_session = await stack.enter_async_context(opening)
+            session = await open_session(name, is_new)
+        if prompt is None:
+            await chat(session, open_session, printer, keyboard)
+            return 0
+        async with aclosing(session):
+            code = await show_turn(session, prompt, show, printer)
+        for notice in session.take_notices():  # of the last save
+            say(notice)
+        return code
+
+
+async def chat(session: Timeline, open_session: OpenSession, printer: Printer, keyboard: Keyboard | None) -> None:
+    """Until the input ends. `/new` goes on in a fresh session of `open_session`."""
+    next_line = keyboard.line if keyboard else _line_of_stdin
+    try:
+        _set_interrupt(None, keyboard is not None)
+        printer.note(_greeting(session))
+        while (line := await next_line()) is not None:
+            command = command_of(line)
+            if command == ["/quit"]:
+                return
+            if command == ["/new"]:
+                try:
+                    fresh = await open_session(None, True)
+                except StoreError as e:
+                    printer.note(str(e))
+                    continue
+                await session.aclose()
+                session = fresh
+                printer.note(_greeting(session))
+            elif command:
+                printer.note(await _command(session, *command))
+            elif line.strip():
+                with _held(keyboard):
+                    turn = show_turn(session, line.rstrip("\n"), printer.show, printer)
+                    await _interruptible(turn, printer, keyboard is not None)
+    finally:
+        await session.aclose()
+
+
+def _held(keyboard: Keyboard | None) -> AbstractContextManager[None]:
+    """What is typed in the block waits in the next prompt; what comes through a pipe does so anyway."""
+    return keyboard.holding() if keyboard else nullcontext()
+
+
+async def _line_of_stdin() -> str | None:
+    """The next line, or None at the end of input or after Ctrl-C."""
+    try:
+        return sys.stdin.readline() or None  # others are heard with the next turn
+    except KeyboardInterrupt:
+        return None
+
+
+def command_of(line: str) -> list[str]:
+    """The words of a command; empty for what the model is to read.
+
+    That is every text of several lines, one that begins with a space, and one whose first word is an absolute path that
+    exists. All else that begins with a slash is a command, perhaps an unknown one, and so is `!` for a shell.
+    """
+    line = line.removesuffix("\n")
+    if not line.strip() or line[0].isspace() or "\n" in line:
+        return []
+    first, *rest = line.split()
+    if line.strip() in ALIASES:
+        return [ALIASES[line.strip()]]
+    if first.startswith("!"):
+        return ["!", line]
+    is_path = len(first) > 1 and first not in COMMANDS and os.path.exists(first.rstrip(",.:;?!)"))
+    return [first, *rest] if first.startswith("/") and not is_path else []
+
+
+async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None], printer: Printer) -> int:
+    """One turn, each event shown as it comes, and what it did on disk; the exit code."""
+    outcome, code = Outcome(), FAILED
+    ticking = asyncio.ensure_future(_tick(printer))
+    try:
+        async with aclosing(session.turn(prompt)) as events:
+            async for event in events:
+                outcome.add(event)
+                if isinstance(event, TurnDone | Error):
+                    _show_changes(outcome, show)
+                    code = DONE if isinstance(event, TurnDone) else FAILED
+                show(event)
+    except asyncio.CancelledError:
+        _show_changes(outcome, show)
+        show(Notice(message="interrupted; the session keeps what was done"))
+        for notice in session.take_notices():
+            show(Notice(message=notice))
+        raise
+    finally:
+        ticking.cancel()
+    changes = outcome.changes()
+    is_refused = changes is not None and any(call.why == "refused" for call in changes.not_done)
+    return REFUSED if is_refused and code == DONE else code
+
+
+def _show_changes(outcome: Outcome, show: Callable[[Event], None]) -> None:
+    if (changes := outcome.changes()) is not None:
+        show(changes)
+
+
+async def _tick(printer: Printer) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        printer.tick()
+
+
+async def _interruptible(turn: Coroutine[Any, Any, int], printer: Printer, is_raw: bool) -> None:
+    """Run a turn that Ctrl-C cancels, once, and nothing but the turn."""
+    task = asyncio.ensure_future(turn)
+
+    def stop() -> None:
+        _set_interrupt(lambda: None, is_raw)
+        printer.note("stopping")
+        task.cancel()
+
+    _set_interrupt(stop, is_raw)
+    try:
+        await asyncio.wait({task})
+    finally:
+        _set_interrupt(None, is_raw)
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
+
+
+def _set_interrupt(act: Callable[[], None] | None, is_raw: bool) -> None:
+    """What Ctrl-C does; None between turns: there it is a key like others (`is_raw`), or ends the chat."""
+    loop = asyncio.get_running_loop()
+    if act or is_raw:
+        loop.add_signal_handler(signal.SIGINT, act or (lambda: None))
+        return
+    loop.remove_signal_handler(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+async def _command(session: Timeline, command: str, *arguments: str) -> str:
+    """What a command says; a session that cannot do it says why."""
+    try:
+        match command, arguments:
+            case "/help", ():
+                return HELP
+            case "/turns", ():
+                turns = (await session.turns())[-MAX_SHOWN_TURNS:]
+                lines = [f"{number:>4}  {one_line(prompt, MAX_CALL_CHARS)}" for number, prompt in turns]
+                return "\n".join(lines) or "there is no turn yet"
+            case "/rewind", (turn,) if turn.isdecimal():
+                files = files_line(await session.rewind(int(turn)))
+                said = f"the session goes on after turn {int(turn)}; what came after it stays as a branch"
+                return "\n".join([said, *([files] if files else [])])
+            case "/branches", ():
+                return "\n".join(map(branch_line, await session.branches())) or "there is no turn yet"
+            case "/branch", (branch,) if branch.isdecimal():
+                files = files_line(await session.rewind(branch=int(branch)))
+                said = f"the session goes on at the end of branch {int(branch)}"
+                return "\n".join([said, *([files] if files else [])])
+            case "/branch", _:
+                return "/branch needs the number of a branch; /branches lists them"
+            case "/rewind", _:
+                return "/rewind needs the number of a turn; /turns lists them"
+            case (("/yes" | "/no"), ()):
+                is_waiting = await session.answer(command == "/yes")
+                return "answered" if is_waiting else "no turn of another client waits for an answer"
+            case "/stop", ():
+                return "stopped" if await session.stop() else "no turn of another client runs"
+            case "!", (line,):
+                return f"there is no shell here; to ask the model, begin with a space: {one_line(f' {line}', MAX_CALL_CHARS)}"
+    except StoreError as e:
+        return str(e)
+    nearest = get_close_matches(command, COMMANDS, 1)
+    return f"unknown command {one_line(command, MAX_CALL_CHARS)}{f'; did you mean {nearest[0]}?' if nearest else ''}; {HELP}"
+
+
+def _greeting(session: Timeline) -> str:
+    return f"{f'session {session.name}' if session.name else 'a new session'}: {session.num_turns} turns, {session.num_tokens:,} tokens · /help"

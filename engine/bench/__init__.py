@@ -1,0 +1,1 @@
+"""Measures the engine, and says what a model directory holds and needs."""
