@@ -63,7 +63,7 @@ def test_a_call_has_a_name_of_the_list_and_arguments_of_its_schema(bench: Bench,
         ({"$ref": "#/$defs/point"}, lambda value: value.keys() == {"x", "y"}),
         ({"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 2}, lambda value: len(value) <= 2),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_an_argument_fits_its_schema(bench: Bench, schema: dict[str, Any], is_right: Any) -> None:
     parameters = {**closed(value=schema), "$defs": {"point": POINT}}
