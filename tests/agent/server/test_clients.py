@@ -105,7 +105,7 @@ def test_codex_runs_the_tool_that_the_model_calls(server: Server, tmp_path: Path
     home.mkdir()
     work.mkdir()
     (home / "config.toml").write_text(CODEX.format(model=MODEL, url=server.url))
-    command = [packages / "node_modules" / ".bin" / "codex", "exec", "--json", "--skip-git-repo-check", WHERE]
+    command = [str(packages / "node_modules" / ".bin" / "codex"), "exec", "--json", "--skip-git-repo-check", WHERE]
     env = {**os.environ, "CODEX_HOME": str(home), "HOLDFAST_TOKEN": server.token}
     ran = subprocess.run(
         command, cwd=work, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
