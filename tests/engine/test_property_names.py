@@ -26,7 +26,7 @@ def bench() -> Iterator[Bench]:
         ({"propertyNames": {"type": "string", "enum": ["left", "right"]}}, {"left", "right"}),
         ({"propertyNames": {"pattern": "^a$"}, "maxProperties": 2}, {"a"}),
     ],
-    ids=str,
+    ids=["enum", "pattern"],
 )
 def test_sampled_names_are_those_that_are_allowed(bench: Bench, names: Any, allowed: set[str]) -> None:
     schema = {"type": "object", "additionalProperties": DIGITS, **names}
