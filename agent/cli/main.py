@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
     if fails is _fails_in_json:
         streams.print_json_as_utf8()
     try:
-        args = _parser().parse_args(arguments)
+        args = command_line().parse_args(arguments)
         check_working_directory()
         return args.command(args)
     except UsageError as e:
@@ -108,7 +108,8 @@ def _wants_json(arguments: list[str]) -> bool:
     return "--json" in options
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """All commands with their options."""
     parser = Parser(prog="holdfast", description="A coding agent whose sessions never start over.", epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"holdfast {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
