@@ -19,7 +19,8 @@ from holdfast.agent.session.approvals import Approvals, Ask, Policy
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.places import belongs_elsewhere, moved_here
 from holdfast.agent.session.session import Session
-from holdfast.agent.session.turn import Live, opening, shown_in
+from holdfast.agent.session.turn import Toolbox, opening, shown_in
+from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import Engine, EngineConfig, Sequence, Tokenizer
 from holdfast.memory import (
@@ -106,12 +107,14 @@ class App:
             opened.callback(log.close)
             seq = await self.engine.start(owner=owner)
             opened.push_async_callback(self.engine.release, seq)
-            tools, shared = toolset(directory, log.search), self._shared_tokens
             events = await to_end(log.events)
             directory.set_shown(shown_in(events))
-            rolls = rolls_of(events)
-            live = Live(self.engine, seq, log, self.texts, directory, tools, approvals, self.settings, rolls, shared)
-            session = await to_end(Session, live, self.keeper, notices)
+            window = ContextWindow(
+                self.engine, self.keeper, seq, log, rolls_of(events),
+                save_every=self.settings.save_every, shared_tokens=self._shared_tokens, tell=notices.append,
+            )  # fmt: skip
+            toolbox = Toolbox(directory, toolset(directory, log.search), approvals)
+            session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
             opened.pop_all()
         self._open = [*(other for other in self._open if not other.is_closed), session]
         return session
@@ -128,7 +131,7 @@ class App:
 
     def _park(self, seq: Sequence) -> None:
         """Memory is short: the session of this sequence gives its own back."""
-        owner = next((s for s in self._open if s.live.seq is seq and not s.is_closed), None)
+        owner = next((s for s in self._open if s.window.seq is seq and not s.is_closed), None)
         if owner is not None:
             parking: Awaitable[Any] = owner.park()
         else:

@@ -8,7 +8,8 @@ them. A roll is an event of the log: it changes what later tokens saw, so whoeve
 from collections.abc import Iterable
 
 from holdfast.agent.events import Rolled
-from holdfast.engine import Engine, Roll, Sequence
+from holdfast.agent.models.model import Stateful
+from holdfast.engine import Roll, Sequence
 from holdfast.memory import LoggedEvent, TurnInfo
 
 STEP_SHARE = 16
@@ -21,13 +22,13 @@ def rolls_of(events: Iterable[LoggedEvent]) -> list[Roll]:
     return [Roll(r.position, r.first_kept, r.head_tokens) for r in rolled]
 
 
-def droppable(engine: Engine, seq: Sequence) -> int:
+def droppable(engine: Stateful, seq: Sequence) -> int:
     """Tokens that could leave now."""
     page = engine.config.page_tokens
     return max(0, (seq.num_tokens - KEPT_TOKENS) // page * page - _first_kept(engine, seq))
 
 
-def next_roll(engine: Engine, seq: Sequence, missing: int) -> Roll | None:
+def next_roll(engine: Stateful, seq: Sequence, missing: int) -> Roll | None:
     """A roll that makes room for `missing` tokens, a whole step at least; None when that is not possible."""
     page = engine.config.page_tokens
     wanted = max(missing, engine.max_context // STEP_SHARE)
@@ -42,9 +43,9 @@ def rolled_out(turns: Iterable[TurnInfo], first_kept: int) -> int:
     return max((turn.number for turn in turns if turn.end_position <= first_kept), default=0)
 
 
-def _first_kept(engine: Engine, seq: Sequence) -> int:
+def _first_kept(engine: Stateful, seq: Sequence) -> int:
     return seq.chain.rolls[-1].first_kept if seq.chain.rolls else _head_tokens(engine)
 
 
-def _head_tokens(engine: Engine) -> int:
+def _head_tokens(engine: Stateful) -> int:
     return engine.config.pinned_pages * engine.config.page_tokens

@@ -6,10 +6,11 @@ cannot be found or read costs prefill, never history.
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from holdfast.engine import Chain, Engine, PageKey, Roll, Snapshot, StateError, Stored
+from holdfast.agent.models.model import Stateful
+from holdfast.engine import Chain, EngineError, PageKey, Roll, Snapshot, StateError, Stored
 from holdfast.engine import Sequence as LiveSequence
 from holdfast.memory import PAGES, TAILS, DamagedBlob, PageData, SnapshotStore, StoredTail, StoreError, TailRow
 
@@ -21,7 +22,7 @@ UNREADABLE = (DamagedBlob, StateError)
 class Keeper:
     """One per engine. Saves run on threads of their own, beside the engine."""
 
-    def __init__(self, engine: Engine, snapshots: SnapshotStore):
+    def __init__(self, engine: Stateful, snapshots: SnapshotStore):
         self.engine, self.snapshots = engine, snapshots
         self.bytes_written = 0
         self._writer = ThreadPoolExecutor(WRITERS, "holdfast-save")
@@ -132,3 +133,46 @@ class Keeper:
             lambda: self.snapshots.read_tail(tail),
             lambda numbers: self.snapshots.read_pages(tail, numbers),
         )
+
+
+class Saves:
+    """Saves under way, of sequences that go on while they are written. No more than `most`: each holds its pages in memory.
+
+    A key names what is saved: a response, a position.
+    """
+
+    def __init__(self, keeper: Keeper, most: int):
+        self._keeper, self._most = keeper, most
+        self._tasks: dict[Hashable, asyncio.Task[Snapshot]] = {}
+
+    @property
+    def are_full(self) -> bool:
+        return len(self._tasks) >= self._most
+
+    async def begin(
+        self, key: Hashable, seq: LiveSequence, branch: int, failed: Callable[[str], None],
+        is_followed: bool = False, is_urgent: bool = False,
+    ) -> bool:  # fmt: skip
+        """Whether there was a state to save: see `Keeper.begin_save`. `failed` is called when it cannot be written."""
+        try:
+            writing = await self._keeper.begin_save(seq, branch, is_followed, is_urgent)
+        except EngineError:  # it is in use, or the engine has stopped
+            return False
+        if writing is None:
+            return False
+        self._tasks[key] = writing
+
+        def ended(task: "asyncio.Task[Snapshot]") -> None:
+            if self._tasks.get(key) is task:
+                del self._tasks[key]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                failed(str(error))
+
+        writing.add_done_callback(ended)
+        return True
+
+    async def written(self, key: Hashable = None) -> None:
+        """Wait until the save of this key is over, or all that have begun."""
+        tasks = set(self._tasks.values()) if key is None else {self._tasks[key]} if key in self._tasks else set()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -7,7 +7,7 @@ they are yielded. Must not know how a turn begins or ends (session) nor how an e
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,7 +24,6 @@ from holdfast.agent.events import (
     FileChange,
     Notice,
     PrefillProgress,
-    Rolled,
     Shown,
     Text,
     Thinking,
@@ -34,10 +33,11 @@ from holdfast.agent.events import (
     Usage,
     entry,
 )
-from holdfast.agent.models.rolling import droppable, next_roll, rolled_out
+from holdfast.agent.models.rolling import rolled_out
 from holdfast.agent.session.approvals import Approvals
+from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
-from holdfast.engine import Constraint, Engine, Roll, SamplingParams, Sequence
+from holdfast.engine import Constraint, SamplingParams
 from holdfast.memory import LoggedEvent, SessionLog
 from holdfast.tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
 
@@ -64,32 +64,38 @@ def shown_in(events: Iterable[LoggedEvent]) -> dict[str, int]:
     return shown
 
 
-async def _nothing() -> None:
-    pass
-
-
 @dataclass
-class Live:
-    """What a turn of one session works on. The log may be ahead of the sequence, never behind it."""
+class Toolbox:
+    """What the calls of a session work with."""
 
-    engine: Engine
-    seq: Sequence
-    log: SessionLog
-    texts: ProtocolTexts
     workspace: Workspace
     tools: Mapping[str, Tool]
     approvals: Approvals
+
+
+@dataclass
+class Turn:
+    """What a turn works on, and what it has cost."""
+
+    log: SessionLog
+    window: ContextWindow
+    toolbox: Toolbox
     settings: Settings
-    rolls: list[Roll]  # that the log went through
-    shared_tokens: int = 0  # where a new session is saved for others that begin alike
-    checkpoint: Callable[[], Awaitable[None]] = _nothing  # called between steps, when the sequence is idle
+    texts: ProtocolTexts
+    usage: Usage
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be added to the context if the model is to answer."""
+        return self.window.free - ANSWER_TOKENS
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Tokens that put these messages after the log, up to where the model goes on. Raises TooManyTokens for a text that
         no context holds."""
-        tokenizer, mode, most = self.engine.tokenizer, self.settings.thinking_mode, self.engine.max_context
+        model, mode = self.window.model, self.settings.thinking_mode
+        tokenizer, most = model.tokenizer, model.max_context
         if not self.log.ids:
-            opened = [opening(self.tools), *messages]
+            opened = [opening(self.toolbox.tools), *messages]
             return tokenizer.encode_pieces(encode_messages(opened, texts=self.texts, thinking_mode=mode), most)
         # a message of the model that was cut short must end like any other
         end = [] if self.log.ids[-1] == tokenizer.eos_id else [tokenizer.eos_id]
@@ -98,31 +104,26 @@ class Live:
     @cached_property
     def calls(self) -> Constraint | None:
         """What a block of calls is held to from its first token on; None for a vocabulary that has none for calls."""
-        tokenizer = self.engine.tokenizer
-        is_possible = self.tools and begins_calls(tokenizer)
-        return calls_constraint(tokenizer, [tool.schema() for tool in self.tools.values()]) if is_possible else None
+        tokenizer, tools = self.window.model.tokenizer, self.toolbox.tools
+        is_possible = tools and begins_calls(tokenizer)
+        return calls_constraint(tokenizer, [tool.schema() for tool in tools.values()]) if is_possible else None
 
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """End of sentence, and the user's turn in case the model begins to write it."""
-        tokenizer = self.engine.tokenizer
-        user_id = tokenizer.token_id(USER)
-        return frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
-
-    @property
-    def context_used(self) -> int:
-        """Tokens of the log that are in the window."""
-        return len(self.log.ids) - self.seq.dropped_tokens
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still be added to the context if the model is to answer, rolling if need be."""
-        return self.engine.max_context - self.context_used + droppable(self.engine, self.seq) - ANSWER_TOKENS
+    def sampling(self) -> SamplingParams:
+        """How the model's next message is sampled: up to its end, with calls that fit the tools."""
+        tokenizer, settings = self.window.model.tokenizer, self.settings
+        user_id = tokenizer.token_id(USER)  # in case it begins to write the user's turn
+        return SamplingParams(
+            temperature=settings.temperature,
+            max_tokens=min(settings.max_output_tokens, self.window.model.max_context - self.window.used),
+            stop_ids=frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id}),
+            never=only_in_calls(tokenizer),
+            constraint=self.calls,
+            begins=begins_calls(tokenizer),
+        )
 
     def context_full(self) -> Error:
-        limit = self.engine.max_context
         return Error(
-            message=f"the context is full: this session holds {self.context_used} of {limit} tokens;"
+            message=f"the context is full: this session holds {self.window.used} of {self.window.model.max_context} tokens;"
             " start a fresh one with --new"
         )
 
@@ -156,59 +157,54 @@ class Step:
         return [entry(event) for event in [*said, *self.made]]
 
 
-async def run_turn(live: Live, usage: Usage) -> AsyncGenerator[Event, None]:
+async def run_turn(turn: Turn) -> AsyncGenerator[Event, None]:
     """From the tokens that the log has and the sequence has not, to the model's answer.
 
     The last event is TurnDone or Error, and the caller logs it; all others are in the log already.
     """
     num_refused = 0
-    for _ in range(live.settings.max_steps):
-        await live.checkpoint()
-        for event in await _make_room(live):
+    for _ in range(turn.settings.max_steps):
+        await turn.window.checkpoint()
+        for event in await _make_room(turn):
             yield event
         step = Step()
-        async with aclosing(_speak(live, usage, step)) as events:
+        async with aclosing(_speak(turn, step)) as events:
             async for event in events:
                 yield event
         if not step.calls:
-            for event in _ending(live, usage, step):
+            for event in _ending(turn, step):
                 yield event
             return
         results = []
-        async with aclosing(_answer_calls(live, usage, step)) as events:
+        async with aclosing(_answer_calls(turn, step)) as events:
             async for event in events:
                 results += [event] if isinstance(event, ToolResultGiven) else []
                 yield event
-        num_refused = 0 if all(is_acceptable(live.tools, call) for call in step.calls) else num_refused + 1
+        num_refused = 0 if all(is_acceptable(turn.toolbox.tools, call) for call in step.calls) else num_refused + 1
         if num_refused > MAX_REFUSED_STEPS:
             yield Error(
                 message=f"the model made {num_refused} calls in a row that no tool accepts, the last one: {results[-1].output};"
                 " put the request in other words, or use a larger model"
             )
             return
-        ids = live.encode([tool_message(result) for result in results])
-        if len(ids) > live.room:
-            yield live.context_full()
+        ids = turn.encode([tool_message(result) for result in results])
+        if len(ids) > turn.room:
+            yield turn.context_full()
             return
-        await to_end(live.log.append, [], ids)
-        usage.new += len(ids)
-    yield Error(message=f"no answer after {live.settings.max_steps} rounds of tool calls; ask again to let it go on")
+        await to_end(turn.log.append, [], ids)
+        turn.usage.new += len(ids)
+    yield Error(message=f"no answer after {turn.settings.max_steps} rounds of tool calls; ask again to let it go on")
 
 
-async def _make_room(live: Live) -> list[Event]:
+async def _make_room(turn: Turn) -> list[Event]:
     """Roll if what waits and an answer of some length would not fit; what to tell the user."""
-    engine, seq = live.engine, live.seq
-    answer = min(live.settings.max_output_tokens, engine.max_context // ANSWER_SHARE)
-    missing = live.context_used + answer - engine.max_context
-    roll = next_roll(engine, seq, missing) if missing > 0 else None
+    limit = turn.window.model.max_context
+    answer = min(turn.settings.max_output_tokens, limit // ANSWER_SHARE)
+    roll = await turn.window.make_room(turn.window.used + answer - limit)
     if roll is None:
         return []
-    await engine.roll(seq, roll)
-    live.rolls.append(roll)
-    rolled = Rolled(position=roll.position, first_kept=roll.first_kept, head_tokens=roll.head_tokens)
-    await to_end(live.log.append, [entry(rolled)])
-    last = rolled_out(live.log.turn_list(), roll.first_kept)
-    text = f"the context was full: its oldest tokens left the window, {live.context_used:,} stay"
+    last = rolled_out(turn.log.turn_list(), roll.first_kept)
+    text = f"the context was full: its oldest tokens left the window, {turn.window.used:,} stay"
     return [Notice(message=f"{text}; turns up to {last} are found by recall")] if last else [Notice(message=text)]
 
 
@@ -229,35 +225,13 @@ def is_acceptable(tools: Mapping[str, Tool], call: ToolCallParsed) -> bool:
     return True
 
 
-class Progress:
-    """Of one request that reads `total` tokens together with others, `before` of which came before it."""
-
-    def __init__(self, before: int, total: int):
-        self._before, self._total = before, total
-        self._updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
-
-    def report(self, done: int, _: int) -> None:
-        """What the engine calls."""
-        self._updates.put_nowait(PrefillProgress(done=self._before + done, total=self._total))
-
-    async def until(self, request: "asyncio.Future[Any]") -> AsyncGenerator[PrefillProgress, None]:
-        """What was reported up to the request's end; it is cancelled, and over, when this is closed."""
-        request.add_done_callback(lambda _: self._updates.put_nowait(None))
-        try:
-            while (update := await self._updates.get()) is not None:
-                yield update
-        finally:
-            request.cancel()
-            await asyncio.wait({request})
-
-
-async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, None]:
+async def _speak(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
     """Let the model write its next message; fill `step`. However this ends, what was sampled is in the log."""
-    log, seq, tokenizer = live.log, live.seq, live.engine.tokenizer
-    parser = StreamParser(thinking=live.settings.thinking_mode == "thinking")
+    log, seq, tokenizer = turn.log, turn.window.seq, turn.window.model.tokenizer
+    parser = StreamParser(thinking=turn.settings.thinking_mode == "thinking")
     decoded = tokenizer.stream()
     try:
-        async with aclosing(_sample(live, usage)) as items:
+        async with aclosing(turn.window.generate(turn.usage, turn.sampling())) as items:
             async for item in items:
                 if isinstance(item, PrefillProgress):
                     yield item
@@ -278,124 +252,70 @@ async def _speak(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, 
         ]
     finally:
         sampled = seq.token_ids[len(log.ids) :]
-        usage.output_tokens += len(sampled)
+        turn.usage.output_tokens += len(sampled)
         await to_end(log.append, step.entries(), sampled)
     for call in step.made:
         yield call
 
 
-async def _sample(live: Live, usage: Usage) -> AsyncGenerator[PrefillProgress | int, None]:
-    """Progress of the prefill, then sampled tokens; counts the seconds spent waiting for each."""
-    total = len(live.log.ids) - live.seq.num_tokens
-    async with aclosing(_feed_ahead(live, usage, total)) as fed:
-        async for update in fed:
-            yield update
-    waiting = live.log.ids[len(live.seq.token_ids) :].tolist()
-    before = total - (len(live.log.ids) - live.seq.num_tokens)
-    params = SamplingParams(
-        temperature=live.settings.temperature,
-        max_tokens=min(live.settings.max_output_tokens, live.engine.max_context - live.context_used),
-        stop_ids=live.stop_ids,
-        never=only_in_calls(live.engine.tokenizer),
-        constraint=live.calls,
-        begins=begins_calls(live.engine.tokenizer),
-    )
-    progress = Progress(before, total)
-    sampled = live.engine.extend(live.seq, waiting, params, on_prefill=progress.report)
-    async with aclosing(sampled) as tokens:  # type: ignore[type-var]
-        started = time.perf_counter()
-        first = asyncio.ensure_future(anext(tokens, None))
-        async with aclosing(progress.until(first)) as updates:
-            async for update in updates:
-                yield update
-        token = first.result()
-        usage.prefill_s += time.perf_counter() - started
-        while token is not None:
-            yield token
-            started = time.perf_counter()
-            token = await anext(tokens, None)
-            usage.decode_s += time.perf_counter() - started
-
-
-async def _feed_ahead(live: Live, usage: Usage, total: int) -> AsyncGenerator[PrefillProgress, None]:
-    """Feed a long prompt up to its last stretch, and save on the way, at multiples of `save_every`.
-
-    Only there does the tail end with a block of every layer, which makes it small. A new session is also saved at the
-    end of what it shares with others.
-    """
-    every, started = live.settings.save_every, time.perf_counter()
-    while True:
-        fed = len(live.seq.token_ids)
-        end = live.shared_tokens if fed < live.shared_tokens else (fed // every + 1) * every
-        if end >= len(live.log.ids):
-            break
-        progress = Progress(total - (len(live.log.ids) - live.seq.num_tokens), total)
-        ids = live.log.ids[len(live.seq.token_ids) : end].tolist()
-        feeding = asyncio.ensure_future(live.engine.feed(live.seq, ids, progress.report))
-        async with aclosing(progress.until(feeding)) as updates:
-            async for update in updates:
-                yield update
-        feeding.result()
-        await live.checkpoint()
-    usage.prefill_s += time.perf_counter() - started
-
-
-def _ending(live: Live, usage: Usage, step: Step) -> list[Event]:
+def _ending(turn: Turn, step: Step) -> list[Event]:
     """The events after a message without calls: the answer, or why it is none."""
-    if step.is_cut and live.context_used >= live.engine.max_context:
-        return [live.context_full()]
-    usage.context_used = live.context_used
-    assert live.log.open_turn is not None
-    done = TurnDone(session=live.log.session.name, turn=live.log.open_turn, text=step.text, usage=usage)
-    limit = live.settings.max_output_tokens
+    if step.is_cut and turn.window.used >= turn.window.model.max_context:
+        return [turn.context_full()]
+    turn.usage.context_used = turn.window.used
+    assert turn.log.open_turn is not None
+    done = TurnDone(session=turn.log.session.name, turn=turn.log.open_turn, text=step.text, usage=turn.usage)
+    limit = turn.settings.max_output_tokens
     return [Notice(message=f"the answer was cut at {limit} tokens"), done] if step.is_cut else [done]
 
 
-async def _answer_calls(live: Live, usage: Usage, step: Step) -> AsyncGenerator[Event, None]:
+async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
     """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
-    room = live.room
+    room = turn.room
     for call, made in zip(step.calls, step.made, strict=True):
         refusal = None
         if call.malformed is not None:
             refusal = f"error: malformed tool call: {call.malformed}"
-        elif is_acceptable(live.tools, call) and not live.approvals.allows(live.tools[call.name].risk):
+        elif is_acceptable(turn.toolbox.tools, call) and not turn.toolbox.approvals.allows(
+            turn.toolbox.tools[call.name].risk
+        ):
             approved = False
-            if live.approvals.asks:
+            if turn.toolbox.approvals.asks:
                 needed = ApprovalNeeded(**made.model_dump(exclude={"type"}))
-                await to_end(live.log.append, [entry(needed)])
+                await to_end(turn.log.append, [entry(needed)])
                 yield needed
-                approved = await live.approvals.ask(needed)
-            refusal = None if approved else live.approvals.refusal(call.name)
+                approved = await turn.toolbox.approvals.ask(needed)
+            refusal = None if approved else turn.toolbox.approvals.refusal(call.name)
         if refusal is None:
-            result = await _run(live, usage, ToolCall(made.id, call.name, call.arguments_json), room)
+            result = await _run(turn, ToolCall(made.id, call.name, call.arguments_json), room)
         else:
             result = ToolResultGiven(id=made.id, ok=False, output=refusal, refused=call.malformed is None)
-            await to_end(live.log.append, [entry(result)])
-        room -= len(live.engine.tokenizer.encode(result.output))
+            await to_end(turn.log.append, [entry(result)])
+        room -= len(turn.window.model.tokenizer.encode(result.output))
         yield result
 
 
-async def _run(live: Live, usage: Usage, call: ToolCall, room: int) -> ToolResultGiven:
+async def _run(turn: Turn, call: ToolCall, room: int) -> ToolResultGiven:
     """Run a call on a thread. Cancelled, it tells the tool, and still waits: what has begun must have a known outcome."""
     started, cancellation = time.perf_counter(), Cancellation()
-    running = asyncio.ensure_future(asyncio.to_thread(run_tool, live.tools, call, cancellation))
+    running = asyncio.ensure_future(asyncio.to_thread(run_tool, turn.toolbox.tools, call, cancellation))
     try:
         await asyncio.shield(running)
     finally:
         cancellation.set()
         await asyncio.wait({running})
-        usage.tools_s += time.perf_counter() - started
-        result = _result(live, running.result(), room)
-        shown = live.workspace.take_shown()
-        await to_end(live.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
+        turn.usage.tools_s += time.perf_counter() - started
+        result = _result(turn, running.result(), room)
+        shown = turn.toolbox.workspace.take_shown()
+        await to_end(turn.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
     return result
 
 
-def _result(live: Live, result: ToolResult, room: int) -> ToolResultGiven:
+def _result(turn: Turn, result: ToolResult, room: int) -> ToolResultGiven:
     """The result as text that the model can read: valid Unicode, and no longer than the context has room for."""
     output = result.output.encode(errors="replace").decode()
-    num_tokens = len(live.engine.tokenizer.encode(output))
+    num_tokens = len(turn.window.model.tokenizer.encode(output))
     if num_tokens > room:
         output = f"(the call ran, but its output of {num_tokens} tokens does not fit into the {max(room, 0)} left; ask for less)"
-    changed = tuple(FileChange(**asdict(change)) for change in live.workspace.take_changes())
+    changed = tuple(FileChange(**asdict(change)) for change in turn.toolbox.workspace.take_changes())
     return ToolResultGiven(id=result.id, ok=result.ok, output=output, changed=changed)

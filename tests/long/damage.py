@@ -72,7 +72,7 @@ def fill_process(parent: Connection, home: Path, workspace: Path, closes: bool) 
             first, second = await session_of(app, workspace), await session_of(app, workspace, "second")
             for prompt in (LONG, TELL, WHERE, ASK):
                 done(await ask(first, prompt))
-            first.live.log.rewind(turn=3)
+            first.log.rewind(turn=3)
             for session in (first, second):
                 done(await ask(session, TELL))
             if closes:

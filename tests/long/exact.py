@@ -179,7 +179,7 @@ def prompts(num_turns: int) -> list[str]:
 
 
 async def state_in_log(session: Session) -> dict[str, str]:
-    return await state_of(session.live.engine, session.live.seq)
+    return await state_of(session.window.model, session.window.seq)
 
 
 def play_process(parent: Connection, home: Path, workspace: Path, num_turns: int) -> None:
@@ -190,7 +190,7 @@ def play_process(parent: Connection, home: Path, workspace: Path, num_turns: int
             session = await session_of(app, workspace)
             for text in prompts(num_turns):
                 done(await ask(session, text))
-                parent.send((session.live.log.ids.tolist(), await state_in_log(session)))
+                parent.send((session.log.ids.tolist(), await state_in_log(session)))
             parent.send(None)
             await asyncio.Event().wait()
 
@@ -216,7 +216,7 @@ def check_turns(home: Path, workspace: Path, num_turns: int) -> tuple[int, int]:
                 for name in ("work", f"fork-{turn}"):
                     async with aclosing(await session_of(app, workspace, name)) as session:
                         end = done(await ask(session, prompts(num_turns)[turn]))
-                        got = session.live.log.ids.tolist(), await state_in_log(session)
+                        got = session.log.ids.tolist(), await state_in_log(session)
                         assert got == expected[turn], f"{name} differs after turn {turn + 1}"
                         assert turn == 0 or end.usage.from_disk > 0, (name, turn, end.usage)
                         num_free += end.usage.prefilled_again == 0
@@ -227,7 +227,7 @@ def check_turns(home: Path, workspace: Path, num_turns: int) -> tuple[int, int]:
 
     async def original() -> None:
         async with opened(home) as app, aclosing(await session_of(app, workspace)) as session:
-            assert session.live.log.ids.tolist() == expected[-1][0]
+            assert session.log.ids.tolist() == expected[-1][0]
 
     asyncio.run(original())
     return 2 * num_turns, num_free

@@ -50,7 +50,7 @@ def sessions_process(
     async def turns(session: Session, number: int) -> list[int]:
         for prompt in prompts(number, rounds):
             done(await ask(session, prompt))
-        return session.live.log.ids.tolist()
+        return session.log.ids.tolist()
 
     async def run() -> None:
         async with opened(home) as app:

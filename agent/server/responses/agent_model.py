@@ -106,7 +106,7 @@ class AgentModel:
                 raise
             text = f"The session of response '{before.id}' was deleted."
             raise ApiError(400, text, "previous_response_not_found", "previous_response_id") from None
-        log = live.session.live.log
+        log = live.session.log
         if (live.info.branch, log.num_turns) == (place["branch"], place["turn"]) and not live.is_running:
             return live
         stores = self.sessions.stores

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from array import array
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 
 from holdfast.agent.encoding.encode import USER
 from holdfast.agent.encoding.parse import StreamParser, TextDelta
-from holdfast.agent.events import Usage
+from holdfast.agent.events import PrefillProgress, Usage
+from holdfast.agent.models.generate import generate
 from holdfast.agent.server.json import Json
 from holdfast.agent.server.responses.output import Output, ended, stopped, usage_object
 from holdfast.agent.server.responses.request import full_name, namespaces_of
@@ -45,12 +45,9 @@ class Writing:
         self._parser = StreamParser(plan.is_thinking, in_pieces=True, unwraps=not is_held)
         self._decoded = engine.tokenizer.stream()
         self._stops = StopTexts(plan.stop)
-        self._started = time.perf_counter()
 
     def token(self, token: int) -> bool:
         """Take in a sampled token; whether the message has ended."""
-        if not self.usage.output_tokens:
-            self.usage.prefill_s = time.perf_counter() - self._started
         self.usage.output_tokens += 1
         self._read(self._decoded.add(token))
         self.reasoning_tokens += self.output.is_reasoning
@@ -153,35 +150,40 @@ async def _sample(
     ids = await asyncio.to_thread(lambda: [*record.ids, *plan.ids])
     seq = await sequences.claim(record, ids, writing.usage)
     held.append(seq)
+    first = seq.num_tokens
     end = len(ids) - (plan.params is not None)
-    for place in (*_shared_places(record, engine, ids, end), end):
-        is_worth_keeping = place >= seq.num_tokens + engine.config.page_tokens
-        if not is_worth_keeping and plan.params is not None:
-            continue
-        while len(seq.token_ids) < place:
-            at = len(seq.token_ids)
-            await engine.feed(seq, ids[at : min(at + FEED_TOKENS, place)])
-            record.emit_own("prefill.progress", {"done": len(seq.token_ids), "total": len(ids)})
-        if is_worth_keeping:
+    kept = _places_to_keep(record, engine, ids, seq, end)
+    last = end if plan.params is None else kept[-1] if kept else first
+    places = sorted(
+        {*range(len(seq.token_ids) + FEED_TOKENS, last, FEED_TOKENS), *([last] if last > first else []), *kept}
+    )
+
+    async def keep() -> None:
+        if len(seq.token_ids) in kept:
             await sequences.beginnings.keep(record.owner, seq, is_followed=True)
-    if plan.params is None:
-        writing.is_cut = False
-        return
-    tokens = engine.extend(seq, ids[len(seq.token_ids) :], plan.params)
-    async with aclosing(tokens):  # type: ignore[type-var]
-        async for token in tokens:
-            if writing.token(token) or record.steering:
-                break
-        else:
-            writing.is_cut = not seq.is_complete  # text that is held to a format, and calls, end by themselves
+
+    writing.is_cut = plan.params is not None
+    async with aclosing(generate(engine, seq, ids, plan.params, writing.usage, places, keep)) as items:
+        async for item in items:
+            if isinstance(item, PrefillProgress):
+                record.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
+            elif writing.token(item) or record.steering:
+                return
+    if plan.params is not None:
+        writing.is_cut = not seq.is_complete  # text that is held to a format, and calls, end by themselves
 
 
-def _shared_places(record: Record, engine: Engine, ids: list[int], end: int) -> list[int]:
-    """Where other conversations with these instructions and tools become different: at the first words of a user."""
+def _places_to_keep(record: Record, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
+    """Where others may go on from: before the first words of a user, behind which conversations with these instructions
+    and tools differ, and at the end of the input. Only what is a page further than what there is."""
     user_id = engine.tokenizer.token_id(USER)
-    if record.before is not None or user_id not in ids:
-        return []
-    return [place] if 0 < (place := ids.index(user_id)) < end else []
+    is_new = record.before is None and user_id in ids
+    places = [*([ids.index(user_id)] if is_new and user_id is not None else []), end]
+    kept: list[int] = []
+    for place in places:
+        if place <= end and place >= (kept[-1] if kept else seq.num_tokens) + engine.config.page_tokens:
+            kept.append(place)
+    return kept
 
 
 def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:

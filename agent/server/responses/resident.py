@@ -10,16 +10,17 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from holdfast.agent.events import Usage
-from holdfast.agent.models.snapshots import UNREADABLE, Keeper
+from holdfast.agent.models.resume import Resume, count
+from holdfast.agent.models.snapshots import Keeper, Saves
 from holdfast.agent.server.access import stored_owner
 from holdfast.agent.server.responses.beginnings import Beginnings
 from holdfast.agent.server.responses.response import Record
-from holdfast.engine import Engine, EngineError, Sequence, Snapshot
+from holdfast.engine import Engine, EngineError, Sequence
 from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
 MAX_IDLE = 64
-MAX_SAVES = 8  # that wait for the disk: each holds its pages in memory
+MAX_SAVES = 8  # that wait for the disk
 FEED_TOKENS = 8192  # at a time, so that checking them does not stop the event loop
 
 
@@ -39,7 +40,8 @@ class Sequences:
         self._engine, self._keeper = engine, keeper
         self.beginnings = Beginnings(engine)
         self._idle: OrderedDict[str, Idle] = OrderedDict()
-        self._saves: dict[str, asyncio.Task[Snapshot]] = {}
+        self._resume = Resume(engine, keeper, lambda problem: log.warning("%s", problem))
+        self._saves = Saves(keeper, MAX_SAVES)
         self.settling: dict[str, asyncio.Future[None]] = {}  # responses that are over, but not given back yet
 
     async def claim(self, record: Record, ids: list[int], usage: Usage) -> Sequence:
@@ -53,15 +55,18 @@ class Sequences:
         seq, is_loaded = await self._idle_of(record.before, ids), False
         if seq is not None:
             is_loaded = seq.stored is not None
-            seq = await self._loaded(seq)
+            seq = await self._resume.loaded(seq)
         if seq is None:
             seq = await self._from_memory(record, ids)
         if seq is None:
-            if record.before is not None and record.before.id in self._saves:
-                await asyncio.wait({self._saves[record.before.id]})
-            seq, is_loaded = await self._from_disk(record, ids), True
+            branch = record.before.branch if record.before else 0
+            if record.before is not None:
+                await self._saves.written(record.before.id)
+            owner = stored_owner(record.owner)
+            seq = await self._resume.from_disk(ids[:-1], branch, owner, session_id=record.session_id)
+            is_loaded = True
         usage.load_s = time.perf_counter() - started if is_loaded else 0.0
-        count(usage, record.known, len(ids), seq.num_tokens, is_loaded)
+        usage.new = len(ids) - count(usage, record.known, seq.num_tokens, is_loaded)
         return seq
 
     async def give(self, record: Record, seq: Sequence) -> None:
@@ -72,7 +77,7 @@ class Sequences:
             await self.beginnings.keep(record.owner, seq, is_followed=False)
         except EngineError as e:  # the engine has stopped
             log.warning("%s", e)
-        if record.is_stored and len(self._saves) < MAX_SAVES:
+        if record.is_stored and not self._saves.are_full:
             await self._save(idle)
         while len(self._idle) > MAX_IDLE:
             await self.drop(next(iter(self._idle)))
@@ -82,8 +87,8 @@ class Sequences:
         if not save and id in self.settling:  # it was answered before its state is handed over
             await asyncio.wait({self.settling[id]})
         idle = self._idle.pop(id, None)
-        if not save and id in self._saves:
-            await asyncio.wait({self._saves[id]})
+        if not save:
+            await self._saves.written(id)
         if idle is None:
             return
         if save:
@@ -108,8 +113,7 @@ class Sequences:
         """Save everything that is to be saved."""
         for id in list(self._idle):
             await self.drop(id)
-        if self._saves:
-            await asyncio.wait(set(self._saves.values()))
+        await self._saves.written()
 
     async def _idle_of(self, before: Record | None, ids: list[int]) -> Sequence | None:
         idle = self._idle.pop(before.id, None) if before else None
@@ -127,74 +131,26 @@ class Sequences:
         await self._engine.release(idle.seq)
         return None
 
-    async def _loaded(self, seq: Sequence) -> Sequence | None:
-        """The sequence, brought into memory; None when its state cannot be read."""
-        try:
-            await self._engine.load(seq)
-            return seq
-        except (*UNREADABLE, StoreError) as e:
-            log.warning("%s; what it held is read again from the token log", e)
-            if isinstance(e, UNREADABLE):
-                await self._keeper.forget(e, seq.stored)
-        except BaseException:
-            await self._engine.release(seq)
-            raise
-        await self._engine.release(seq)
-        return None
-
     async def _from_memory(self, record: Record, ids: list[int]) -> Sequence | None:
         """On the longest state in memory that this user's conversations begin with, if the disk cannot have a longer one
         of the conversation that goes on."""
         while (stored := await self.beginnings.find(record.owner, ids[:-1])) is not None:
             if len(stored.ids) < record.known - 1:
                 return None
-            seq = await self._loaded(await self._engine.start(stored))
+            seq = await self._resume.loaded(await self._engine.start(stored))
             if seq is not None:
                 return seq
             self.beginnings.drop(record.owner, stored)
         return None
 
-    async def _from_disk(self, record: Record, ids: list[int]) -> Sequence:
-        """On the longest stored state of this user's conversations that begins like it; else an empty one."""
-        while True:
-            branch = record.before.branch if record.before else 0
-            owner = stored_owner(record.owner)
-            stored = await self._keeper.find(ids[:-1], (), branch, record.session_id, owner)
-            for note in self._keeper.take_notes():
-                log.warning("%s", note)
-            seq = await self._engine.start(stored, owner)
-            if stored is None or (seq := await self._loaded(seq)) is not None:  # type: ignore[assignment]
-                return seq
-
     async def _save(self, idle: Idle) -> None:
         """Begin to save an idle sequence; it may go on while it is written."""
-        if idle.is_saved:
-            return
-        try:
-            writing = await self._keeper.begin_save(idle.seq, idle.record.branch)
-        except EngineError:  # it is in use, or the engine has stopped
-            return
-        idle.is_saved = True
-        if writing is not None:
-            self._saves[idle.record.id] = writing
-            writing.add_done_callback(lambda task: self._saved(idle, task))
-
-    def _saved(self, idle: Idle, writing: "asyncio.Task[Snapshot]") -> None:
-        if self._saves.get(idle.record.id) is writing:
-            del self._saves[idle.record.id]
-        if not writing.cancelled() and (error := writing.exception()) is not None:
-            idle.is_saved = False
-            log.warning("%s", error)
+        if not idle.is_saved:
+            idle.is_saved = await self._saves.begin(
+                idle.record.id, idle.seq, idle.record.branch, lambda error: _not_saved(idle, error)
+            )
 
 
-def count(usage: Usage, known: int, total: int, computed: int, is_loaded: bool) -> None:
-    """Where `total` tokens of input come from: `known` of them are in the token log, state is there for `computed`.
-
-    One token that lacks is the last one sampled, whose state the next step computes as always.
-    """
-    lacking = known - computed if known - computed > 1 else 0
-    present = computed if lacking else max(known, computed)
-    usage.new, usage.prefilled_again = total - present - lacking, lacking
-    usage.from_disk, usage.from_memory = (present, 0) if is_loaded else (0, present)
-    if lacking:
-        usage.why = f"state is stored up to token {computed}" if computed else "no stored state"
+def _not_saved(idle: Idle, error: str) -> None:
+    idle.is_saved = False
+    log.warning("%s", error)

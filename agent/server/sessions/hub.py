@@ -48,7 +48,7 @@ class LiveSession:
 
     @property
     def info(self) -> SessionInfo:
-        return self.session.live.log.session
+        return self.session.log.session
 
     @property
     def is_running(self) -> bool:
@@ -63,7 +63,7 @@ class LiveSession:
         if problem := prompt_problem(prompt):
             raise bad(problem, "prompt")
         await self._settled()
-        self.turn, self.used_at = self.session.live.log.num_turns + 1, time.monotonic()
+        self.turn, self.used_at = self.session.log.num_turns + 1, time.monotonic()
         after = self.feed.last_id
         self.approvals.policy = policy
         self._answered.clear()
@@ -98,7 +98,7 @@ class LiveSession:
     async def rewind(self, turn: int | None, token: int | None, branch: int | None, stores: Stores) -> list[str]:
         """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
         await self._settled()
-        before, log = self.info, self.session.live.log
+        before, log = self.info, self.session.log
         try:
             files = await self.session.rewind(turn, token, branch)
         except StoreError as e:

@@ -71,7 +71,7 @@ async def summary(sessions: LiveSessions, info: SessionInfo) -> Json:
 async def context(sessions: LiveSessions, info: SessionInfo) -> Json:
     """How full its window is."""
     live, store = sessions.find(info), sessions.stores.sessions
-    rolls = live.session.live.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
+    rolls = live.session.window.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
     branch = next(b for b in await asyncio.to_thread(store.branches, info) if b.is_current)
     used = branch.num_tokens - (rolls[-1].dropped_tokens if rolls else 0)
     return {"context_used": used, "context_limit": sessions.app.engine.max_context}
@@ -216,7 +216,7 @@ async def usage(request: web.Request) -> web.StreamResponse:
     live = sessions.find(info)
     branch = await asyncio.to_thread(lambda: next(b for b in sessions.stores.tree(info) if b["is_current"]))
     value: dict[str, Any] = {"object": "holdfast:usage", "tokens": branch["tokens"], **await context(sessions, info)}
-    seq = live.session.live.seq if live else None
+    seq = live.session.window.seq if live else None
     value["resident_tokens"] = seq.num_tokens if seq and seq.slot >= 0 else 0
     value["disk_tokens"] = max(branch["stored_at"], default=0)
     return json_response({**value, **(live.counts if live else {})})

@@ -59,9 +59,9 @@ def test_a_session_rolls_past_its_window_over_processes_and_nothing_is_read_twic
                 assert all(d.usage.prefilled_again == 0 for d in done)
                 assert all(d.usage.context_used <= CONTEXT for d in done)
                 assert any("left the window" in notice for notice in notices) == (stop == len(FACTS))
-                logs.append(session.live.log.ids.tolist())
+                logs.append(session.log.ids.tolist())
                 if stop == len(FACTS):
-                    found = run_tool(session.live.tools, ToolCall("1", "recall", '{"query": "item3 box21"}'))
+                    found = run_tool(session.toolbox.tools, ToolCall("1", "recall", '{"query": "item3 box21"}'))
                     assert found.ok and "box21" in found.output and "turn 4" in found.output
         return logs
 
@@ -82,7 +82,7 @@ def test_a_rolled_session_without_its_state_is_computed_again_and_goes_on_the_sa
         async with App.open(settings) as app, opened(app, tmp_path) as session:
             *_, last = await ask(session, "what is the item68?")
             assert isinstance(last, TurnDone)
-            return session.live.log.ids.tolist(), last
+            return session.log.ids.tolist(), last
 
     asyncio.run(begin())
     for path in (settings.home / "blobs").rglob("*.safetensors"):
@@ -108,7 +108,7 @@ def test_a_session_that_begins_like_another_goes_on_from_its_state(settings: Set
                 async with aclosing(session):
                     last = (await ask(session, f"{text} {end}"))[-1]
                     assert isinstance(last, TurnDone)
-        return last.usage.from_disk, session.live.log.ids.tolist()
+        return last.usage.from_disk, session.log.ids.tolist()
 
     alone = asyncio.run(run(tmp_path / "a", "second"))
     after_another = asyncio.run(run(tmp_path / "b", "first", "second"))
@@ -123,15 +123,15 @@ def test_a_rewound_session_goes_on_from_there_and_the_branch_can_be_opened_again
     async def run() -> None:
         async with App.open(settings) as app, opened(app, tmp_path) as session:
             await tell(session, 0, 3)
-            branch = session.live.log.session.branch
+            branch = session.log.session.branch
             await session.rewind(2)
             (done,), _ = await tell(session, 5, 6)
             assert done.turn == 3 and done.usage.prefilled_again == 0 and done.usage.from_disk > 0
-            once = session.live.log.ids.tolist()
+            once = session.log.ids.tolist()
             await session.rewind(2)
             await tell(session, 5, 6)
-            assert session.live.log.ids.tolist() == once
-            session.live.log.switch(branch)
+            assert session.log.ids.tolist() == once
+            session.log.switch(branch)
             text = (await ask(session, f"what is the {FACTS[2][0]}?"))[-1]
             assert isinstance(text, TurnDone) and text.turn == 4 and FACTS[2][1] in text.text
 

@@ -161,7 +161,7 @@ def test_a_save_that_fails_is_told_and_made_up_for(
             with monkeypatch.context() as failing:
                 failing.setattr(blobs, "os", FailingOs(call, error))
                 assert notices(await ask(session, TELL)) == []
-                assert session.live.log.turns()[-1][1] == "done"
+                assert session.log.turns()[-1][1] == "done"
             (said,) = notices(events := await ask(session, ASK))
             assert "cannot be written" in said and os.strerror(error) in said
             assert answer(events) == KNOWN and done(events).usage.prefilled_again == 0
@@ -207,12 +207,12 @@ def test_a_full_disk_ends_a_turn_with_an_error_and_loses_nothing(home: Path) -> 
 
     async def turns() -> None:
         async with opened(home) as app, aclosing(await session_of(app, home.parent / "ws")) as session:
-            database, ids = app.store._database, session.live.log.ids.tolist()
+            database, ids = app.store._database, session.log.ids.tolist()
             pages = database.rows("PRAGMA page_count")[0][0]
             database.rows(f"PRAGMA max_page_count = {pages}")
             events = await ask(session, LONG)
             assert isinstance(events[-1], Error) and "full" in events[-1].message
-            assert session.live.log.ids.tolist()[: len(ids)] == ids
+            assert session.log.ids.tolist()[: len(ids)] == ids
             database.rows(f"PRAGMA max_page_count = {pages + 1000}")
             assert answer(await ask(session, ASK)) == KNOWN
 

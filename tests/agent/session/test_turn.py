@@ -93,8 +93,8 @@ async def cancelled_turn(session: Session, is_time: Callable[[Event], bool]) -> 
 
 
 def engine_of(session: Session) -> ScriptedEngine:
-    assert isinstance(session.live.engine, ScriptedEngine)
-    return session.live.engine
+    assert isinstance(session.window.model, ScriptedEngine)
+    return session.window.model
 
 
 def fed_text(session: Session, request: int = -1) -> str:
@@ -103,7 +103,7 @@ def fed_text(session: Session, request: int = -1) -> str:
 
 
 def log_text(session: Session) -> str:
-    return engine_of(session).tokenizer.decode(session.live.log.ids.tolist())
+    return engine_of(session).tokenizer.decode(session.log.ids.tolist())
 
 
 def shape(events: list[Event]) -> list[str]:
@@ -114,7 +114,7 @@ def shape(events: list[Event]) -> list[str]:
 
 def logged(session: Session) -> list[str]:
     """Types of what was said and done."""
-    return [event.type for event in session.live.log.events() if event.type != "shown"]
+    return [event.type for event in session.log.events() if event.type != "shown"]
 
 
 def last_error(events: list[Event]) -> str:
@@ -131,7 +131,7 @@ async def test_an_answer_is_streamed_and_logged(world: World) -> None:
         done = events[-1]
         assert isinstance(done, TurnDone) and (done.session, done.turn, done.text) == ("ws-1", 1, "Hello there.")
         assert logged(session) == ["user", "text", "turn_done"]
-        assert session.live.log.turns() == [(1, "done")]
+        assert session.log.turns() == [(1, "done")]
 
 
 async def test_the_tokens_are_those_pocket_is_trained_on(world: World) -> None:
@@ -141,13 +141,13 @@ async def test_the_tokens_are_those_pocket_is_trained_on(world: World) -> None:
     async with world.session(*replies) as session:
         await turn(session, "look at it")
         await turn(session, "thanks")
-        results = [e.payload["output"] for e in session.live.log.events() if e.type == "tool_result"]
+        results = [e.payload["output"] for e in session.log.events() if e.type == "tool_result"]
         renderer = Renderer(engine_of(session).tokenizer)
         shown = tuple(Call(n, a, r) for n, a, r in zip(["read", "search"], asked, results, strict=True))
         trained = renderer.encode(OPENING)
         trained += renderer.episode(Episode("read", "look at it", shown, "Seen."))[0]
         trained += renderer.episode(Episode("hello", "thanks", (), "Bye."))[0]
-        assert session.live.log.ids.tolist() == trained
+        assert session.log.ids.tolist() == trained
         assert SYSTEM_TEXT == OPENING[1][0]
 
 
@@ -178,7 +178,7 @@ async def test_control_tokens_in_files_and_prompts_stay_text(world: World) -> No
     async with world.session(calls("read", path="a.py"), says("ok")) as session:
         await turn(session, evil)
         special = engine_of(session).tokenizer.special_ids
-        ids = session.live.log.ids.tolist()
+        ids = session.log.ids.tolist()
         num_eos = ids.count(engine_of(session).tokenizer.eos_id)
         user = engine_of(session).tokenizer.token_id("<｜User｜>")
         assert num_eos == 2 and ids.count(user or -1) == 2 and user in special
@@ -208,7 +208,7 @@ async def test_a_refused_call_is_not_run_and_the_model_is_told_three_times(
         assert words in fed_text(session) and len(engine_of(session).fed) == 4
         assert "4 calls in a row that no tool accepts" in last_error(events) and words in last_error(events)
         assert (world.workspace / "a.py").read_text() == "def fox():\n    return 1\n"
-        assert session.live.log.turns() == [(1, "failed")]
+        assert session.log.turns() == [(1, "failed")]
 
 
 async def test_a_good_call_in_between_starts_the_count_again(world: World) -> None:
@@ -283,13 +283,13 @@ async def test_a_turn_cut_inside_a_message_goes_on_well_formed(world: World) -> 
     cut: Reply = [("I was about to", False), HANG]
     async with world.session(cut, says("Yes?")) as session:
         await cancelled_turn(session, lambda event: isinstance(event, Text))
-        assert session.live.log.turns() == [(1, "interrupted")]
+        assert session.log.turns() == [(1, "interrupted")]
         assert log_text(session).endswith("</think>I was about to")
-        assert [e.payload.get("delta") for e in session.live.log.events() if e.type == "text"] == ["I was about to"]
+        assert [e.payload.get("delta") for e in session.log.events() if e.type == "text"] == ["I was about to"]
         events = await turn(session, "go on")
         assert shape(events) == ["text", "turn_done"]
         assert f"I was about to{EOS}<｜User｜>go on<｜Assistant｜></think>Yes?{EOS}" in log_text(session)
-        assert session.live.log.ids.tolist() == session.live.seq.token_ids
+        assert session.log.ids.tolist() == session.window.seq.token_ids
 
 
 async def test_closing_the_events_early_ends_the_turn_like_a_cancel(world: World) -> None:
@@ -298,8 +298,8 @@ async def test_closing_the_events_early_ends_the_turn_like_a_cancel(world: World
             async for event in events:
                 if isinstance(event, Text):
                     break
-        assert session.live.log.turns() == [(1, "interrupted")]
-        assert session.live.log.ids.tolist() == session.live.seq.token_ids
+        assert session.log.turns() == [(1, "interrupted")]
+        assert session.log.ids.tolist() == session.window.seq.token_ids
         assert shape(await turn(session)) == ["text", "turn_done"]
 
 
@@ -307,31 +307,31 @@ async def test_closing_the_events_early_ends_the_turn_like_a_cancel(world: World
 async def test_an_interrupted_prompt_without_an_answer_is_not_read_later(world: World, is_killed: bool) -> None:
     async with world.session(says("Yes?"), [HANG], says("Here."), says("Bye.")) as session:
         await turn(session)
-        held = session.live.log.ids.tolist()
+        held = session.log.ids.tolist()
         if is_killed:  # between the two writes that end such a turn
             session._take_back_unread = lambda: False  # type: ignore[method-assign]
         await cancelled_turn(session, lambda event: isinstance(event, PrefillProgress))
         if not is_killed:
-            assert session.live.log.ids.tolist() == held
+            assert session.log.ids.tolist() == held
             events = await turn(session, "again")
             assert f"Yes?{EOS}<｜User｜>again<｜Assistant｜></think>Here.{EOS}" in log_text(session)
-            assert session.live.log.ids.tolist() == session.live.seq.token_ids
+            assert session.log.ids.tolist() == session.window.seq.token_ids
     async with world.session(says("Here.")) as session:
         if is_killed:
-            assert session.live.log.ids.tolist() == held
+            assert session.log.ids.tolist() == held
             events = await turn(session, "again")
             assert [e.message for e in events if isinstance(e, Notice)] == [UNREAD]
         assert isinstance(events[-1], TurnDone) and events[-1].turn == 3
-        assert session.live.log.turns() == [(1, "done"), (2, "interrupted"), (3, "done")]
+        assert session.log.turns() == [(1, "done"), (2, "interrupted"), (3, "done")]
         assert [prompt for _, prompt in await session.turns()] == ["hello", "hello", "again"]
         for number, length in ((2, len(held)), (1, len(held)), (0, 0)):
             await session.rewind(number)
-            assert len(session.live.log.ids) == length and session.num_turns == number
+            assert len(session.log.ids) == length and session.num_turns == number
 
 
 async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(world: World) -> None:
     async with world.session(calls("edit", path="a.py", old="fox", new="cat"), says("Done before.")) as session:
-        tool = session.live.tools["edit"]
+        tool = session.toolbox.tools["edit"]
 
         def slow(arguments: Any, cancellation: Cancellation, run: Callable[..., str] = tool.run) -> str:
             import time
@@ -352,7 +352,7 @@ async def test_a_tool_that_would_run_for_ever_ends_when_the_turn_is_cut(world: W
         return str(sum(cancellation.checked(itertools.count())))
 
     async with world.session(calls("search", text="fox"), says("Done.")) as session:
-        object.__setattr__(session.live.tools["search"], "run", endless)
+        object.__setattr__(session.toolbox.tools["search"], "run", endless)
         await cancelled_turn(session, lambda event: event.type == "tool_call")
         assert logged(session) == ["user", "tool_call", "tool_result", "notice"]
         await turn(session, "did it work?")
@@ -376,10 +376,10 @@ async def test_a_call_of_which_the_outcome_is_lost_is_never_run_again(world: Wor
 async def test_a_prompt_longer_than_the_context_changes_nothing(world: World) -> None:
     async with world.session(says("Yes?"), says("Yes?"), max_context=1024) as session:
         await turn(session)
-        before = session.live.log.ids.tolist(), logged(session), session.live.log.turns()
+        before = session.log.ids.tolist(), logged(session), session.log.turns()
         events = await turn(session, "x1" * 3000)
         assert len(events) == 1 and "of 1024" in last_error(events) and "--new" in last_error(events)
-        assert (session.live.log.ids.tolist(), logged(session), session.live.log.turns()) == before
+        assert (session.log.ids.tolist(), logged(session), session.log.turns()) == before
         assert isinstance((await turn(session))[-1], TurnDone)
 
 
@@ -399,7 +399,7 @@ async def test_a_context_that_fills_up_is_said(world: World) -> None:
 async def test_results_that_fill_the_context_end_the_turn(world: World) -> None:
     async with world.session(*[calls("read", path="a.py")] * 90, max_context=1024, max_steps=99) as session:
         assert "the context is full: this session holds " in last_error(await turn(session))
-        assert session.live.log.turns() == [(1, "failed")] and len(session.live.log.ids) < 1024
+        assert session.log.turns() == [(1, "failed")] and len(session.log.ids) < 1024
 
 
 async def test_an_answer_cut_at_its_limit_is_said(world: World) -> None:
@@ -412,26 +412,26 @@ async def test_a_failing_engine_ends_the_turn_and_not_the_session(world: World) 
     reply: Reply = [("I was", False), FAIL]
     async with world.session(reply, says("Yes?")) as session:
         assert last_error(await turn(session)) == "the engine stopped: out of memory"
-        assert session.live.log.turns() == [(1, "failed")] and log_text(session).endswith("I was")
+        assert session.log.turns() == [(1, "failed")] and log_text(session).endswith("I was")
         assert isinstance((await turn(session))[-1], TurnDone)
 
 
 async def test_a_log_that_cannot_be_written_ends_the_turn_and_the_sequence_follows_it(world: World) -> None:
     async with world.session(says("word " * 2000), says("Yes?"), max_context=20000, max_output_tokens=20000) as session:
-        database = session.live.log._database
+        database = session.log._database
         pages = database.rows("PRAGMA page_count")[0][0]
         database.rows(f"PRAGMA max_page_count = {pages + 4}")
         assert "full" in last_error(await turn(session))
         database.rows("PRAGMA max_page_count = 1000000")
         assert isinstance((await turn(session))[-1], TurnDone)
-        assert session.live.log.turns() == [(1, "interrupted"), (2, "done")]
-        assert session.live.log.ids.tolist() == session.live.seq.token_ids
+        assert session.log.turns() == [(1, "interrupted"), (2, "done")]
+        assert session.log.ids.tolist() == session.window.seq.token_ids
 
 
 async def test_a_new_process_feeds_the_stored_tokens_again_and_says_so(world: World) -> None:
     async with world.session(calls("read", path="a.py"), says("It has fox.")) as session:
         await turn(session)
-        held = session.live.log.ids.tolist()
+        held = session.log.ids.tolist()
     async with world.session(says("Still fox.")) as session:
         events = await turn(session, "and now?")
         assert engine_of(session).fed[0][: len(held)] == held
@@ -464,7 +464,7 @@ async def test_what_the_model_was_shown_is_known_in_the_next_process_and_on_each
     async with world.session(calls("edit", path="a.py", old="cat", new="dog"), says("No.")) as session:
         await turn(session)
         assert stale in fed_text(session) and path.read_text() == "changed by hand: cat\n"
-        assert session.live.log.search("files shown") == []
+        assert session.log.search("files shown") == []
 
 
 async def test_usage_adds_up_to_the_context(world: World) -> None:
@@ -476,7 +476,7 @@ async def test_usage_adds_up_to_the_context(world: World) -> None:
             assert isinstance(done, TurnDone)
             usage = done.usage
             assert usage.from_memory == held and usage.prefilled_again == 0 and usage.why is None
-            held = len(session.live.log.ids)
+            held = len(session.log.ids)
             assert usage.input_tokens + usage.output_tokens == usage.context_used == held
             assert usage.context_limit == 4096 and usage.prefill_s >= 0 and usage.decode_s >= 0
             assert done.model_dump()["usage"]["input_tokens"] == usage.input_tokens

@@ -1,0 +1,73 @@
+"""A sequence for a token log: on the longest stored state that can be read; and where the input of a request came from.
+
+Owns what happens when stored state cannot be read: it is told, and computed again. That costs prefill, never history.
+Must not know sessions nor responses.
+"""
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
+
+from holdfast.agent.events import Usage
+from holdfast.agent.models.model import Stateful
+from holdfast.agent.models.snapshots import UNREADABLE, Keeper
+from holdfast.engine import Roll, Sequence, Stored
+from holdfast.memory import StoreError
+
+
+class Resume:
+    """`tell` gets a line for each state that could not be read."""
+
+    def __init__(self, model: Stateful, keeper: Keeper, tell: Callable[[str], None]):
+        self._model, self._keeper, self._tell = model, keeper, tell
+
+    async def loaded(self, seq: Sequence) -> Sequence | None:
+        """The sequence with its state in memory. None, and released, when that cannot be read: if it is damaged it is
+        not found again."""
+        try:
+            await self._model.load(seq)
+            return seq
+        except (*UNREADABLE, StoreError) as e:
+            self._tell(f"{e}; what it held is read again from the token log")
+            if isinstance(e, UNREADABLE):
+                await self._keeper.forget(e, seq.stored)
+        except BaseException:
+            await self._model.release(seq)
+            raise
+        await self._model.release(seq)
+        return None
+
+    async def from_disk(
+        self, ids: Items[int], branch: int, owner: str, rolls: Iterable[Roll] = (), session_id: int | None = None,
+        unread: Stored | None = None,
+    ) -> Sequence:  # fmt: skip
+        """A sequence with the longest stored state that `ids` begin with, see `Keeper.find`; an empty one where none can
+        be read, or only one that could not be read before (`unread`)."""
+        while True:
+            stored = await self._keeper.find(ids, rolls, branch, session_id, owner)
+            for note in self._keeper.take_notes():
+                self._tell(note)
+            if stored is None or (unread is not None and _is_same(stored, unread)):
+                return await self._model.start(owner=owner)
+            if (seq := await self.loaded(await self._model.start(stored, owner))) is not None:
+                return seq
+            unread = stored
+
+
+def _is_same(one: Stored, other: Stored) -> bool:
+    """Whether a state was found again: it is not damaged, but cannot be read now."""
+    return (len(one.ids), one.page_ids, one.chain.rolls) == (len(other.ids), other.page_ids, other.chain.rolls)
+
+
+def count(usage: Usage, known: int, computed: int, is_loaded: bool, dropped: int = 0) -> int:
+    """Count where the input comes from that is in the log already: `known` tokens, of which `computed` have their state,
+    without the `dropped` ones that left the window. Gives how much of the input is not new.
+
+    One token that lacks is the last one sampled, whose state the next step computes as always.
+    """
+    lacking = known - computed if known - computed > 1 else 0
+    present = computed if lacking else max(known, computed)
+    usage.prefilled_again = lacking
+    usage.from_disk, usage.from_memory = (present, 0) if is_loaded and computed else (0, present)
+    if lacking:
+        usage.why = f"state is stored up to token {computed + dropped}" if computed else "no stored state"
+    return present + lacking
