@@ -76,15 +76,15 @@ class Attention:
 
     def __call__(self, x: Any, batch: Step, cache: LayerCache) -> Any:
         ops, rows = self.ops, batch.rows
-        turns = batch.turns(ops, self.ratio, self.freqs)
-        q, kv, index_q = ops.project(x, turns, self.project)
+        freqs_cis = batch.freqs_cis(ops, self.ratio, self.freqs)
+        q, kv, index_q = ops.project(x, freqs_cis, self.project)
         ring = ops.array(cache.ring)
         if self.ratio:
             pool, chosen, mixed, blocks = self._entries(x, index_q, batch, cache)
-            o = ops.attend(q, kv, turns, rows, ring, pool, chosen, self.attend)
+            o = ops.attend(q, kv, freqs_cis, rows, ring, pool, chosen, self.attend)
             ops.store(rows, (kv, ring), (mixed, blocks))
         else:
-            o = ops.attend(q, kv, turns, rows, ring, self.no_rows, None, self.attend)
+            o = ops.attend(q, kv, freqs_cis, rows, ring, self.no_rows, None, self.attend)
             ops.store(rows, (kv, ring))
         if self.parallel.ranks == 1:
             return ops.output(o, self.output)
@@ -110,11 +110,11 @@ class Attention:
 
     def moved(self, rows: Tensor, index_rows: Tensor, first: int, cache: LayerCache) -> tuple[Tensor, Tensor]:
         """Rows of a pinned head as they are stored when its first token stands at position `first`."""
-        turns = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
-        keys = cache.row_format.round(rotate_(rows.cpu().clone(), turns))
+        freqs_cis = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
+        keys = cache.row_format.round(rotate_(rows.cpu().clone(), freqs_cis))
         if cache.index_keys is None:
             return keys, index_rows
-        return keys, cache.index_keys.fmt.round(rotate_(index_rows.cpu().clone(), turns) @ self.hadamard)
+        return keys, cache.index_keys.fmt.round(rotate_(index_rows.cpu().clone(), freqs_cis) @ self.hadamard)
 
 
 def _group_size(config: ModelConfig) -> int:

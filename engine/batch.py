@@ -39,7 +39,7 @@ class Step:
         self.host_rows, self.heads, self._ops = rows, heads, ops
         ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
         self._spans = list(zip(rows.dropped.tolist(), ends))
-        self._turns: dict[bool, Any] = {}
+        self._freqs_cis: dict[bool, Any] = {}
 
     @cached_property
     def rows(self) -> Any:
@@ -49,12 +49,12 @@ class Step:
     def head_rows(self) -> list[tuple[PinnedHead, Any]]:
         return [(head, self._ops.rows(rows)) for head, rows in self.heads]
 
-    def turns(self, ops: Ops, ratio: int, freqs: Any) -> Any:
+    def freqs_cis(self, ops: Ops, ratio: int, freqs: Any) -> Any:
         """Rotary table of the rows; compressed layers have another than window-only ones."""
         key = bool(ratio)
-        if key not in self._turns:
-            self._turns[key] = ops.rope_table(self.rows.positions, freqs)
-        return self._turns[key]
+        if key not in self._freqs_cis:
+            self._freqs_cis[key] = ops.rope_table(self.rows.positions, freqs)
+        return self._freqs_cis[key]
 
     def most_visible(self, ratio: int) -> int:
         """Entries that the last row of some segment may see: the most of any row."""

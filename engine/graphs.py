@@ -64,7 +64,7 @@ class GraphStep(Step):
     """What the model asks of a step, for a graph: nothing in it depends on the step."""
 
     def __init__(self, rows: DeviceRows, has_many_entries: bool):
-        self.rows, self.head_rows, self._turns = rows, [], {}
+        self.rows, self.head_rows, self._freqs_cis = rows, [], {}
         self.has_many_entries = has_many_entries
 
     def most_visible(self, ratio: int) -> int:

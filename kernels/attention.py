@@ -24,7 +24,7 @@ class AttendWeights(NamedTuple):
 def attend(
     q: Tensor,
     kv: Tensor,
-    turns: Tensor,
+    freqs_cis: Tensor,
     rows: Rows,
     ring: Tensor,
     pool: Tensor,
@@ -33,13 +33,13 @@ def attend(
     *,
     num: Rounding,
 ) -> Tensor:
-    """q [N, H, d], new window rows kv [N, d], turns of the rows -> o [N, H, d].
+    """q [N, H, d], new window rows kv [N, d], freqs_cis of the rows -> o [N, H, d].
 
     Earlier window rows come from ring [slots, length, d], which does not hold these yet. Entries are rows of the pool:
     those of chosen [N, k], -1 for none, or without `chosen` all that a row may see.
     """
     o = torch.cat([_attend_segment(q, kv, rows, s, ring, pool, chosen, w, num) for s in range(len(rows.slots))])
-    return num.bf16(rotate_(num.bf16(o), turns.conj().unsqueeze(1)))
+    return num.bf16(rotate_(num.bf16(o), freqs_cis.conj().unsqueeze(1)))
 
 
 def _attend_segment(q, kv, rows, segment, ring, pool, chosen, w, num) -> Tensor:

@@ -54,11 +54,11 @@ def complete_blocks(
             entry = block - int(rows.dropped[segment]) // w.ratio
             place = int(rows.pages[segment, entry // per_page]) * per_page + entry % per_page
             pooled = num.bf16(pool_block(sources, block > 0, w))
-            turns = rope_table(torch.tensor([block * w.ratio]), w.freqs)
-            key = num.bf16(rotate_(num.bf16(rms_norm(pooled[:, : pool.shape[1]], w.entry_norm, w.eps)), turns))
+            freqs_cis = rope_table(torch.tensor([block * w.ratio]), w.freqs)
+            key = num.bf16(rotate_(num.bf16(rms_norm(pooled[:, : pool.shape[1]], w.entry_norm, w.eps)), freqs_cis))
             pool[place] = round_kv_rows(key, 2 * len(w.freqs))[0] if w.rounds_rows else key[0]
             if len(w.index_norm):
-                key = num.bf16(rotate_(num.bf16(rms_norm(pooled[:, pool.shape[1] :], w.index_norm, w.eps)), turns))
+                key = num.bf16(rotate_(num.bf16(rms_norm(pooled[:, pool.shape[1] :], w.index_norm, w.eps)), freqs_cis))
                 key = num.bf16(key @ w.hadamard)
                 index_pool[place] = (fake_fp4(key) if w.rounds_rows else key)[0]
 

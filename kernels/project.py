@@ -7,7 +7,7 @@ from torch import Tensor
 
 from holdfast.kernels.norm import rms_norm
 from holdfast.kernels.quant import fake_fp4, round_kv_rows
-from holdfast.kernels.rope import rope_table as rope_turns
+from holdfast.kernels.rope import rope_table as rope_table_of
 from holdfast.kernels.rope import rotate_
 from holdfast.kernels.rounding import Rounding
 from holdfast.kernels.rows import Indices
@@ -32,22 +32,22 @@ class OutputWeights(NamedTuple):
 
 def rope_table(positions: Indices, freqs: Tensor, *, num: Rounding) -> Tensor:
     """positions [N], freqs float64 [P] -> e^(i * angle), complex64 [N, P]."""
-    return rope_turns(torch.from_numpy(positions), freqs)
+    return rope_table_of(torch.from_numpy(positions), freqs)
 
 
-def project(x: Tensor, turns: Tensor, w: ProjectWeights, *, num: Rounding) -> tuple[Tensor, Tensor, Tensor]:
+def project(x: Tensor, freqs_cis: Tensor, w: ProjectWeights, *, num: Rounding) -> tuple[Tensor, Tensor, Tensor]:
     """x [N, D] -> queries [N, H, head_dim], window rows [N, head_dim], index queries [N, HI, index_head_dim]."""
     rank, dim = len(w.q_norm), len(w.kv_norm)
     qr, kv = num.bf16(num.act(x) @ w.w_in).split([rank, dim], 1)
-    kv = num.bf16(rotate_(num.bf16(rms_norm(kv, w.kv_norm, w.eps)), turns))
+    kv = num.bf16(rotate_(num.bf16(rms_norm(kv, w.kv_norm, w.eps)), freqs_cis))
     if w.rounds_rows:
-        kv = round_kv_rows(kv, 2 * turns.shape[1])
+        kv = round_kv_rows(kv, 2 * freqs_cis.shape[1])
     projected = num.bf16(num.act(num.bf16(rms_norm(qr, w.q_norm, w.eps))) @ w.wq_b)
     q = num.head_norm(projected[:, : w.num_heads * dim].unflatten(1, (w.num_heads, dim)), w.eps)
-    q = num.bf16(rotate_(q, turns.unsqueeze(1)))
+    q = num.bf16(rotate_(q, freqs_cis.unsqueeze(1)))
     index_q = projected[:, w.num_heads * dim :].reshape(len(x), w.num_index_heads, len(w.hadamard))
     if w.num_index_heads:
-        index_q = num.bf16(num.bf16(rotate_(index_q, turns.unsqueeze(1))) @ w.hadamard)
+        index_q = num.bf16(num.bf16(rotate_(index_q, freqs_cis.unsqueeze(1))) @ w.hadamard)
         index_q = fake_fp4(index_q) if num.official else index_q
     return q, kv, index_q
 

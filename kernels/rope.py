@@ -32,9 +32,9 @@ def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
     return torch.complex(angles.cos().float(), angles.sin().float())
 
 
-def rotate_(x: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the last 2 * turns.shape[-1] channels of x [..., K] in place; a conjugate table undoes it."""
-    width = 2 * turns.shape[-1]
+def rotate_(x: Tensor, freqs_cis: Tensor) -> Tensor:
+    """Rotate the last 2 * freqs_cis.shape[-1] channels of x [..., K] in place; a conjugate table undoes it."""
+    width = 2 * freqs_cis.shape[-1]
     pairs = torch.view_as_complex(x[..., x.shape[-1] - width :].unflatten(-1, (-1, 2)))
-    pairs.mul_(turns)
+    pairs.mul_(freqs_cis)
     return x

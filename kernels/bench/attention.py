@@ -76,8 +76,8 @@ def attend_case(shape: Shape, num_rows: int, context: int, ratio: int) -> Case:
             )
         sink = torch.randn(shape.num_attention_heads, device=device)
         w = AttendWeights(sink, shape.head_dim**-0.5, shape.sliding_window, ratio)
-        turns = torch.zeros(num_rows, shape.qk_rope_head_dim // 2, 2, device=device)
-        return lambda: attend(q, kv, turns, rows, ring, pool, choice, w)
+        freqs_cis = torch.zeros(num_rows, shape.qk_rope_head_dim // 2, 2, device=device)
+        return lambda: attend(q, kv, freqs_cis, rows, ring, pool, choice, w)
 
     def library(device: torch.device) -> Call:
         """As many gathered rows as there are keys, already in bf16."""

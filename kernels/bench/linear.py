@@ -148,16 +148,16 @@ def _twin_head(shape: Shape, rows: int, device: torch.device) -> Call:
 
 
 def _build_project(shape: Shape, rows: int, index_heads: int, device: torch.device) -> Call:
-    x, turns = random(device, rows, shape.hidden_size).bfloat16(), _turns(shape, rows, device)
+    x, freqs_cis = random(device, rows, shape.hidden_size).bfloat16(), _freqs_cis(shape, rows, device)
     w = _project_weights(shape, index_heads, device)
-    return lambda: project(x, turns, w)
+    return lambda: project(x, freqs_cis, w)
 
 
 def _twin_project(shape: Shape, rows: int, index_heads: int, device: torch.device) -> Call:
-    x, turns = random(device, rows, shape.hidden_size).bfloat16().float(), _turns(shape, rows, device)
-    w, complex_turns = _project_weights(shape, index_heads, device), torch.view_as_complex(turns)
+    x, freqs_cis = random(device, rows, shape.hidden_size).bfloat16().float(), _freqs_cis(shape, rows, device)
+    w, complex_freqs_cis = _project_weights(shape, index_heads, device), torch.view_as_complex(freqs_cis)
     w = w._replace(w_in=fp8_values(w.w_in), wq_b=fp8_values(w.wq_b))
-    return lambda: project_twins.project(x, complex_turns, w, num=OFFICIAL)
+    return lambda: project_twins.project(x, complex_freqs_cis, w, num=OFFICIAL)
 
 
 def _build_output(shape: Shape, rows: int, device: torch.device) -> Call:
@@ -225,7 +225,7 @@ def _output_weights(shape: Shape, device: torch.device) -> Any:
     return OutputWeights(wo_a, fp8(device, shape.hidden_size, groups * rank))  # type: ignore[arg-type]
 
 
-def _turns(shape: Shape, rows: int, device: torch.device) -> Tensor:
+def _freqs_cis(shape: Shape, rows: int, device: torch.device) -> Tensor:
     return rope_table(torch.arange(rows, device=device), _freqs(shape, device))
 
 

@@ -21,7 +21,7 @@ ALL_ENTRIES = np.empty((0, 0), np.int64)
 def attend(
     q: np.ndarray,
     kv: np.ndarray,
-    turns: np.ndarray,
+    freqs_cis: np.ndarray,
     rows: Rows,
     ring: np.ndarray,
     pool: np.ndarray,
@@ -31,7 +31,7 @@ def attend(
     if w.ratio == 0:
         settle()  # kv of the other rows; in compressed layers `complete_blocks` has seen to that
     out = np.empty_like(q)
-    over_rows(_attend, len(q), q, kv, turns, rows, ring, pool, ALL_ENTRIES if chosen is None else chosen, w, out)
+    over_rows(_attend, len(q), q, kv, freqs_cis, rows, ring, pool, ALL_ENTRIES if chosen is None else chosen, w, out)
     return out
 
 
@@ -111,7 +111,7 @@ def _most_entries(rows, ratio):
 
 
 @kernel
-def _attend(start, stop, q, kv, turns, rows, ring, pool, chosen, w, out):
+def _attend(start, stop, q, kv, freqs_cis, rows, ring, pool, chosen, w, out):
     heads, dim, k, ratio = q.shape[1], q.shape[2], chosen.shape[1], max(w.ratio, 1)
     per_page, shares_entries = rows.page_tokens // ratio, w.ratio > 0 and k == 0
     near_step = _whole(w.window + TILE + LANES)
@@ -163,4 +163,4 @@ def _attend(start, stop, q, kv, turns, rows, ring, pool, chosen, w, out):
             for i in range(count * heads):
                 result = out[row + i // heads, i % heads]
                 _scale(result, ONE / totals[i], result)
-                rotate(result, turns[row + i // heads], -ONE)
+                rotate(result, freqs_cis[row + i // heads], -ONE)

@@ -91,7 +91,7 @@ def _complete_blocks(start, stop, mixed, rows, ring, pool, index_pool, w):
     ratio, width, dim, index_dim, pairs = w.ratio, w.ape.shape[1], pool.shape[1], index_pool.shape[1], len(w.freqs)
     back, half = (ratio, width // 2) if w.overlaps else (0, 0)
     per_page, channels = rows.page_tokens // ratio, dim + index_dim
-    sources, turns = np.empty((back + ratio, 2 * width), np.float32), np.empty((pairs, 2), np.float32)
+    sources, freqs_cis = np.empty((back + ratio, 2 * width), np.float32), np.empty((pairs, 2), np.float32)
     pooled, top, total = np.empty(channels, np.float32), np.empty(channels, np.float32), np.empty(channels, np.float32)
     for segment in range(len(rows.slots)):
         for row in range(max(start, rows.starts[segment]), min(stop, rows.starts[segment + 1])):
@@ -106,15 +106,15 @@ def _complete_blocks(start, stop, mixed, rows, ring, pool, index_pool, w):
             place = rows.pages[segment, entry // per_page] * per_page + entry % per_page
             for pair in range(pairs):
                 angle = float(end - ratio) * w.freqs[pair]
-                turns[pair, 0], turns[pair, 1] = math.cos(angle), math.sin(angle)
+                freqs_cis[pair, 0], freqs_cis[pair, 1] = math.cos(angle), math.sin(angle)
             rms_norm(pooled, w.entry_norm, pool[place], w.eps)
-            rotate(pool[place], turns, ONE)
+            rotate(pool[place], freqs_cis, ONE)
             if w.rounds_rows:
                 round_key_row(pool[place], 2 * pairs)
             if index_dim > 0:
                 key = pooled[dim:]
                 rms_norm(key, w.index_norm, key, w.eps)
-                rotate(key, turns, ONE)
+                rotate(key, freqs_cis, ONE)
                 gemm(
                     key,
                     0,

@@ -56,11 +56,11 @@ def rms_norm(x, weight, out, eps):
 
 
 @inlined
-def rotate(x, turns, sign):
-    """Turn the last channel pairs of a row by turns [P, (cos, sin)]; sign -1 turns back."""
-    pairs = x[len(x) - 2 * len(turns) :]
-    for i in range(len(turns)):
-        c, s = turns[i, 0], sign * turns[i, 1]
+def rotate(x, freqs_cis, sign):
+    """Rotate the last channel pairs of a row by freqs_cis [P, (cos, sin)]; sign -1 rotates back."""
+    pairs = x[len(x) - 2 * len(freqs_cis) :]
+    for i in range(len(freqs_cis)):
+        c, s = freqs_cis[i, 0], sign * freqs_cis[i, 1]
         a, b = pairs[2 * i], pairs[2 * i + 1]
         pairs[2 * i] = a * c - b * s
         pairs[2 * i + 1] = a * s + b * c

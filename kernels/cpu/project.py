@@ -14,16 +14,16 @@ BLOCK = 32  # rows of one product
 
 
 def rope_table(positions: np.ndarray, freqs: np.ndarray) -> np.ndarray:
-    turns = np.empty((len(positions), len(freqs), 2), np.float32)  # cos, sin
-    _rope_table(positions, freqs, turns)
-    return turns
+    freqs_cis = np.empty((len(positions), len(freqs), 2), np.float32)  # cos, sin
+    _rope_table(positions, freqs, freqs_cis)
+    return freqs_cis
 
 
-def project(x: np.ndarray, turns: np.ndarray, w: ProjectWeights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def project(x: np.ndarray, freqs_cis: np.ndarray, w: ProjectWeights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n, dim = len(x), len(w.kv_norm)
     q, kv = np.empty((n, w.num_heads, dim), np.float32), np.empty((n, dim), np.float32)
     index_q = np.empty((n, w.num_index_heads, len(w.hadamard)), np.float32)
-    over_rows(_project, n, x, turns, w, q, kv, index_q)
+    over_rows(_project, n, x, freqs_cis, w, q, kv, index_q)
     return q, kv, index_q
 
 
@@ -46,16 +46,16 @@ def output_columns(low: np.ndarray, w: OutputWeights) -> np.ndarray:
 
 
 @kernel
-def _rope_table(positions, freqs, turns):
+def _rope_table(positions, freqs, freqs_cis):
     for row in range(len(positions)):
         for pair in range(len(freqs)):
             angle = float(positions[row]) * freqs[pair]
-            turns[row, pair, 0], turns[row, pair, 1] = math.cos(angle), math.sin(angle)
+            freqs_cis[row, pair, 0], freqs_cis[row, pair, 1] = math.cos(angle), math.sin(angle)
 
 
 @kernel
-def _project(start, stop, x, turns, w, q, kv, index_q):
-    d, rank, dim, pairs = x.shape[1], len(w.q_norm), len(w.kv_norm), turns.shape[1]
+def _project(start, stop, x, freqs_cis, w, q, kv, index_q):
+    d, rank, dim, pairs = x.shape[1], len(w.q_norm), len(w.kv_norm), freqs_cis.shape[1]
     wide, index_dim, eps = w.wq_b.shape[1], len(w.hadamard), w.eps
     mixed, qr = np.empty((BLOCK, rank + dim), np.float32), np.empty((BLOCK, rank), np.float32)
     projected = np.empty((BLOCK, wide), np.float32)
@@ -66,7 +66,7 @@ def _project(start, stop, x, turns, w, q, kv, index_q):
             row = first + i
             rms_norm(mixed[i, :rank], w.q_norm, qr[i], eps)
             rms_norm(mixed[i, rank:], w.kv_norm, kv[row], eps)
-            rotate(kv[row], turns[row], ONE)
+            rotate(kv[row], freqs_cis[row], ONE)
             if w.rounds_rows:
                 round_key_row(kv[row], 2 * pairs)
         gemm(qr, 0, rank, w.wq_b, 0, wide, projected, 0, wide, count, rank, wide, False)
@@ -77,10 +77,10 @@ def _project(start, stop, x, turns, w, q, kv, index_q):
                 scale = inverse_rms(head, 0, dim, eps)
                 for c in range(dim):
                     out[c] = head[c] * scale
-                rotate(out, turns[row], ONE)
+                rotate(out, freqs_cis[row], ONE)
             index_at = w.num_heads * dim
             for h in range(w.num_index_heads):
-                rotate(projected[i, index_at + h * index_dim : index_at + (h + 1) * index_dim], turns[row], ONE)
+                rotate(projected[i, index_at + h * index_dim : index_at + (h + 1) * index_dim], freqs_cis[row], ONE)
             if w.num_index_heads > 0:
                 gemm(
                     projected, i * wide + index_at, index_dim, w.hadamard, 0, index_dim, index_q,

@@ -27,9 +27,16 @@ LARGE_WORKSPACE_BYTES = 1 << 26  # of many rows: what is still in the cache when
 
 
 def attend(
-    q: Tensor, kv: Tensor, turns: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor, chosen: Tensor | None, w: Any
+    q: Tensor,
+    kv: Tensor,
+    freqs_cis: Tensor,
+    rows: DeviceRows,
+    ring: Tensor,
+    pool: Tensor,
+    chosen: Tensor | None,
+    w: Any,
 ) -> Tensor:
-    """q bf16 [N, H, d], kv bf16 [N, d], turns float32 [N, P, 2], ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k] -> bf16 [N, H, d].
+    """q bf16 [N, H, d], kv bf16 [N, d], freqs_cis float32 [N, P, 2], ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k] -> bf16 [N, H, d].
 
     w: AttendWeights, the sink in float32. Segments that have rows come first, one after the other, then padding.
     """
@@ -61,8 +68,8 @@ def attend(
             SPLIT=split, HEAD_TILE=HEAD_TILE,
         )  # fmt: skip
         launch(
-            combine_splits, (count, heads), partial, stats, w.sink, rows.owners, turns, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
-            BLOCK=block, ROPE=2 * turns.shape[1],
+            combine_splits, (count, heads), partial, stats, w.sink, rows.owners, freqs_cis, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
+            BLOCK=block, ROPE=2 * freqs_cis.shape[1],
         )  # fmt: skip
     return o
 
@@ -217,7 +224,7 @@ def attend_rows(
 
 @kernel
 def combine_splits(
-    partial, stats, sink, owners, turns, o, num_before, num_chunk, num_splits,
+    partial, stats, sink, owners, freqs_cis, o, num_before, num_chunk, num_splits,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: the splits in order, after the sink, which has no value; then rotated back. Padding rows get zeros."""
@@ -240,7 +247,7 @@ def combine_splits(
             total = total * fade + part_total * weight
             sums = sums * fade + part * weight
             top = higher
-    x = rotate(round_bf16(sums / total).reshape(1, BLOCK), turns + row * ROPE, DIM, ROPE, BACK=True)
+    x = rotate(round_bf16(sums / total).reshape(1, BLOCK), freqs_cis + row * ROPE, DIM, ROPE, BACK=True)
     tl.store(o + (row * HEADS + head) * DIM + column, to_bf16(x.reshape(BLOCK)), mask=column < DIM)
 
 

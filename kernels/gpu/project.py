@@ -21,15 +21,15 @@ def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
     return torch.stack((angles.cos(), angles.sin()), 2).float()
 
 
-def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
+def project(x: Tensor, freqs_cis: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     """x bf16 [N, D] -> q bf16 [N, H, head_dim], kv bf16 [N, head_dim], index_q bf16 [N, HI, index_head_dim]. w.w_in and w.wq_b are
     Fp8Weight [out, in]; of w.hadamard only the size is read."""
-    num_rows, rank, dim, rope = len(x), len(w.q_norm), len(w.kv_norm), 2 * turns.shape[1]
+    num_rows, rank, dim, rope = len(x), len(w.q_norm), len(w.kv_norm), 2 * freqs_cis.shape[1]
     joint = linear_fp8(x, w.w_in)
     codes, scale = quantised_like(num_rows, rank, x.device)
     kv = torch.empty(num_rows, dim, dtype=torch.bfloat16, device=x.device)
     launch(
-        _norms, (2, num_rows), joint, turns, w.q_norm, w.kv_norm, codes, scale, kv, num_rows, w.eps,
+        _norms, (2, num_rows), joint, freqs_cis, w.q_norm, w.kv_norm, codes, scale, kv, num_rows, w.eps,
         RANK=rank, DIM=dim, ROPE=rope, ROUNDS=w.rounds_rows, RANK_BLOCKS=next_power_of_two(rank // 128),
         BLOCK=next_power_of_two(dim),
     )  # fmt: skip
@@ -39,7 +39,7 @@ def project(x: Tensor, turns: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
     index_q = torch.empty(num_rows, index_heads, index_dim, dtype=torch.bfloat16, device=x.device)
     launch(
         _queries, (-(-w.num_heads // HEADS) + -(-index_heads // INDEX_HEADS), num_rows),
-        queries, turns, q, index_q, w.eps,
+        queries, freqs_cis, q, index_q, w.eps,
         HEADS=w.num_heads, DIM=dim, ROPE=rope, INDEX_HEADS=index_heads, INDEX_DIM=index_dim,
         BLOCK_HEADS=HEADS, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def output_columns(low: Tensor, w: Any) -> Tensor:
 
 @kernel
 def _norms(
-    joint, turns, q_norm, kv_norm, codes, scale, kv, num_rows, eps,
+    joint, freqs_cis, q_norm, kv_norm, codes, scale, kv, num_rows, eps,
     RANK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +74,7 @@ def _norms(
     if tl.program_id(0) == 0:
         _low_rank(source, q_norm, codes + row * RANK, scale + row, num_rows, eps, RANK, RANK_BLOCKS)
     else:
-        _window_row(source + RANK, turns + row * ROPE, kv_norm, kv + row * DIM, eps, DIM, ROPE, ROUNDS, BLOCK)
+        _window_row(source + RANK, freqs_cis + row * ROPE, kv_norm, kv + row * DIM, eps, DIM, ROPE, ROUNDS, BLOCK)
 
 
 @kernel
@@ -93,7 +93,7 @@ def _low_rank(source, norm, codes, scale, num_rows, eps, RANK: tl.constexpr, RAN
 
 @kernel
 def _window_row(
-    source, turns, norm, kv, eps, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr
+    source, freqs_cis, norm, kv, eps, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Normalise, rotate, and round as rows are stored."""
     columns = tl.arange(0, BLOCK)[None, :]
@@ -101,7 +101,7 @@ def _window_row(
     x = tl.load(source + columns, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(norm + columns, mask=inside, other=0.0)
     x = round_bf16(x * inverse_rms(tl.sum(x * x), DIM, eps) * weight)
-    x = round_bf16(rotate(x, turns, DIM, ROPE))
+    x = round_bf16(rotate(x, freqs_cis, DIM, ROPE))
     if ROUNDS:
         rounded = fake_e4m3(x.reshape(BLOCK // 64, 64), 1).reshape(1, BLOCK)
         x = tl.where(columns < DIM - ROPE, rounded, x)
@@ -110,26 +110,26 @@ def _window_row(
 
 @kernel
 def _queries(
-    queries, turns, q, index_q, eps,
+    queries, freqs_cis, q, index_q, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, INDEX_HEADS: tl.constexpr, INDEX_DIM: tl.constexpr,
     BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_INDEX: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of heads, then of index heads; N), of queries [N, HEADS * DIM + INDEX_HEADS * INDEX_DIM]."""
     tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    source, row_turns = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM), turns + row * ROPE
+    source, row_freqs_cis = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM), freqs_cis + row * ROPE
     tiles: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     if tile < tiles:
         first = tile * BLOCK_HEADS
-        _turn_heads(source, row_turns, q + row * HEADS * DIM, first, eps, HEADS, DIM, ROPE, BLOCK_HEADS, BLOCK)
+        _turn_heads(source, row_freqs_cis, q + row * HEADS * DIM, first, eps, HEADS, DIM, ROPE, BLOCK_HEADS, BLOCK)
     elif INDEX_HEADS > 0:
         first = (tile - tiles) * BLOCK_INDEX
         target = index_q + row * INDEX_HEADS * INDEX_DIM
-        _turn_index_heads(source + HEADS * DIM, row_turns, target, first, INDEX_HEADS, INDEX_DIM, ROPE, BLOCK_INDEX)
+        _turn_index_heads(source + HEADS * DIM, row_freqs_cis, target, first, INDEX_HEADS, INDEX_DIM, ROPE, BLOCK_INDEX)
 
 
 @kernel
 def _turn_heads(
-    source, turns, target, first, eps,
+    source, freqs_cis, target, first, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Normalise heads and rotate them."""
@@ -137,19 +137,26 @@ def _turn_heads(
     columns = tl.arange(0, BLOCK)[None, :]
     inside = (head < HEADS) & (columns < DIM)
     x = tl.load(source + head * DIM + columns, mask=inside, other=0.0).to(tl.float32)
-    x = rotate(_head_norm(x, DIM, eps), turns, DIM, ROPE)
+    x = rotate(_head_norm(x, DIM, eps), freqs_cis, DIM, ROPE)
     tl.store(target + head * DIM + columns, to_bf16(x), mask=inside)
 
 
 @kernel
 def _turn_index_heads(
-    source, turns, target, first, HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr
+    source,
+    freqs_cis,
+    target,
+    first,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
 ):
     """Rotate, spread by the Hadamard matrix, and round to FP4."""
     head = (first + tl.arange(0, BLOCK_HEADS))[:, None]
     columns = tl.arange(0, DIM)[None, :]
     x = tl.load(source + head * DIM + columns, mask=head < HEADS, other=0.0).to(tl.float32)
-    x = round_bf16(hadamard(to_bf16(rotate(x, turns, DIM, ROPE))))
+    x = round_bf16(hadamard(to_bf16(rotate(x, freqs_cis, DIM, ROPE))))
     x = fake_e2m1(x.reshape(BLOCK_HEADS, DIM // 32, 32), 2).reshape(BLOCK_HEADS, DIM)
     tl.store(target + head * DIM + columns, to_bf16(x), mask=head < HEADS)
 

@@ -68,7 +68,7 @@ def test_kernels_of_a_decoded_row(ratio: int, selects: bool, monkeypatch: pytest
         if name.startswith("holdfast.kernels.gpu.") and hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", count)
     streams = torch.zeros(1, config.hc_mult, config.hidden_size, dtype=torch.bfloat16, device=cache.device)
-    step.turns(model.ops, ratio, model.layers[number].attn.freqs)  # shared by all layers
+    step.freqs_cis(model.ops, ratio, model.layers[number].attn.freqs)  # shared by all layers
     block, caches = model.layers[number], [cache.layers[number]] * 2
     with torch.no_grad():
         through([block], streams, step, caches)  # the first step makes room that stays

@@ -112,7 +112,7 @@ def moe_weights(hashed: bool, limit: float) -> moe.MoEWeights:
     )  # fmt: skip
 
 
-def turns(ops: Ops, rows: Rows) -> Any:
+def freqs_cis(ops: Ops, rows: Rows) -> Any:
     return ops.rope_table(rows.positions, ops.array(FREQS))
 
 
@@ -133,7 +133,7 @@ ROW_OPS: dict[str, Call] = {
 }
 for _heads, _rounds in ((0, False), (INDEX_HEADS, True)):
     ROW_OPS[f"project, {_heads} index heads"] = lambda ops, rows, x, heads=_heads, rounds=_rounds: ops.project(
-        ops.array(x["x"]), turns(ops, rows), ops.weights(project_weights(heads, rounds))
+        ops.array(x["x"]), freqs_cis(ops, rows), ops.weights(project_weights(heads, rounds))
     )
 for _ratio in (4, 128):
     ROW_OPS[f"block_rows, ratio {_ratio}"] = lambda ops, rows, x, ratio=_ratio: ops.block_rows(
@@ -228,7 +228,7 @@ def test_columns_of_outputs_have_the_bits_of_the_whole(ranks: int, count: int, t
 
 @across_ranks
 def test_heads_and_words_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
-    turned, streams = turns(CPU, make_rows((700, count))), randn(count, M, D, seed=22).numpy()
+    turned, streams = freqs_cis(CPU, make_rows((700, count))), randn(count, M, D, seed=22).numpy()
     shares = [CPU.weights(HEAD._replace(head=part)) for part in parts_of(HEAD.head, ranks)]
     assert equal(together([CPU.head(streams, share) for share in shares]), CPU.head(streams, CPU.weights(HEAD)))
     x, whole = randn(count, D, seed=20).numpy(), project_weights(0, False)
@@ -279,7 +279,9 @@ def attended(ops: Ops, chunk: int, ratio: int, selected: bool) -> Tensor:
 
     def step(ops: Ops, rows: Rows, at: slice) -> Tensor:
         new, chosen = ops.array(kv[at]), ops.array(everything[at]) if selected else None
-        o = ops.attend(ops.array(q[at]), new, turns(ops, rows), rows, ops.array(ring), ops.array(pool), chosen, weights)
+        o = ops.attend(
+            ops.array(q[at]), new, freqs_cis(ops, rows), rows, ops.array(ring), ops.array(pool), chosen, weights
+        )
         ops.store(rows, (new, ops.array(ring)))
         return ops.tensor(o)
 
@@ -308,7 +310,7 @@ def test_what_a_roll_dropped_takes_no_room_and_changes_no_bit(ratio: int) -> Non
 
     def attend(rows: Rows) -> Tensor:
         inputs, held, weights = arrays
-        return CPU.tensor(CPU.attend(*inputs, turns(CPU, near), rows, *held, None, weights))
+        return CPU.tensor(CPU.attend(*inputs, freqs_cis(CPU, near), rows, *held, None, weights))
 
     assert torch.equal(attend(far), attend(near))
 
@@ -382,10 +384,10 @@ def test_several_sequences_in_one_call_equal_each_alone(threads: int) -> None:
     pool, weights = randn(NUM_PAGES, DIM, seed=3), attention.AttendWeights(randn(HEADS), DIM**-0.5, WINDOW, 128)
     args = [CPU.array(x) for x in (ring, pool)]
     together = CPU.tensor(
-        CPU.attend(CPU.array(q), CPU.array(kv), turns(CPU, rows), rows, *args, None, CPU.weights(weights))
+        CPU.attend(CPU.array(q), CPU.array(kv), freqs_cis(CPU, rows), rows, *args, None, CPU.weights(weights))
     )
     for i, (start, stop) in enumerate(zip(rows.starts[:-1], rows.starts[1:])):
         own = make_rows(segments[i])._replace(slots=np.array([i]))
-        new = CPU.array(q[start:stop]), CPU.array(kv[start:stop]), turns(CPU, own)
+        new = CPU.array(q[start:stop]), CPU.array(kv[start:stop]), freqs_cis(CPU, own)
         alone = CPU.attend(*new, own, *args, None, CPU.weights(weights))
         assert torch.equal(CPU.tensor(alone), together[start:stop]), i

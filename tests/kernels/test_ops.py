@@ -84,16 +84,16 @@ def test_rotation_gives_the_recorded_values_at_far_positions(kind: str, theta: f
     freqs, positions = rope_frequencies(64, theta, yarn), VECTORS["rope.pos"]
     assert positions.max() > 2**33
     torch.testing.assert_close(freqs, VECTORS[f"rope.freqs_{kind}"], atol=0, rtol=1e-14)
-    turns, expected = rope_table(positions, freqs), VECTORS[f"rope.y_{kind}"]
-    rotated = rotate_(VECTORS["rope.x"].clone(), turns)
+    freqs_cis, expected = rope_table(positions, freqs), VECTORS[f"rope.y_{kind}"]
+    rotated = rotate_(VECTORS["rope.x"].clone(), freqs_cis)
     torch.testing.assert_close(rotated, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(rotate_(rotated, turns.conj().resolve_conj()), VECTORS["rope.x"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(rotate_(rotated, freqs_cis.conj().resolve_conj()), VECTORS["rope.x"], atol=1e-5, rtol=0)
 
 
 def test_rotation_leaves_the_channels_before_it_alone() -> None:
     x = randn(9, 96)
-    turns = rope_table(torch.arange(9), rope_frequencies(32, 10000.0, None))
-    rotated = rotate_(x.clone(), turns)
+    freqs_cis = rope_table(torch.arange(9), rope_frequencies(32, 10000.0, None))
+    rotated = rotate_(x.clone(), freqs_cis)
     assert torch.equal(rotated[:, :64], x[:, :64]) and not torch.equal(rotated[1:, 64:], x[1:, 64:])
 
 

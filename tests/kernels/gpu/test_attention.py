@@ -32,7 +32,7 @@ class Layer:
         self.rows, self.w = rows, AttendWeights(torch.randn(heads), dim**-0.5, window, ratio)
         self.q, self.kv = torch.randn(n, heads, dim).bfloat16(), fmt.round(torch.randn(n, dim))
         self.ring = fmt.round(torch.randn(len(rows.slots) * (window + 16), dim)).view(len(rows.slots), window + 16, dim)
-        self.turns = rope_table(torch.from_numpy(rows.positions), rope_frequencies(rope, 10_000.0, None))
+        self.freqs_cis = rope_table(torch.from_numpy(rows.positions), rope_frequencies(rope, 10_000.0, None))
         self.chosen = self.pool = None
         self.packed = torch.empty(0, dim, dtype=torch.uint8)
         if ratio:
@@ -49,8 +49,10 @@ class Layer:
 
     def expected(self) -> Tensor:
         pool = torch.zeros(0) if self.pool is None else self.pool
-        turns = torch.view_as_complex(self.turns)
-        return attend_ref(self.q.float(), self.kv, turns, self.rows, self.ring, pool, self.chosen, self.w, num=OFFICIAL)
+        freqs_cis = torch.view_as_complex(self.freqs_cis)
+        return attend_ref(
+            self.q.float(), self.kv, freqs_cis, self.rows, self.ring, pool, self.chosen, self.w, num=OFFICIAL
+        )
 
     def run(
         self, rows: Rows | None = None, own: slice = slice(None), ring: Tensor | None = None, padding: int = 0
@@ -65,8 +67,8 @@ class Layer:
             chosen = torch.nn.functional.pad(chosen, pad[2:], value=-1)
         ring = (self.ring if ring is None else ring).bfloat16()
         w = self.w._replace(sink=self.w.sink.to(DEVICE))
-        turns = torch.nn.functional.pad(self.turns[own], pad)
-        moved = [t if t is None else t.to(DEVICE) for t in (q, kv, turns, ring, self.packed, chosen)]
+        freqs_cis = torch.nn.functional.pad(self.freqs_cis[own], pad)
+        moved = [t if t is None else t.to(DEVICE) for t in (q, kv, freqs_cis, ring, self.packed, chosen)]
         o = attend(*moved[:3], device_rows(rows, DEVICE, padding), *moved[3:], w)
         return o.float().cpu()
 

@@ -105,15 +105,18 @@ def positions(rows: int) -> Tensor:
 def faults(s: Sizes, rows: int, rounds_rows: bool = True, device: torch.device = CPU) -> dict[str, str]:
     """Which of the ops do not give for these rows what their twins give."""
     freqs, at = rope_frequencies(s.rope, 10_000.0, None), positions(rows)
-    turns, their_turns = rope_table(at.to(device), freqs.to(device)), twins.rope_table(at.numpy(), freqs, num=OFFICIAL)
-    assert turns.dtype == torch.float32
-    error = (turns.cpu() - torch.view_as_real(their_turns)).abs()
+    freqs_cis, their_freqs_cis = (
+        rope_table(at.to(device), freqs.to(device)),
+        twins.rope_table(at.numpy(), freqs, num=OFFICIAL),
+    )
+    assert freqs_cis.dtype == torch.float32
+    error = (freqs_cis.cpu() - torch.view_as_real(their_freqs_cis)).abs()
     found = {"rope_table": "" if (error <= 1e-7).all() else f"{error.max():.1e} off"}
 
     ours, theirs = project_weights(s, rounds_rows)
     x = randn(rows, s.width, seed=9).bfloat16()
-    expected = twins.project(x.float(), their_turns, theirs, num=OFFICIAL)
-    for name, got, values in zip(("q", "kv", "index_q"), project(x.to(device), turns, on(ours, device)), expected):
+    expected = twins.project(x.float(), their_freqs_cis, theirs, num=OFFICIAL)
+    for name, got, values in zip(("q", "kv", "index_q"), project(x.to(device), freqs_cis, on(ours, device)), expected):
         assert got.dtype == torch.bfloat16
         found[name] = fault(got, values, FEW)
 
@@ -172,13 +175,13 @@ def test_columns_of_two_ranks_have_the_bits_of_the_whole() -> None:
 def other_bits(s: Sizes, rows: int, counts: tuple[int, ...], device: torch.device) -> list[str]:
     """In which company rows have other bits."""
     w, weights = on(project_weights(s)[0], device), on(output_weights(s)[0], device)
-    turns = rope_table(positions(rows).to(device), rope_frequencies(s.rope, 10_000.0, None).to(device))
+    freqs_cis = rope_table(positions(rows).to(device), rope_frequencies(s.rope, 10_000.0, None).to(device))
     x, o = randn(rows, s.width, seed=9).bfloat16(), randn(rows, s.heads, s.dim, seed=10).bfloat16()
     x, o, order = x.to(device), o.to(device), randn(rows).argsort().to(device)
     one = torch.arange(rows, device=device)
 
     def results(chosen: Tensor) -> tuple[Tensor, ...]:
-        return *project(x[chosen], turns[chosen], w), output(o[chosen], weights)
+        return *project(x[chosen], freqs_cis[chosen], w), output(o[chosen], weights)
 
     together, found = results(one), []
     for count in [c for c in counts if c < rows]:
