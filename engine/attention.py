@@ -72,7 +72,7 @@ class Attention:
             # neither rotated nor rounded
             as_they_are = {"freqs": torch.zeros_like(frequencies), "hadamard": torch.eye(len(hadamard))}
             bundle = {name: ops.array(value) for name, value in as_they_are.items()}
-            self.compress_head = self.compress._replace(**bundle, rounds_rows=False)
+            self.compress_prefix = self.compress._replace(**bundle, rounds_rows=False)
 
     def __call__(self, x: Any, batch: Step, cache: LayerCache) -> Any:
         ops, rows = self.ops, batch.rows
@@ -100,16 +100,16 @@ class Attention:
         index_pool = self.no_index_rows if cache.index_keys is None else ops.array(cache.index_keys.rows)
         mixed, head_weights = ops.block_rows(x, rows, self.compress)
         ops.complete_blocks(mixed, rows, blocks, pool, index_pool, self.compress)
-        for head, head_rows in batch.head_rows:
-            head_pools = ops.array(head.rows[cache.number]), ops.array(head.index_rows[cache.number])
-            ops.complete_blocks(mixed, head_rows, blocks, *head_pools, self.compress_head)
+        for prefix, prefix_rows in batch.prefix_rows:
+            prefix_pools = ops.array(prefix.rows[cache.number]), ops.array(prefix.index_rows[cache.number])
+            ops.complete_blocks(mixed, prefix_rows, blocks, *prefix_pools, self.compress_prefix)
         if self.ratio != 4 or batch.most_visible(self.ratio) <= self.index_topk:
             return pool, None, mixed, blocks
         chosen = ops.select(index_q, head_weights, rows, index_pool, self.ratio, self.index_topk)
         return pool, chosen, mixed, blocks
 
     def moved(self, rows: Tensor, index_rows: Tensor, first: int, cache: LayerCache) -> tuple[Tensor, Tensor]:
-        """Rows of a pinned head as they are stored when its first token stands at position `first`."""
+        """Rows of a pinned prefix as they are stored when its first token stands at position `first`."""
         freqs_cis = rope_table(first + torch.arange(len(rows)) * self.ratio, self.frequencies)
         keys = cache.row_format.round(rotate_(rows.cpu().clone(), freqs_cis))
         if cache.index_keys is None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.engine.sequence import Sequence
 from holdfast.engine.state.cache import Cache
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.kernels.dispatch import Ops
 from holdfast.kernels.rows import Rows
 
@@ -29,14 +29,14 @@ class Segment:
 
 
 class Step:
-    """What the layers see of a step: its rows, and which of them belong to pinned heads.
+    """What the layers see of a step: its rows, and which of them belong to pinned prefixes.
 
-    `host_rows` and the rows of `heads` are in main memory; `rows` and `head_rows` are the same as arguments of `ops`, made when
+    `host_rows` and the rows of `prefixes` are in main memory; `rows` and `prefix_rows` are the same as arguments of `ops`, made when
     they are first asked for: a captured graph has its own.
     """
 
-    def __init__(self, rows: Rows, heads: list[tuple[PinnedHead, Rows]], ops: Ops):
-        self.host_rows, self.heads, self._ops = rows, heads, ops
+    def __init__(self, rows: Rows, prefixes: list[tuple[PinnedPrefix, Rows]], ops: Ops):
+        self.host_rows, self.prefixes, self._ops = rows, prefixes, ops
         ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
         self._spans = list(zip(rows.dropped.tolist(), ends))
         self._freqs_cis: dict[bool, Any] = {}
@@ -46,8 +46,8 @@ class Step:
         return self._ops.rows(self.host_rows)
 
     @cached_property
-    def head_rows(self) -> list[tuple[PinnedHead, Any]]:
-        return [(head, self._ops.rows(rows)) for head, rows in self.heads]
+    def prefix_rows(self) -> list[tuple[PinnedPrefix, Any]]:
+        return [(prefix, self._ops.rows(rows)) for prefix, rows in self.prefixes]
 
     def freqs_cis(self, ops: Ops, ratio: int, freqs: Any) -> Any:
         """Rotary table of the rows; compressed layers have another than window-only ones."""
@@ -85,8 +85,8 @@ class Batch(Step):
             np.array([seq.pages + [0] * (most_pages - len(seq.pages)) for seq, _ in segments], np.int64),
             cache.page_tokens,
         )
-        heads = []
+        prefixes = []
         for s in self.segments:
-            if (head := s.seq.head) is not None and s.position < head.num_tokens:
-                heads.append((head, head.rows_of(rows, s.start, s.start + s.count)))
-        super().__init__(rows, heads, ops)
+            if (prefix := s.seq.prefix) is not None and s.position < prefix.num_tokens:
+                prefixes.append((prefix, prefix.rows_of(rows, s.start, s.start + s.count)))
+        super().__init__(rows, prefixes, ops)

@@ -143,7 +143,7 @@ class Engine:
         return taken[0] if taken else None
 
     async def roll(self, seq: Sequence, roll: Roll) -> None:
-        """Drop what an idle sequence holds before `roll.first_kept`, but for its pinned head, which moves there.
+        """Drop what an idle sequence holds before `roll.first_kept`, but for its pinned prefix, which moves there.
 
         `roll.position` must be where its state ends. Raises EngineError for a roll that is not possible.
         """
@@ -152,7 +152,7 @@ class Engine:
             if self._worker.scheduler.is_busy(seq):
                 raise EngineError(f"sequence {seq.id} cannot roll while it is being extended")
             if seq.slot >= 0:  # else it was parked since it was loaded
-                self._worker.scheduler.roll(seq, roll, self._worker.runner.move_head)
+                self._worker.scheduler.roll(seq, roll, self._worker.runner.move_prefix)
 
         while roll not in seq.chain.rolls:
             await self.load(seq)

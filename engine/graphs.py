@@ -64,7 +64,7 @@ class GraphStep(Step):
     """What the model asks of a step, for a graph: nothing in it depends on the step."""
 
     def __init__(self, rows: DeviceRows, has_many_entries: bool):
-        self.rows, self.head_rows, self._freqs_cis = rows, [], {}
+        self.rows, self.prefix_rows, self._freqs_cis = rows, [], {}
         self.has_many_entries = has_many_entries
 
     def most_visible(self, ratio: int) -> int:
@@ -79,7 +79,7 @@ def steps_of(model: Model, cache: Cache) -> Callable[[Step, np.ndarray], Tensor]
 
 
 class Graphs:
-    """Runs decode steps: those of few rows, none of which belongs to a pinned head."""
+    """Runs decode steps: those of few rows, none of which belongs to a pinned prefix."""
 
     def __init__(self, model: Model, cache: Cache):
         self.model, self.cache = model, cache
@@ -89,7 +89,7 @@ class Graphs:
 
     def logits(self, step: Step, rows: np.ndarray) -> Tensor:
         """Logits [len(rows), V] of some rows of a step, by a graph where there may be one."""
-        if len(step.host_rows.ids) > BUCKETS[-1] or step.heads or not len(rows):
+        if len(step.host_rows.ids) > BUCKETS[-1] or step.prefixes or not len(rows):
             return self.model.logits(step, self.cache, rows)
         return self.run(step)[torch.from_numpy(rows).to(self.cache.device)]
 

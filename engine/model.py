@@ -15,7 +15,7 @@ from holdfast.engine.moe import MoE
 from holdfast.engine.numerics import Numerics
 from holdfast.engine.placement import CPU, Placement
 from holdfast.engine.state.cache import Cache, LayerCache
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.engine.weights import Part, Weights
 from holdfast.kernels.dispatch import Ops
 from holdfast.kernels.hyper import HeadWeights, HyperWeights
@@ -123,11 +123,11 @@ class Model:
             self.mtp = MTP(weights.inside("mtp.0."), config, embed, head, numerics, self.ops)
         self.identity = checkpoint.identity() if parallel.rank == 0 else ""
 
-    def move_head(self, head: PinnedHead, pages: list[int], first: int, cache: Cache) -> None:
-        """Write a pinned head into pages of the pool, its first token at position `first`."""
+    def move_prefix(self, prefix: PinnedPrefix, pages: list[int], first: int, cache: Cache) -> None:
+        """Write a pinned prefix into pages of the pool, its first token at position `first`."""
         for block, layer in zip(self.layers, cache.layers):
             if layer.ratio:
-                rows, index_rows = head.rows[layer.number], head.index_rows[layer.number]
+                rows, index_rows = prefix.rows[layer.number], prefix.index_rows[layer.number]
                 for pool, moved in zip(layer.pools, block.attn.moved(rows, index_rows, first, layer)):
                     for page, values in zip(pages, moved.split(pool.per_page)):
                         pool.write(page, values)

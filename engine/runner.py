@@ -27,7 +27,7 @@ from holdfast.engine.sequence import Request, Sequence, Stored
 from holdfast.engine.settings import EngineConfig
 from holdfast.engine.snapshot import place_pages, place_tail
 from holdfast.engine.state.cache import Cache, page_bytes
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 
 class Runner:
@@ -100,35 +100,35 @@ class Runner:
     def _logits(self, batch: Batch, rows: np.ndarray) -> Tensor:
         if self.others is None:
             return self._compute(batch, rows)
-        heads = np.array([head_rows.starts for _, head_rows in batch.heads], np.int64).reshape(-1, 2)
-        self.others.send("step", {}, *batch.host_rows[:-1], heads, rows)
+        prefixes = np.array([prefix_rows.starts for _, prefix_rows in batch.prefixes], np.int64).reshape(-1, 2)
+        self.others.send("step", {}, *batch.host_rows[:-1], prefixes, rows)
         try:
             return self._compute(batch, rows)
         except RankLost as e:
             raise self.others.explain(e) from None
 
     @torch.inference_mode()
-    def move_head(self, seq: Sequence, pages: list[int], first: int) -> None:
-        """Write a sequence's pinned head into pages of the pool, its first token at position `first`."""
-        assert seq.head is not None
+    def move_prefix(self, seq: Sequence, pages: list[int], first: int) -> None:
+        """Write a sequence's pinned prefix into pages of the pool, its first token at position `first`."""
+        assert seq.prefix is not None
         if self.others:
-            self.others.send("head", {"slot": seq.slot, "pages": pages, "first": first})
-        self.model.move_head(seq.head, pages, first, self.cache)
+            self.others.send("prefix", {"slot": seq.slot, "pages": pages, "first": first})
+        self.model.move_prefix(seq.prefix, pages, first, self.cache)
 
     @torch.inference_mode()
-    def load(self, seq: Sequence, stored: Stored, missing: list[int], head: PinnedHead) -> None:
-        """Read stored state into the memory that the sequence holds: its tail, these of its full pages, and `head`.
+    def load(self, seq: Sequence, stored: Stored, missing: list[int], prefix: PinnedPrefix) -> None:
+        """Read stored state into the memory that the sequence holds: its tail, these of its full pages, and `prefix`.
 
         Called on another thread than the rest. Raises what the readers raise, StateError and RankLost.
         """
         cache, full, position = self.cache, len(stored.page_ids), len(stored.ids)
         pages = [seq.pages[number] for number in missing]
-        place_pages(cache, pages, self._told(seq, stored, missing), head)
+        place_pages(cache, pages, self._told(seq, stored, missing), prefix)
         open_page = seq.pages[full] if full < len(seq.pages) else None
         tail = stored.read_tail()
         self._tell_place("tail", tail, slot=seq.slot, open_page=open_page, position=position)
-        place_tail(cache, seq.slot, open_page, position, tail, head)
-        seq.head = head
+        place_tail(cache, seq.slot, open_page, position, tail, prefix)
+        seq.prefix = prefix
 
     def _told(self, seq: Sequence, stored: Stored, missing: list[int]) -> Iterator[bytes]:
         """The stored pages, each told to the others as it is read."""

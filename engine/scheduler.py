@@ -16,10 +16,10 @@ from holdfast.engine.sequence import Request, Sequence
 from holdfast.engine.state.cache import MAX_DRAFTS, Cache
 from holdfast.engine.state.content_ids import Roll
 from holdfast.engine.state.page_pool import PagePool
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 MAX_AHEAD = 8  # tokens sampled before the consumer took them: a cancel takes them back
-MoveHead = Callable[[Sequence, list[int], int], None]
+MovePrefix = Callable[[Sequence, list[int], int], None]
 # ... with those of one more step and its guesses, which must all still be within reach of the rings
 assert MAX_AHEAD + ROWS_AT_ONCE + (ROWS_AT_ONCE - 1) <= MAX_DRAFTS
 
@@ -183,22 +183,22 @@ class Scheduler:
         else:
             seq.num_tokens = seq.least_tokens = seq.num_sealed = 0
 
-    def roll(self, seq: Sequence, roll: Roll, move_head: MoveHead) -> None:
-        """See `Engine.roll`. Kept pages stay as they are; the head gets pages of its own in its new place."""
+    def roll(self, seq: Sequence, roll: Roll, move_prefix: MovePrefix) -> None:
+        """See `Engine.roll`. Kept pages stay as they are; the prefix gets pages of its own in its new place."""
         size = self.cache.page_tokens
-        head_pages, first = roll.head_tokens // size, (roll.first_kept - seq.dropped_tokens) // size
+        prefix_pages, first = roll.head_tokens // size, (roll.first_kept - seq.dropped_tokens) // size
         is_whole = roll.first_kept % size == roll.head_tokens % size == 0
-        held_head = seq.chain.rolls[-1].head_tokens // size if seq.chain.rolls else 0
-        if not is_whole or roll.position != seq.num_tokens or head_pages != self.pinned_pages:
+        held_prefix = seq.chain.rolls[-1].head_tokens // size if seq.chain.rolls else 0
+        if not is_whole or roll.position != seq.num_tokens or prefix_pages != self.pinned_pages:
             raise EngineError(f"{roll} is not possible at token {seq.num_tokens} with {self.pinned_pages} pinned pages")
-        if not held_head < first or not head_pages < first or roll.first_kept > seq.num_tokens:
+        if not held_prefix < first or not prefix_pages < first or roll.first_kept > seq.num_tokens:
             raise EngineError(
                 f"{roll} drops nothing, or what it does not hold: it holds {seq.num_tokens - seq.dropped_tokens}"
             )
         self.pool.drop(reversed(seq.pages[:first]))
-        moved = self.pool.take(head_pages)
-        if seq.head is not None:
-            move_head(seq, moved, roll.dropped_tokens)
+        moved = self.pool.take(prefix_pages)
+        if seq.prefix is not None:
+            move_prefix(seq, moved, roll.dropped_tokens)
         seq.pages[:first] = moved
         seq.chain.extend(seq.token_ids, seq.num_tokens)
         seq.chain.rolls.append(roll)
@@ -226,7 +226,7 @@ class Scheduler:
                 seq.slot = self.free_slots.pop()
             if seq.stored is None:
                 seq.pages += self.pool.take(max(0, missing))
-                seq.head = seq.head or PinnedHead.empty(self.cache, self.pinned_pages * self.cache.page_tokens)
+                seq.prefix = seq.prefix or PinnedPrefix.empty(self.cache, self.pinned_pages * self.cache.page_tokens)
                 self._run(request)
             else:
                 self._start_load(request, shared, missing)
@@ -251,7 +251,7 @@ class Scheduler:
         full = len(seq.stored.page_ids)
         seq.pages = [shared[n] if n in shared else next(own) for n in range(full)] + list(own)
         self.loading.append(request)
-        # pages of the head are read even if they are here: what a roll needs of them is not
+        # pages of the prefix are read even if they are here: what a roll needs of them is not
         self._load(request, [n for n in range(full) if n not in shared or n < self.pinned_pages])
 
     def _give_way(self, request: Request) -> bool:

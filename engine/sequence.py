@@ -10,14 +10,14 @@ from holdfast.engine.constraint import Matcher
 from holdfast.engine.drafts import Lookup
 from holdfast.engine.sampling import SamplingParams
 from holdfast.engine.state.content_ids import Chain
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 
 @dataclass
 class Stored:
     """A sequence's state outside the engine: what `Engine.start` goes on from.
 
-    `page_ids` are its full pages in order, those of a moved head first. The readers are called on a worker thread, and
+    `page_ids` are its full pages in order, those of a moved prefix first. The readers are called on a worker thread, and
     what they raise ends the request that needed the state. Pages that are in memory already are not read.
     """
 
@@ -33,8 +33,8 @@ class Sequence:
     """The live form of a session. Everything past `num_tokens` is scratch.
 
     `token_ids` are all its tokens, sampled ones too; the state covers the first `num_tokens` of them, and lies in the
-    cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved head, then
-    those of the window; `dropped_tokens` is the position where the first of them stands. `head` are the pinned rows.
+    cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved prefix, then
+    those of the window; `dropped_tokens` is the position where the first of them stands. `prefix` are the pinned rows.
     """
 
     id: int
@@ -46,7 +46,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     num_sealed: int = 0  # pages of the whole history that are sealed
     stored: Stored | None = None
-    head: PinnedHead | None = None
+    prefix: PinnedPrefix | None = None
     is_released: bool = False
     is_asked_to_park: bool = False
     request: "Request | None" = None  # the last one on it

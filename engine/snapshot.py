@@ -21,7 +21,7 @@ from holdfast.engine.errors import StateError
 from holdfast.engine.sequence import Sequence
 from holdfast.engine.state.cache import Cache, LayerCache, block_ring
 from holdfast.engine.state.content_ids import Roll
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 TOGETHER = 32  # pages unpacked at a time
 
@@ -39,14 +39,14 @@ class PageKey:
 class Snapshot:
     """The state of a sequence at one position, held still while it is written. Use it as a context manager.
 
-    `pages` are the full pages still in the window, `head` those of a moved head; `page_data` makes the bytes of one.
+    `pages` are the full pages still in the window, `prefix` those of a moved prefix; `page_data` makes the bytes of one.
     """
 
     position: int
     tail_id: bytes
     rolls: list[Roll]
     pages: list[PageKey]
-    head: list[PageKey]
+    prefix: list[PageKey]
     page_data: Callable[[PageKey], bytes]
     tail_data: Callable[[], bytes]
     close: Callable[[], None]
@@ -70,17 +70,17 @@ def snapshot(cache: Cache, seq: Sequence, is_followed: bool, drop: Callable[[], 
     size, chain = cache.page_tokens, seq.chain
     tail_id = chain.tail_id(seq.token_ids, position)
     full = (position - seq.dropped_tokens) // size
-    head_pages = chain.rolls[-1].head_tokens // size if chain.rolls else 0
+    prefix_pages = chain.rolls[-1].head_tokens // size if chain.rolls else 0
     first = seq.dropped_tokens // size  # the page number at which pages[0] stands
-    head = [PageKey(chain.moved_page_id(n, chain.rolls[-1]), None, n) for n in range(head_pages)]
-    numbers = range(first + head_pages, first + full)
+    prefix = [PageKey(chain.moved_page_id(n, chain.rolls[-1]), None, n) for n in range(prefix_pages)]
+    numbers = range(first + prefix_pages, first + full)
     pages = [PageKey(chain.page_ids[n], chain.page_ids[n - 1] if n else None, n) for n in numbers]
-    at = {key.id: page for key, page in zip([*head, *pages], seq.pages)}
-    pinned = seq.head
+    at = {key.id: page for key, page in zip([*prefix, *pages], seq.pages)}
+    pinned = seq.prefix
     open_page = seq.pages[full] if full < len(seq.pages) else None
-    tail = cut_tail(cache, seq.slot, open_page, position, seq.head)
+    tail = cut_tail(cache, seq.slot, open_page, position, seq.prefix)
     page_data = lambda key: pack_page(cache, at[key.id], pinned, key.number)  # noqa: E731
-    return Snapshot(position, tail_id, list(chain.rolls), pages, head, page_data, tail.pack, drop)
+    return Snapshot(position, tail_id, list(chain.rolls), pages, prefix, page_data, tail.pack, drop)
 
 
 @dataclass
@@ -95,7 +95,7 @@ class TailRows:
         return save(packed, {"holdfast": json.dumps({"position": self.position})})
 
 
-def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, head: PinnedHead | None) -> TailRows:
+def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, prefix: PinnedPrefix | None) -> TailRows:
     """Copy the tail of the sequence in `slot` at `position`, whose unfinished page is `open_page` (None: no row of it)."""
     page, num_open = divmod(position, cache.page_tokens)
     tail = TailRows(position)
@@ -110,16 +110,18 @@ def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, head
             for pool in layer.pools:
                 part = pool.cut(open_page or 0, 0 if open_page is None else count)
                 tail.tensors[f"{name}.{pool.kind}"] = part, pool.pack
-            if head is not None:
-                for kind, rows in head.part(layer, page, count, cache.page_tokens).items():
+            if prefix is not None:
+                for kind, rows in prefix.part(layer, page, count, cache.page_tokens).items():
                     tail.tensors[f"{name}.{kind}"] = rows.cpu().clone(), _as_it_is
     return tail
 
 
-def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, data: bytes, head: PinnedHead) -> None:
+def place_tail(
+    cache: Cache, slot: int, open_page: int | None, position: int, data: bytes, prefix: PinnedPrefix
+) -> None:
     """The inverse of `cut_tail`. Raises StateError for bytes that are no tail of this layout and position."""
     tensors = _read(data, {"position": position})
-    _place_head(cache, position // cache.page_tokens, position % cache.page_tokens, tensors, head)
+    _place_prefix(cache, position // cache.page_tokens, position % cache.page_tokens, tensors, prefix)
     for name, layer in _layers(cache):
         window = _last(position, cache.window)
         fmt = layer.row_format
@@ -136,26 +138,26 @@ def place_tail(cache: Cache, slot: int, open_page: int | None, position: int, da
                     pool.place_first(open_page, part)
 
 
-def pack_page(cache: Cache, page: int, head: PinnedHead | None, number: int) -> bytes:
-    """The bytes of one full page; of a page of the head also the rows before rotation."""
+def pack_page(cache: Cache, page: int, prefix: PinnedPrefix | None, number: int) -> bytes:
+    """The bytes of one full page; of a page of the prefix also the rows before rotation."""
     tensors: dict[str, Tensor] = {}
     for name, layer in _layers(cache):
         for pool in layer.pools:
             tensors[f"{name}.{pool.kind}"] = pool.pack(pool.cut(page, pool.per_page)).contiguous()
-        if head is not None and layer.ratio:
-            part = head.part(layer, number, cache.page_tokens // layer.ratio, cache.page_tokens)
+        if prefix is not None and layer.ratio:
+            part = prefix.part(layer, number, cache.page_tokens // layer.ratio, cache.page_tokens)
             tensors |= {f"{name}.{kind}": rows.cpu().clone() for kind, rows in part.items()}
     return save(tensors)
 
 
-def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: PinnedHead) -> None:
-    """Write the bytes of full pages into the pool, some at a time, and fill `head` from the first of them.
+def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], prefix: PinnedPrefix) -> None:
+    """Write the bytes of full pages into the pool, some at a time, and fill `prefix` from the first of them.
 
     Raises StateError for bytes of another layout.
     """
     done, items = 0, iter(data)
-    for item in islice(items, min(len(pages), head.num_tokens // cache.page_tokens)):
-        place_page(cache, pages[done], item, head, done)
+    for item in islice(items, min(len(pages), prefix.num_tokens // cache.page_tokens)):
+        place_page(cache, pages[done], item, prefix, done)
         done += 1
     while some := list(islice(items, TOGETHER)):
         _place_together(cache, pages[done : done + len(some)], some)
@@ -164,11 +166,11 @@ def place_pages(cache: Cache, pages: list[int], data: Iterable[bytes], head: Pin
         raise StateError(f"stored state is incomplete: {done} of {len(pages)} pages")
 
 
-def place_page(cache: Cache, page: int, data: bytes, head: PinnedHead, number: int) -> None:
+def place_page(cache: Cache, page: int, data: bytes, prefix: PinnedPrefix, number: int) -> None:
     """The inverse of `pack_page`. Raises StateError for bytes of another layout."""
     _place_together(cache, [page], [data])
-    if number * cache.page_tokens < head.num_tokens:
-        _place_head(cache, number, cache.page_tokens, _read(data, None), head)
+    if number * cache.page_tokens < prefix.num_tokens:
+        _place_prefix(cache, number, cache.page_tokens, _read(data, None), prefix)
 
 
 def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
@@ -187,10 +189,10 @@ def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
             pool.place(pages, columns[:, begin:end].contiguous().view(pool.fmt.dtype).view(-1, pool.fmt.width))
 
 
-def _place_head(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], head: PinnedHead) -> None:
+def _place_prefix(cache: Cache, page: int, num_tokens: int, item: dict[str, Tensor], prefix: PinnedPrefix) -> None:
     for name, layer in _layers(cache):
         if layer.ratio:
-            for kind, rows in head.part(layer, page, num_tokens // layer.ratio, cache.page_tokens).items():
+            for kind, rows in prefix.part(layer, page, num_tokens // layer.ratio, cache.page_tokens).items():
                 rows[:] = _take(item, f"{name}.{kind}", tuple(rows.shape), torch.float32)
 
 

@@ -21,7 +21,7 @@ from holdfast.engine.sequence import Request, Sequence
 from holdfast.engine.settings import EngineConfig
 from holdfast.engine.snapshot import pack_page, place_pages
 from holdfast.engine.state.content_ids import digest
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 LOADERS = 2  # sequences that are read at a time
 OnCompile = Callable[[int, int], None]
@@ -131,9 +131,9 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Call all kernels before anything lies in the cache: each is compiled by its first call, which takes a minute together."""
-        cache, head = self.runner.cache, PinnedHead.empty(self.runner.cache, 0)
+        cache, prefix = self.runner.cache, PinnedPrefix.empty(self.runner.cache, 0)
         self.runner.warm_up()
-        place_pages(cache, [0], [pack_page(cache, 0, head, 0)], head)
+        place_pages(cache, [0], [pack_page(cache, 0, prefix, 0)], prefix)
 
     def _hand_over(self) -> None:
         if self._told:
@@ -149,9 +149,9 @@ class Worker:
         def load() -> None:
             error = None
             try:
-                head = PinnedHead.empty(cache, self.config.pinned_pages * cache.page_tokens)
-                self.runner.load(seq, stored, missing, head)
-                seq.head = head
+                prefix = PinnedPrefix.empty(cache, self.config.pinned_pages * cache.page_tokens)
+                self.runner.load(seq, stored, missing, prefix)
+                seq.prefix = prefix
             except Exception as e:  # whoever needed it gets it; the sequence is stored as before
                 error = e
             self._commands.put(lambda: self.scheduler.loaded(request, error))

@@ -97,14 +97,14 @@ class Keeper:
                 time.sleep(PAUSE_S)
             return PageData(key.id, key.parent, key.number, snapshot.page_data(key))
 
-        keys = [*snapshot.head, *snapshot.pages]
+        keys = [*snapshot.prefix, *snapshot.pages]
         missing = self.snapshots.missing_pages([key.id for key in keys])
         last = snapshot.pages[-1] if snapshot.pages else None
         row = TailRow(
             id=snapshot.tail_id,
             last_page=last.id if last else None,
             first_number=snapshot.pages[0].number if snapshot.pages else 0,
-            head=b"".join(key.id for key in snapshot.head),
+            head=b"".join(key.id for key in snapshot.prefix),
             position=snapshot.position,
         )
         pages = (page(key) for key in keys if key.id in missing)

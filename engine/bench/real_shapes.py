@@ -27,7 +27,7 @@ from holdfast.engine.sequence import Request, Sequence
 from holdfast.engine.settings import EngineConfig
 from holdfast.engine.snapshot import cut_tail, pack_page, place_pages, place_tail
 from holdfast.engine.state.cache import Cache
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 CONTEXTS = (1_024, 131_072, 1_048_576)
 BATCHES = (1, 16)
@@ -194,10 +194,10 @@ def _save_and_restore(cache: Cache, seq: Sequence, num_pages: int, bandwidth: fl
     row = {"context": seq.num_tokens, "pages": num_pages, "bytes": num_bytes, "floor_ms": floor * 1e3}
     yield {"row": "save", **row, "seconds": saved, "bytes_per_s": num_bytes / saved}
     started = time.perf_counter()
-    head = PinnedHead.empty(cache, 0)
+    prefix = PinnedPrefix.empty(cache, 0)
     if pages:
-        place_pages(cache, list(range(num_pages)), pages, head)
-    place_tail(cache, seq.slot, open_page, seq.num_tokens, tail, head)
+        place_pages(cache, list(range(num_pages)), pages, prefix)
+    place_tail(cache, seq.slot, open_page, seq.num_tokens, tail, prefix)
     cache.placement.synchronize()
     restored = time.perf_counter() - started
     yield {"row": "restore", **row, "seconds": restored, "bytes_per_s": num_bytes / restored}

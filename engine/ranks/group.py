@@ -1,7 +1,7 @@
 """The other ranks of an engine, seen from rank 0: starts their processes, tells them what to do, notices when one ends.
 
 A rank hears of every change of its cache in the order in which it is sent: `step` (see `Runner`), `page`, `tail` and
-`head`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all do,
+`prefix`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all do,
 so that nobody waits for it: an engine has no rank to spare.
 """
 

@@ -28,7 +28,7 @@ from holdfast.engine.ranks.group import LOST_ANOTHER
 from holdfast.engine.ranks.messages import Message, receive, send
 from holdfast.engine.snapshot import place_page, place_tail
 from holdfast.engine.state.cache import Cache
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.kernels.rows import Rows
 
 
@@ -51,8 +51,8 @@ class Rank:
         self.parallel.connect(Path(meeting), self.placement)
         self.cache = Cache(model.config, model.numerics, size, num_pages, self.num_slots, self.placement)
         self.compute = steps_of(model, self.cache)
-        self._head_tokens = self.pinned_pages * size
-        self._heads: dict[int, PinnedHead] = {}
+        self._prefix_tokens = self.pinned_pages * size
+        self._prefixes: dict[int, PinnedPrefix] = {}
 
     @torch.inference_mode()
     def do(self, message: Message) -> None:
@@ -61,34 +61,34 @@ class Rank:
             self.connect(**fields)
         elif message.kind == "step":
             self._step(*arrays)
-        elif message.kind == "head":
-            self.model.move_head(self._head(fields["slot"]), fields["pages"], fields["first"], self.cache)
+        elif message.kind == "prefix":
+            self.model.move_prefix(self._prefix(fields["slot"]), fields["pages"], fields["first"], self.cache)
         else:
             try:
                 self._place(message.kind, arrays[0].tobytes(), **fields)
             except StateError:  # rank 0 finds the same in the same bytes, and will not use what was to be here
                 return
 
-    def _head(self, slot: int) -> PinnedHead:
+    def _prefix(self, slot: int) -> PinnedPrefix:
         """Rank 0 has one per sequence; here one per slot will do, since a slot's next sequence writes all that is read."""
-        if slot not in self._heads:
-            self._heads[slot] = PinnedHead.empty(self.cache, self._head_tokens)
-        return self._heads[slot]
+        if slot not in self._prefixes:
+            self._prefixes[slot] = PinnedPrefix.empty(self.cache, self._prefix_tokens)
+        return self._prefixes[slot]
 
     def _step(self, *arrays: np.ndarray) -> None:
-        ids, positions, starts, slots, dropped, pages, heads, logit_rows = arrays
+        ids, positions, starts, slots, dropped, pages, prefixes, logit_rows = arrays
         rows = Rows(ids, positions, starts, slots, dropped, pages, self.cache.page_tokens)
         pinned = []
-        for start, stop in heads.tolist():
-            head = self._head(int(slots[np.searchsorted(starts, start)]))
-            pinned.append((head, head.rows_of(rows, start, stop)))
+        for start, stop in prefixes.tolist():
+            prefix = self._prefix(int(slots[np.searchsorted(starts, start)]))
+            pinned.append((prefix, prefix.rows_of(rows, start, stop)))
         self.compute(Step(rows, pinned, self.model.ops), logit_rows)
 
     def _place(self, kind: str, data: bytes, slot: int, **place: Any) -> None:
         if kind == "page":
-            place_page(self.cache, data=data, head=self._head(slot), **place)
+            place_page(self.cache, data=data, prefix=self._prefix(slot), **place)
         else:
-            place_tail(self.cache, slot, data=data, head=self._head(slot), **place)
+            place_tail(self.cache, slot, data=data, prefix=self._prefix(slot), **place)
 
 
 def serve(connection: socket.socket) -> int:

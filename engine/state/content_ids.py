@@ -16,9 +16,9 @@ ID_BYTES = 16
 
 @dataclass(frozen=True)
 class Roll:
-    """From `position` on, a sequence sees nothing before `first_kept` but its pinned head, moved there.
+    """From `position` on, a sequence sees nothing before `first_kept` but its pinned prefix, moved there.
 
-    `first_kept` is a multiple of the page; the head's `head_tokens` sit right before it.
+    `first_kept` is a multiple of the page; the prefix's `head_tokens` sit right before it.
     """
 
     position: int
@@ -27,7 +27,7 @@ class Roll:
 
     @property
     def dropped_tokens(self) -> int:
-        """The absolute position of the first token that is still seen: where the moved head begins."""
+        """The absolute position of the first token that is still seen: where the moved prefix begins."""
         return self.first_kept - self.head_tokens
 
 
@@ -67,7 +67,7 @@ class Chain:
         return digest(b"tail", self.parent(number), *self._content(ids, number * self.page_tokens, position, end))
 
     def moved_page_id(self, number: int, roll: Roll) -> bytes:
-        """Id of head page `number` in the place where a roll moved it."""
+        """Id of prefix page `number` in the place where a roll moved it."""
         return digest(b"moved", self.page_ids[number], roll.dropped_tokens.to_bytes(8, "little"))
 
     def _content(self, ids: Sequence[int], start: int, end: int, rolls_before: int) -> list[bytes]:

@@ -1,7 +1,7 @@
-"""The pinned head of a sequence: its first pages as rows before rotation, so that a roll can put them in another place.
+"""The pinned prefix of a sequence: its first pages as rows before rotation, so that a roll can put them in another place.
 
 Attention depends on relative positions alone, and a shift by whole blocks leaves every block what it was (V4 spec 3.5).
-So rows rotated to the new place are what encoding the head there would give, up to rounding.
+So rows rotated to the new place are what encoding the prefix there would give, up to rounding.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from holdfast.kernels.rows import Rows
 
 
 @dataclass
-class PinnedHead:
+class PinnedPrefix:
     """Rows of the first `num_tokens` tokens by layer number, float32, neither rotated nor rounded.
 
     `rows` [num_tokens / ratio, head_dim]; `index_rows` [num_tokens / ratio, index_head_dim], or [0, 0] without an indexer.
@@ -26,7 +26,7 @@ class PinnedHead:
     index_rows: dict[int, Tensor]
 
     @classmethod
-    def empty(cls, cache: Cache, num_tokens: int) -> "PinnedHead":
+    def empty(cls, cache: Cache, num_tokens: int) -> "PinnedPrefix":
         rows: dict[int, Tensor] = {}
         index_rows: dict[int, Tensor] = {}
         for number, layer in enumerate(cache.layers):
@@ -38,7 +38,7 @@ class PinnedHead:
         return cls(num_tokens, rows, index_rows)
 
     def rows_of(self, step: Rows, start: int, stop: int) -> Rows:
-        """Those of rows start ... stop - 1 of a step, of one sequence, that lie in the head, which is their page table."""
+        """Those of rows start ... stop - 1 of a step, of one sequence, that lie in the prefix, which is their page table."""
         stop = min(stop, start + self.num_tokens - int(step.positions[start]))
         pages = np.arange(self.num_tokens // step.page_tokens, dtype=np.int64)[None]
         segment = int(np.searchsorted(step.starts, start))
@@ -46,7 +46,7 @@ class PinnedHead:
         return step._replace(starts=bounds, slots=step.slots[segment : segment + 1], dropped=none, pages=pages)
 
     def part(self, layer: LayerCache, page: int, count: int, page_tokens: int) -> dict[str, Tensor]:
-        """The first `count` rows of one page in one layer, by kind; none for a page behind the head."""
+        """The first `count` rows of one page in one layer, by kind; none for a page behind the prefix."""
         start = page * page_tokens // layer.ratio
         kinds = {"head_rows": self.rows[layer.number], "head_index_rows": self.index_rows[layer.number]}
         return {kind: rows[start : start + count] for kind, rows in kinds.items() if start < len(rows)}

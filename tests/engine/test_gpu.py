@@ -26,7 +26,7 @@ from holdfast.engine.placement import place
 from holdfast.engine.sequence import Sequence
 from holdfast.engine.snapshot import cut_tail, pack_page, place_pages, place_tail
 from holdfast.engine.state.cache import Cache
-from holdfast.engine.state.pinned_prefix import PinnedHead
+from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.kernels.gpu import jit
 from tests.engine.test_engine import run_async
 
@@ -117,9 +117,9 @@ def test_state_comes_back_from_its_bytes_as_it_was(model: Model, cache: Cache) -
         if layer.blocks is not None:
             layer.blocks.copy_(torch.randn(layer.blocks.shape, generator=generator))
     page, tail = pack_page(cache, 0, None, 0), cut_tail(cache, 1, 1, 300, None).pack()
-    other, head = new_cache(model), PinnedHead.empty(cache, 0)
-    place_pages(other, [1], [page], head)
-    place_tail(other, 0, 0, 300, tail, head)
+    other, prefix = new_cache(model), PinnedPrefix.empty(cache, 0)
+    place_pages(other, [1], [page], prefix)
+    place_tail(other, 0, 0, 300, tail, prefix)
     assert pack_page(other, 1, None, 0) == page
     assert cut_tail(other, 0, 0, 300, None).pack() == tail
 

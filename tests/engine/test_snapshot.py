@@ -39,12 +39,12 @@ class Shelf:
         taken = await engine.snapshot(seq)
         assert taken is not None
         with taken:
-            for key in [*taken.head, *taken.pages]:
+            for key in [*taken.prefix, *taken.pages]:
                 data = taken.page_data(key)
                 assert self.pages.setdefault(key.id, data) == data  # the same id means the same bytes
             data = taken.tail_data()
             assert self.tails.setdefault(taken.tail_id, data) == data
-            self.kept[taken.tail_id] = [key.id for key in [*taken.head, *taken.pages]]
+            self.kept[taken.tail_id] = [key.id for key in [*taken.prefix, *taken.pages]]
             return taken.position
 
     async def fill(self, engine: Engine, ids: list[int]) -> list[int]:
@@ -132,7 +132,7 @@ async def test_sequences_with_the_same_beginning_hold_its_pages_once(directory: 
             other = await engine.start(shelf.stored(engine, ids[:-1]))
             assert await take(engine, other, ids[-1:], 5) == expected
             others.append(other)
-        assert (pool.num_free, shelf.num_read) == (0, 4)  # the head's page each time, for its rows before rotation
+        assert (pool.num_free, shelf.num_read) == (0, 4)  # the prefix's page each time, for its rows before rotation
         alike = await engine.start()  # computed anew, it finds them too
         await engine.release(others.pop())
         await engine.release(others.pop())
@@ -297,7 +297,7 @@ async def test_bytes_are_packed_rows(directory: Path) -> None:
 
 
 def next_roll(seq: Sequence) -> Roll:
-    """Keep two or three pages and the head."""
+    """Keep two or three pages and the prefix."""
     return Roll(seq.num_tokens, (seq.num_tokens // PAGE - 2) * PAGE, PAGE)
 
 
@@ -372,7 +372,7 @@ async def test_a_rolled_sequence_is_stored_and_goes_on_elsewhere_with_the_same_b
 
 @run_async
 async def test_a_head_that_was_moved_still_counts(directory: Path) -> None:
-    """Two sequences that differ in the head alone differ after a roll; without the head's rows they would not."""
+    """Two sequences that differ in the prefix alone differ after a roll; without the prefix's rows they would not."""
     ids = random_ids(1200)
     other = [*random_ids(PAGE, seed=9), *ids[PAGE:]]
     async with opened(directory, num_pages=30) as engine:
@@ -413,15 +413,15 @@ async def test_a_moved_head_is_what_encoding_it_there_gives(directory: Path, fir
         model.ops.complete_blocks = lambda *args: (inputs.append(args), complete(*args))
         await engine.feed(seq, random_ids(PAGE))
         model.ops.complete_blocks = complete
-        assert seq.head is not None
+        assert seq.prefix is not None
         layers = [(block, layer) for block, layer in zip(model.layers, cache.layers) if layer.ratio]
-        assert len(inputs) == 2 * len(layers)  # of the pages, and of the head as it is
+        assert len(inputs) == 2 * len(layers)  # of the pages, and of the prefix as it is
         for (block, layer), (mixed, rows, ring, pool, index_pool, weights) in zip(layers, inputs[::2], strict=True):
             moved = rows._replace(positions=rows.positions + first, dropped=rows.dropped + first)
             pool, index_pool = np.full_like(pool, np.nan), np.full_like(index_pool, np.nan)
             complete(mixed, moved, ring, pool, index_pool, weights)
             number, page = layer.number, seq.pages[0]
-            got = block.attn.moved(seq.head.rows[number], seq.head.index_rows[number], first, layer)
+            got = block.attn.moved(seq.prefix.rows[number], seq.prefix.index_rows[number], first, layer)
             for rows_there, rows_moved in zip((pool, index_pool), got):
                 per_page = len(rows_moved)
                 expected = torch.from_numpy(rows_there[page * per_page : (page + 1) * per_page])

@@ -146,7 +146,7 @@ async def stored_by(engine: Engine, seq: Sequence) -> tuple[list[int], list[Roll
     taken = await engine.snapshot(seq)
     assert taken is not None
     with taken:
-        pages = [taken.page_data(key) for key in [*taken.head, *taken.pages]]
+        pages = [taken.page_data(key) for key in [*taken.prefix, *taken.pages]]
         return seq.token_ids[: taken.position], taken.rolls, pages, taken.tail_data()
 
 
@@ -176,7 +176,7 @@ def test_a_row_has_the_same_bits_in_any_chunk_at_any_number_of_ranks(engines: En
 
 @needs_compiled
 def test_state_of_any_number_of_ranks_is_the_same_and_goes_on_at_any_other(engines: Engines) -> None:
-    """Two pages and an open one; the first page is rolled away under its pinned head in half of them."""
+    """Two pages and an open one; the first page is rolled away under its pinned prefix in half of them."""
     ids = engines.ids(2 * PAGE + 70, seed=3)
 
     async def state_of(engine: Engine, rolls: list[Roll]) -> tuple[Any, Tensor]:
