@@ -109,7 +109,7 @@ class Graphs:
 
     def _captured(self, rows: DeviceRows, has_many_entries: bool) -> Callable[[], Tensor]:
         def step() -> Tensor:
-            return self.model.head(self.model.streams(GraphStep(rows, has_many_entries), self.cache))
+            return self.model.lm_head(self.model.streams(GraphStep(rows, has_many_entries), self.cache))
 
         if self.cache.device.type != "cuda":
             return step

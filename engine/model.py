@@ -1,4 +1,4 @@
-"""The whole model: embedding, blocks of attention and experts around residual streams, head, MTP (V4 spec 2)."""
+"""The whole model: embedding, blocks of attention and experts around residual streams, vocabulary, MTP (V4 spec 2)."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from holdfast.engine.state.cache import Cache, LayerCache
 from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.engine.weights import Part, Weights
 from holdfast.kernels.dispatch import Ops
-from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.hyper import HyperWeights, LMHeadWeights
 from holdfast.kernels.norm import rms_norm
 
 
@@ -56,20 +56,22 @@ def through(blocks: list[Block], streams: Any, batch: Step, caches: list[LayerCa
     return ops.hc_post(out, streams, post, comb)
 
 
-class Head:
-    """Streams to logits: reduction, norm, vocabulary (spec 2.10). `head` [D, V], of a rank its share of the V."""
+class LMHead:
+    """Streams to logits: reduction, norm, vocabulary (spec 2.10). `lm_head` [D, V], of a rank its share of the V."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, head: Tensor, ops: Ops):
+    def __init__(self, weights: Weights, config: ModelConfig, lm_head: Tensor, ops: Ops):
         self.ops, self.parallel, self.vocab_size = ops, weights.parallel, config.vocab_size
         fn = weights.value("hc_head_fn") * weights.value("hc_head_scale")
         base, norm = weights.value("hc_head_base"), weights.value("norm.weight")
         self.weights = ops.weights(
-            HeadWeights(weights.matrix(fn), base, norm, head, config.hc_eps, config.rms_norm_eps, config.vocab_size)
+            LMHeadWeights(
+                weights.matrix(fn), base, norm, lm_head, config.hc_eps, config.rms_norm_eps, config.vocab_size
+            )
         )
 
     def __call__(self, streams: Tensor) -> Tensor:
         """streams [N, M, D] -> logits [N, V]."""
-        part = self.ops.head(self.ops.array(streams), self.weights)
+        part = self.ops.lm_head(self.ops.array(streams), self.weights)
         return self.ops.tensor(self.parallel.columns(part, self.vocab_size, self.ops))
 
 
@@ -77,13 +79,13 @@ class MTP:
     """Predicts the token after next from a position's streams and the token that follows it (spec 2.11)."""
 
     def __init__(
-        self, weights: Weights, config: ModelConfig, embed: Tensor, head: Tensor, numerics: Numerics, ops: Ops
+        self, weights: Weights, config: ModelConfig, embed: Tensor, lm_head: Tensor, numerics: Numerics, ops: Ops
     ):
         self.ops, self.num, self.eps, self.embed = ops, numerics.rounding, config.rms_norm_eps, embed
         self.e_proj, self.h_proj = weights.linear("e_proj.weight"), weights.linear("h_proj.weight")
         self.enorm, self.hnorm = weights.value("enorm.weight"), weights.value("hnorm.weight")
         self.block = Block(weights, config, config.num_hidden_layers, numerics, ops)
-        self.head = Head(weights, config, head, ops)
+        self.lm_head = LMHead(weights, config, lm_head, ops)
 
     def __call__(self, streams: Tensor, next_ids: Tensor, batch: Step, cache: LayerCache) -> Tensor:
         """streams [N, M, D] out of the last block, next_ids [N] -> logits [N, V]."""
@@ -91,7 +93,7 @@ class MTP:
         e = num.bf16(rms_norm(self.embed[next_ids], self.enorm, self.eps))
         h = num.bf16(rms_norm(streams, self.hnorm, self.eps))
         mixed = num.bf16(num.bf16(num.act(h) @ self.h_proj) + num.bf16(num.act(e) @ self.e_proj).unsqueeze(1))
-        return self.head(ops.tensor(self.block(ops.array(mixed), batch, cache)))
+        return self.lm_head(ops.tensor(self.block(ops.array(mixed), batch, cache)))
 
 
 class Model:
@@ -111,16 +113,16 @@ class Model:
             self.ops, weights = Ops(numerics.rounding), Weights(checkpoint, parallel)
         self.config, self.numerics = config, numerics
         embed = weights.table("embed.weight")
-        head = weights.linear(Part("head.weight", rows=parallel.share(config.vocab_size))).contiguous()
+        lm_head = weights.linear(Part("head.weight", rows=parallel.share(config.vocab_size))).contiguous()
         self.embed = self.ops.array(embed)
         self.layers = [
             Block(weights.inside(f"layers.{i}."), config, i, numerics, self.ops)
             for i in range(config.num_hidden_layers)
         ]
-        self.head = Head(weights, config, head, self.ops)
+        self.lm_head = LMHead(weights, config, lm_head, self.ops)
         self.mtp = None
         if config.has_mtp and not placement.runs_triton:  # steps do not use it
-            self.mtp = MTP(weights.inside("mtp.0."), config, embed, head, numerics, self.ops)
+            self.mtp = MTP(weights.inside("mtp.0."), config, embed, lm_head, numerics, self.ops)
         self.identity = checkpoint.identity() if parallel.rank == 0 else ""
 
     def move_prefix(self, prefix: PinnedPrefix, pages: list[int], first: int, cache: Cache) -> None:
@@ -137,7 +139,7 @@ class Model:
         streams = self.streams(batch, cache)
         if not len(rows):
             return torch.empty(0, self.config.vocab_size)
-        return self.head(streams[torch.from_numpy(rows).to(streams.device)])
+        return self.lm_head(streams[torch.from_numpy(rows).to(streams.device)])
 
     def streams(self, batch: Step, cache: Cache) -> Tensor:
         """Run the batch through all blocks, writing the cache: streams [N, M, D] of every row."""

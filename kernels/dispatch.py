@@ -32,7 +32,7 @@ from holdfast.kernels.rows import Rows
 
 # Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
 SIBLINGS = (
-    (hyper, cpu_hyper, "holdfast.kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "head")),
+    (hyper, cpu_hyper, "holdfast.kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "lm_head")),
     (
         project,
         cpu_project,
@@ -59,7 +59,7 @@ class Ops:
     hc_pre: Callable[..., Any]
     hc_post: Callable[..., Any]
     hc_next: Callable[..., Any]
-    head: Callable[..., Any]
+    lm_head: Callable[..., Any]
     rope_table: Callable[..., Any]
     project: Callable[..., Any]
     output: Callable[..., Any]

@@ -1,6 +1,6 @@
 """Manifold-constrained hyper-connections: what a sublayer reads from the streams and writes back (V4 spec 2.3).
 
-Also where the streams begin (`embed`) and end (`head`, spec 2.10).
+Also where the streams begin (`embed`) and end (`lm_head`, spec 2.10).
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ class HyperWeights(NamedTuple):
     norm_eps: float
 
 
-class HeadWeights(NamedTuple):
+class LMHeadWeights(NamedTuple):
     fn: Tensor  # [M * D, M], its columns carry their scale
     base: Tensor  # [M]
     norm: Tensor  # [D]
-    head: Tensor  # [D, V]; of a rank its share of the V
+    lm_head: Tensor  # [D, V]; of a rank its share of the V
     hc_eps: float
     norm_eps: float
-    vocab_size: int = 0  # V, where head is a rank's
+    vocab_size: int = 0  # V, where lm_head is a rank's
 
 
 def embed(ids: Indices, table: Tensor, copies: int, *, num: Rounding) -> Tensor:
@@ -70,9 +70,9 @@ def hc_next(
     return streams, *hc_pre(streams, w, num=num)
 
 
-def head(streams: Tensor, w: HeadWeights, *, num: Rounding) -> Tensor:
+def lm_head(streams: Tensor, w: LMHeadWeights, *, num: Rounding) -> Tensor:
     """Weighted sum of the streams, output norm, vocabulary: [N, M, D] -> logits [N, V]."""
     flat = streams.flatten(1)
     mix = (flat @ w.fn) * inverse_rms(flat, w.norm_eps) + w.base
     y = num.bf16(((torch.sigmoid(mix) + w.hc_eps).unsqueeze(2) * streams).sum(1))
-    return num.bf16(rms_norm(y, w.norm, w.norm_eps)) @ w.head
+    return num.bf16(rms_norm(y, w.norm, w.norm_eps)) @ w.lm_head

@@ -12,9 +12,9 @@ from holdfast.kernels import hyper as hyper_twins
 from holdfast.kernels import project as project_twins
 from holdfast.kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, Call, Case, Shape
 from holdfast.kernels.bench.inputs import fp8, fp8_values, random
-from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
+from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, lm_head
 from holdfast.kernels.gpu.project import output, project, rope_table
-from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.hyper import HyperWeights, LMHeadWeights
 from holdfast.kernels.project import OutputWeights, ProjectWeights
 from holdfast.kernels.quant import hadamard_matrix
 from holdfast.kernels.rope import rope_frequencies
@@ -37,7 +37,7 @@ def cases_at(shape: Shape, rows: int) -> Iterator[Case]:
     yield _project(shape, rows, 0)
     yield _output(shape, rows)
     if rows not in PREFILL_ROWS:
-        yield _head(shape, rows)
+        yield _lm_head(shape, rows)
 
 
 def _small(shape: Shape, rows: int) -> Iterator[Case]:
@@ -83,12 +83,12 @@ def _output(shape: Shape, rows: int) -> Case:
     )  # fmt: skip
 
 
-def _head(shape: Shape, rows: int) -> Case:
+def _lm_head(shape: Shape, rows: int) -> Case:
     d, m, vocab = shape.hidden_size, shape.hc_mult, shape.vocab_size
     num_bytes = 2 * vocab * d + 4 * m * m * d + rows * (2 * m * d + 4 * vocab)
     return Case(
         "head", shape, rows, 0, num_bytes, 2 * rows * d * (vocab + m * m),
-        partial(_build_head, shape, rows), partial(_twin_head, shape, rows), partial(_library, rows, [(d, vocab)]),
+        partial(_build_lm_head, shape, rows), partial(_twin_lm_head, shape, rows), partial(_library, rows, [(d, vocab)]),
     )  # fmt: skip
 
 
@@ -136,15 +136,15 @@ def _twin_hc_next(shape: Shape, rows: int, device: torch.device) -> Call:
     return lambda: hyper_twins.hc_next(out, streams, post, comb, w, num=OFFICIAL)
 
 
-def _build_head(shape: Shape, rows: int, device: torch.device) -> Call:
-    streams, w = _streams(shape, rows, device), _head_weights(shape, device)
-    return lambda: head(streams, w)
+def _build_lm_head(shape: Shape, rows: int, device: torch.device) -> Call:
+    streams, w = _streams(shape, rows, device), _lm_head_weights(shape, device)
+    return lambda: lm_head(streams, w)
 
 
-def _twin_head(shape: Shape, rows: int, device: torch.device) -> Call:
-    streams, w = _streams(shape, rows, device).float(), _head_weights(shape, device)
-    w = w._replace(fn=w.fn.t(), head=w.head.float().t())
-    return lambda: hyper_twins.head(streams, w, num=OFFICIAL)
+def _twin_lm_head(shape: Shape, rows: int, device: torch.device) -> Call:
+    streams, w = _streams(shape, rows, device).float(), _lm_head_weights(shape, device)
+    w = w._replace(fn=w.fn.t(), lm_head=w.lm_head.float().t())
+    return lambda: hyper_twins.lm_head(streams, w, num=OFFICIAL)
 
 
 def _build_project(shape: Shape, rows: int, index_heads: int, device: torch.device) -> Call:
@@ -204,10 +204,10 @@ def _hyper_weights(shape: Shape, device: torch.device) -> HyperWeights:
     return HyperWeights(fn, base, random(device, d), shape.hc_sinkhorn_iters, EPS, EPS)
 
 
-def _head_weights(shape: Shape, device: torch.device) -> HeadWeights:
+def _lm_head_weights(shape: Shape, device: torch.device) -> LMHeadWeights:
     m, d = shape.hc_mult, shape.hidden_size
     fn, table = random(device, m, m * d) * (m * d) ** -0.5, random(device, shape.vocab_size, d) * d**-0.5
-    return HeadWeights(fn, random(device, m), random(device, d), table.bfloat16(), EPS, EPS)
+    return LMHeadWeights(fn, random(device, m), random(device, d), table.bfloat16(), EPS, EPS)
 
 
 def _project_weights(shape: Shape, index_heads: int, device: torch.device) -> Any:

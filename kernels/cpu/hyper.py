@@ -7,7 +7,7 @@ from holdfast.kernels.cpu.jit import inlined, kernel
 from holdfast.kernels.cpu.maths import TWO, ZERO, exp, inverse_rms, rms_norm, sigmoid
 from holdfast.kernels.cpu.threads import over_rows
 from holdfast.kernels.cpu.vector import clear_row, fma
-from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.hyper import HyperWeights, LMHeadWeights
 
 BLOCK = 16  # rows whose mixing weights are one product
 
@@ -38,9 +38,9 @@ def hc_next(
     return streams, *hc_pre(streams, w)
 
 
-def head(streams: np.ndarray, w: HeadWeights) -> np.ndarray:
-    logits = np.empty((len(streams), w.head.shape[1]), np.float32)
-    over_rows(_head, len(streams), streams, w, logits)
+def lm_head(streams: np.ndarray, w: LMHeadWeights) -> np.ndarray:
+    logits = np.empty((len(streams), w.lm_head.shape[1]), np.float32)
+    over_rows(_lm_head, len(streams), streams, w, logits)
     return logits
 
 
@@ -129,9 +129,9 @@ def _hc_post(start, stop, out, streams, post, comb, result):
 
 
 @kernel
-def _head(start, stop, streams, w, logits):
+def _lm_head(start, stop, streams, w, logits):
     m, d = streams.shape[1], streams.shape[2]
-    vocab, eps = w.head.shape[1], np.float32(w.hc_eps)
+    vocab, eps = w.lm_head.shape[1], np.float32(w.hc_eps)
     mix, y, x = np.empty(m, np.float32), np.empty(d, np.float32), np.empty((BLOCK, d), np.float32)
     for first in range(start, stop, BLOCK):
         count = min(BLOCK, stop - first)
@@ -143,4 +143,4 @@ def _head(start, stop, streams, w, logits):
                 mix[j] = sigmoid(fma(mix[j], scale, w.base[j])) + eps
             _mix_streams(streams[row], mix, y)
             rms_norm(y, w.norm, x[i], w.norm_eps)
-        gemm(x, 0, d, w.head, 0, vocab, logits, first * vocab, vocab, count, d, vocab, False)
+        gemm(x, 0, d, w.lm_head, 0, vocab, logits, first * vocab, vocab, count, d, vocab, False)

@@ -53,9 +53,9 @@ def hc_next(out: Tensor, streams: Tensor, post: Tensor, comb: Tensor, w: Any) ->
     return written, x, next_post, next_comb
 
 
-def head(streams: Tensor, w: Any) -> Tensor:
-    """streams bf16 [N, M, D] -> logits float32 [N, V]. w.fn is float32 [M, M * D], w.head bf16 [V, D]."""
-    return linear_bf16(_reduce(streams, w, None, None, 0), w.head, torch.float32, w.vocab_size)
+def lm_head(streams: Tensor, w: Any) -> Tensor:
+    """streams bf16 [N, M, D] -> logits float32 [N, V]. w.fn is float32 [M, M * D], w.lm_head bf16 [V, D]."""
+    return linear_bf16(_reduce(streams, w, None, None, 0), w.lm_head, torch.float32, w.vocab_size)
 
 
 def _mixing_like(streams: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ def take_back(seq: Sequence, num_tokens: int) -> None:
 
 @torch.inference_mode()
 def logits(model: Model, streams: Tensor) -> Tensor:
-    return model.head(streams)
+    return model.lm_head(streams)
 
 
 def assert_same_bits(got: Tensor, expected: Tensor) -> None:
@@ -118,7 +118,7 @@ def test_few_tokens_at_a_time_equal_one_prefill(model: Model, expected: Tensor, 
 
 
 def test_logits_of_one_row_equal_those_of_many(model: Model, expected: Tensor) -> None:
-    """The head alone: a decode step computes one row, a scored prompt all rows at once."""
+    """The vocabulary head alone: a decode step computes one row, a scored prompt all rows at once."""
     streams = feed(model, new_cache(model), new_sequence(), IDS)
     rows = [logits(model, streams[t : t + 1]) for t in range(0, NUM_TOKENS, 7)]
     assert_same_bits(torch.cat(rows), expected[::7])

@@ -58,7 +58,7 @@ def feed(m: Model, cache: Cache, seq: Sequence, ids: list[int], chunk: int = 10_
 
 @torch.inference_mode()
 def logits(m: Model, streams: Tensor) -> Tensor:
-    return m.head(streams)
+    return m.lm_head(streams)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -78,7 +78,7 @@ def make_rows(*segments: tuple[int, int]) -> Rows:
 
 Inputs = dict[str, Tensor]
 HYPER = hyper.HyperWeights(randn(M * D, (2 + M) * M, seed=1) / 8, randn(8, seed=2), randn(D, seed=3), 4, 1e-6, 1e-6)
-HEAD = hyper.HeadWeights(
+HEAD = hyper.LMHeadWeights(
     randn(M * D, M, seed=1) / 8, randn(M, seed=2), randn(D, seed=3), randn(D, VOCAB, seed=4), 1e-6, 1e-6
 )
 OUTPUT = project.OutputWeights(randn(2, HEADS * DIM // 2, 24, seed=1) / 14, randn(48, D, seed=2) / 7)
@@ -121,7 +121,7 @@ ROW_OPS: dict[str, Call] = {
     "embed": lambda ops, rows, x: ops.embed(rows.ids, ops.array(randn(VOCAB, D)), M),
     "hc_pre": lambda ops, rows, x: ops.hc_pre(ops.array(x["streams"]), ops.weights(HYPER)),
     "hc_post": lambda ops, rows, x: ops.hc_post(*(ops.array(x[n]) for n in ("x", "streams", "post", "comb"))),
-    "head": lambda ops, rows, x: ops.head(ops.array(x["streams"]), ops.weights(HEAD)),
+    "lm_head": lambda ops, rows, x: ops.lm_head(ops.array(x["streams"]), ops.weights(HEAD)),
     "output": lambda ops, rows, x: ops.output(ops.array(x["o"]), ops.weights(OUTPUT)),
     "output in halves": lambda ops, rows, x: ops.output_columns(
         ops.output_low(ops.array(x["o"]), ops.weights(OUTPUT)), ops.weights(OUTPUT)
@@ -229,8 +229,8 @@ def test_columns_of_outputs_have_the_bits_of_the_whole(ranks: int, count: int, t
 @across_ranks
 def test_heads_and_words_have_the_bits_of_the_whole(ranks: int, count: int, threads: int) -> None:
     turned, streams = freqs_cis(CPU, make_rows((700, count))), randn(count, M, D, seed=22).numpy()
-    shares = [CPU.weights(HEAD._replace(head=part)) for part in parts_of(HEAD.head, ranks)]
-    assert equal(together([CPU.head(streams, share) for share in shares]), CPU.head(streams, CPU.weights(HEAD)))
+    shares = [CPU.weights(HEAD._replace(lm_head=part)) for part in parts_of(HEAD.lm_head, ranks)]
+    assert equal(together([CPU.lm_head(streams, share) for share in shares]), CPU.lm_head(streams, CPU.weights(HEAD)))
     x, whole = randn(count, D, seed=20).numpy(), project_weights(0, False)
     shares = [CPU.weights(whole._replace(wq_b=part, num_heads=1)) for part in parts_of(whole.wq_b, HEADS)]
     got = np.concatenate([CPU.tensor(CPU.project(x, turned, share)[0]).numpy() for share in shares], 1)

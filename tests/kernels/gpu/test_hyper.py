@@ -9,8 +9,8 @@ from torch import Tensor
 from holdfast.kernels import hyper as twins
 from holdfast.kernels.dispatch import check_signature
 from holdfast.kernels.gpu import jit
-from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, head
-from holdfast.kernels.hyper import HeadWeights, HyperWeights
+from holdfast.kernels.gpu.hyper import embed, hc_next, hc_post, hc_pre, lm_head
+from holdfast.kernels.hyper import HyperWeights, LMHeadWeights
 from holdfast.kernels.rounding import Rounding
 from tests.kernels.gpu.closeness import off
 
@@ -33,9 +33,9 @@ def hyper_weights(m: int, d: int) -> HyperWeights:
     return HyperWeights(fn, base, 1 + randn(d, seed=3) / 8, 20, 1e-6, 1e-6)
 
 
-def head_weights(m: int, d: int, vocab: int) -> HeadWeights:
+def head_weights(m: int, d: int, vocab: int) -> LMHeadWeights:
     fn, table = randn(m, m * d, seed=4) * (m * d) ** -0.5, (randn(vocab, d, seed=5) * d**-0.5).bfloat16()
-    return HeadWeights(fn, randn(m, seed=6), 1 + randn(d, seed=7) / 8, table, 1e-6, 1e-6)
+    return LMHeadWeights(fn, randn(m, seed=6), 1 + randn(d, seed=7) / 8, table, 1e-6, 1e-6)
 
 
 def on(device: torch.device, bundle: Any) -> Any:
@@ -61,8 +61,8 @@ def differences(rows: int, m: int, d: int, vocab: int, device: torch.device = CP
     found["hc_post"] = off(written, expected, ULP)
 
     w = head_weights(m, d, vocab)
-    logits = head(streams.to(device), on(device, w))
-    theirs = twins.head(streams.float(), w._replace(fn=w.fn.t(), head=w.head.float().t()), num=OFFICIAL)
+    logits = lm_head(streams.to(device), on(device, w))
+    theirs = twins.lm_head(streams.float(), w._replace(fn=w.fn.t(), lm_head=w.lm_head.float().t()), num=OFFICIAL)
     found["head"] = off(logits, theirs, ULP)
     assert (x.dtype, written.dtype, logits.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
     return found
@@ -80,7 +80,7 @@ def test_no_rows() -> None:
 
 
 def test_ops_are_called_as_their_twins() -> None:
-    for op in (embed, hc_pre, hc_post, hc_next, head):
+    for op in (embed, hc_pre, hc_post, hc_next, lm_head):
         check_signature(op, getattr(twins, op.__name__))
 
 
@@ -116,7 +116,14 @@ def other_bits(rows: int, m: int, d: int, device: torch.device) -> list[str]:
 
     def results(streams: Tensor, out: Tensor) -> tuple[Tensor, ...]:
         x, post, comb = hc_pre(streams, w)
-        return x, post, comb, hc_post(out, streams, post, comb), head(streams, h), *hc_next(out, streams, post, comb, w)
+        return (
+            x,
+            post,
+            comb,
+            hc_post(out, streams, post, comb),
+            lm_head(streams, h),
+            *hc_next(out, streams, post, comb, w),
+        )
 
     together, found = results(streams, out), []
     for count in [c for c in (1, 2, 7, 16, 17, 64) if c < rows]:
