@@ -1,6 +1,6 @@
 """The engine as everybody uses it, and the one place where asyncio meets its thread (`engine/worker.py`).
 
-A request becomes an async generator here; what the thread does is known only by commands put to it and calls told back.
+A request becomes an async generator here; what the thread does is known only by commands put to it and callbacks posted back.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from holdfast.engine.settings import EngineConfig
 from holdfast.engine.snapshot import Snapshot, snapshot
 from holdfast.engine.state.content_ids import Chain, Roll
 from holdfast.engine.tokenizer import Tokenizer
-from holdfast.engine.worker import OnCompile, Told, Worker
+from holdfast.engine.worker import Callbacks, OnCompile, Worker
 
 OnPrefill = Callable[[int, int], None]
 GREEDY = SamplingParams()
@@ -193,9 +194,9 @@ class Engine:
         request = Request(
             seq,
             params,
-            on_token=lambda token: self._worker.tell(arrived.put_nowait, token),
-            on_prefill=lambda done, total: self._worker.tell(report, done, total),
-            on_done=lambda error: self._worker.tell(arrived.put_nowait, error),
+            on_token=lambda token: self._worker.post(arrived.put_nowait, token),
+            on_prefill=lambda done, total: self._worker.post(report, done, total),
+            on_done=lambda error: self._worker.post(arrived.put_nowait, error),
         )
         try:
             await self._submit(request, ids)
@@ -245,8 +246,8 @@ class Engine:
             seq,
             SamplingParams(max_tokens=0),
             on_token=lambda token: None,
-            on_prefill=lambda done, total: self._worker.tell(report, done, total),
-            on_done=lambda error: self._worker.tell(_settle, ended, error),
+            on_prefill=lambda done, total: self._worker.post(report, done, total),
+            on_done=lambda error: self._worker.post(_settle, ended, error),
             scores=scores,
             is_load=is_load,
         )
@@ -281,9 +282,9 @@ class Engine:
             try:
                 command()
             except Exception as e:  # whoever asked gets it; the thread serves on
-                self._worker.tell(_settle, done, e)
+                self._worker.post(_settle, done, e)
             else:
-                self._worker.tell(_settle, done, None)
+                self._worker.post(_settle, done, None)
 
         if self._worker.failure is not None:
             raise self._worker.failure
@@ -296,14 +297,14 @@ class Engine:
         """Called on the worker's thread."""
         if self.on_pressure is None:
             return False
-        self._worker.tell(self.on_pressure, seq)
+        self._worker.post(self.on_pressure, seq)
         return True
 
-    def _deliver(self, told: Told) -> None:
+    def _deliver(self, callbacks: Callbacks) -> None:
         """Call all of it on the event loop. Called on the worker's thread."""
 
         def call() -> None:
-            for function, args in told:
+            for function, args in callbacks:
                 self._loop.call_soon(function, *args)  # each by itself: one that fails takes no other along
 
         if not self._loop.is_closed():  # one that is gone has nobody to tell
@@ -314,7 +315,7 @@ def _nothing() -> None:
     """A command that only wakes the thread."""
 
 
-def _settle(future: asyncio.Future, value: object) -> None:
+def _settle(future: asyncio.Future[Any], value: object) -> None:
     """Give a future its result unless whoever waited for it has gone."""
     if not future.done():
         future.set_result(value)

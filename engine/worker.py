@@ -25,14 +25,14 @@ from holdfast.engine.state.pinned_prefix import PinnedPrefix
 
 LOADERS = 2  # sequences that are read at a time
 OnCompile = Callable[[int, int], None]
-Told = list[tuple[Callable, tuple[object, ...]]]
+Callbacks = list[tuple[Callable[..., object], tuple[object, ...]]]
 
 
 class Worker:
     """Owns the runner and the scheduler, which are there once it has started. Only `start`, `put`, `end` and `join` are
     for other threads.
 
-    `deliver` gets what `tell` has collected in a step; `ask_to_park` asks an idle sequence's owner to give its memory
+    `deliver` gets what `post` has collected in a step; `ask_to_park` asks an idle sequence's owner to give its memory
     back, False when nobody can be asked; `on_compile(number, total)` is delivered before a CPU kernel is compiled. All are called on this thread. Raises EngineError for the configuration.
     """
 
@@ -43,7 +43,7 @@ class Worker:
         self,
         directory: Path,
         config: EngineConfig,
-        deliver: Callable[[Told], None],
+        deliver: Callable[[Callbacks], None],
         ask_to_park: Callable[[Sequence], bool],
         on_compile: OnCompile,
     ):
@@ -57,7 +57,7 @@ class Worker:
         self.layout = b""
         self.failure: EngineError | None = None
         self._deliver, self._ask_to_park, self._on_compile = deliver, ask_to_park, on_compile
-        self._told: Told = []
+        self._posted: Callbacks = []
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loaders = ThreadPoolExecutor(LOADERS, "holdfast-load")
 
@@ -80,9 +80,9 @@ class Worker:
         self._thread.join()
         self._loaders.shutdown(cancel_futures=True)
 
-    def tell(self, function: Callable, *args: object) -> None:
-        """Deliver a call with what else there is to tell after this step: waking an event loop up costs as much as a kernel."""
-        self._told.append((function, args))
+    def post(self, function: Callable[..., object], *args: object) -> None:
+        """Call `function` on the event loop after this step, with the others posted in it: a wake-up costs as much as a kernel."""
+        self._posted.append((function, args))
 
     def _main(self, on_started: Callable[[BaseException | None], None]) -> None:
         try:
@@ -136,9 +136,9 @@ class Worker:
         place_pages(cache, [0], [pack_page(cache, 0, prefix, 0)], prefix)
 
     def _hand_over(self) -> None:
-        if self._told:
-            told, self._told = self._told, []
-            self._deliver(told)
+        if self._posted:
+            posted, self._posted = self._posted, []
+            self._deliver(posted)
 
     def _start_load(self, request: Request, missing: list[int]) -> None:
         """Read the stored state of a sequence, whose memory is taken already, on a thread of its own."""
