@@ -5,11 +5,12 @@ Owns which tools there are and how they are described to the model. Must not kno
 
 from functools import partial
 
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.files import EditArguments, ReadArguments, edit, read
 from holdfast.tools.recall import RecallArguments, Search, recall
 from holdfast.tools.search import SearchArguments, search
 from holdfast.tools.symbols.index import FindSymbolArguments, OutlineArguments, SymbolIndex, find_symbol, outline
-from holdfast.tools.tool import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, run_tool
+from holdfast.tools.tool import Risk, Tool, ToolCall, ToolResult, run_tool
 from holdfast.tools.workspace.workspace import Change, Workspace
 
 __all__ = [

@@ -9,8 +9,9 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.matching import Matches, nearest_line
-from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.tool import Arguments, unlisted
 from holdfast.tools.walk.walk import source_entries
 from holdfast.tools.workspace.workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 

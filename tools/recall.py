@@ -6,7 +6,8 @@ Owns its output format. Must not know how the log is searched.
 from collections.abc import Callable, Sequence
 
 from holdfast.memory import Found
-from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.errors import Cancellation, ToolError
+from holdfast.tools.tool import Arguments, unlisted
 
 MAX_FOUND = 8
 MAX_REACHED = 400

@@ -5,10 +5,11 @@ Owns its output format. Must not know symbols (index), how files are chosen (wal
 
 from collections.abc import Iterator
 
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.files import count, open_text
 from holdfast.tools.matching import whole_identifier
 from holdfast.tools.symbols.index import check_start, more
-from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.tool import Arguments, unlisted
 from holdfast.tools.walk.skipped import Skipped
 from holdfast.tools.walk.walk import MAX_SOURCE_BYTES, TOO_LARGE, SourceEntry, SourceTree
 from holdfast.tools.workspace.workspace import TextFile, Workspace, decode

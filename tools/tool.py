@@ -1,50 +1,25 @@
 """What a tool is, and how one call from the model is checked and run.
 
-Owns Tool, ToolCall, ToolResult, Risk, ToolError and `run_tool`. Knows no particular tool, no workspace, no approval policy and no wire format.
+Owns Tool, ToolCall, ToolResult, Risk and `run_tool`. Knows no particular tool, no workspace, no approval policy and no wire format.
 """
 
 import json
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
+
+from holdfast.tools.errors import Cancellation, ToolError
 
 MAX_SHOWN_VALUE_CHARS = 60
 UNLISTED = "unlisted"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 log = logging.getLogger("holdfast.tools")
-T = TypeVar("T")
-
-
-class ToolError(Exception):
-    """A refusal that the model should read: one line naming the thing, the value and the way out."""
-
-
-class Cancellation:
-    """The caller's wish for a call to end without a result; set from another thread."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    def check(self) -> None:
-        """Raise ToolError once it is set. What may run for long calls this every tenth of a second."""
-        if self._event.is_set():
-            raise ToolError("cancelled")
-
-    def checked(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, with a check before each."""
-        for item in items:
-            self.check()
-            yield item
 
 
 class Risk(Enum):

@@ -10,11 +10,12 @@ from pathlib import PurePosixPath
 
 from pydantic import Field
 
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.files import count, open_text
 from holdfast.tools.symbols.definitions import Symbol
 from holdfast.tools.symbols.languages import GRAMMARS, UNREAD_SUFFIXES
 from holdfast.tools.symbols.parsing import NotParsed, Parser
-from holdfast.tools.tool import Arguments, Cancellation, ToolError, unlisted
+from holdfast.tools.tool import Arguments, unlisted
 from holdfast.tools.walk.skipped import MAX_NAMED, Skipped
 from holdfast.tools.walk.walk import MAX_SOURCE_BYTES, TOO_LARGE, FileVersion, SourceEntry, SourceTree
 from holdfast.tools.workspace.workspace import Workspace, decode

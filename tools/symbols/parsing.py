@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.symbols.definitions import Symbol
-from holdfast.tools.tool import Cancellation, ToolError
 
 MAX_WAIT_S = (
     60.0  # for one text, on a machine that is busy with other things; the child's own limit counts its time alone

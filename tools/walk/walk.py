@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from holdfast.tools.tool import Cancellation, ToolError
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.walk.git_files import MAX_RULES_BYTES, Repository, open_repository, read_regular
 from holdfast.tools.walk.ignore import Rules
 from holdfast.tools.walk.skipped import Skipped

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.tools.tool import ToolError
+from holdfast.tools.errors import ToolError
 from holdfast.tools.workspace.directories import Identity, identity
 from holdfast.tools.workspace.names import from_text
 

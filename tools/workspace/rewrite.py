@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.tools.tool import ToolError
+from holdfast.tools.errors import ToolError
 from holdfast.tools.workspace.directories import listing
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.tools.tool import ToolError
+from holdfast.tools.errors import ToolError
 from holdfast.tools.workspace.directories import RealPlace, descend, listing, open_real
 from holdfast.tools.workspace.guard import Guard
 from holdfast.tools.workspace.names import from_text, looks, to_text
