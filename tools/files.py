@@ -11,7 +11,8 @@ from pydantic import Field
 
 from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.matching import Matches, nearest_line
-from holdfast.tools.tool import Arguments, unlisted
+from holdfast.tools.threads import threaded
+from holdfast.tools.tool import Arguments, Context, Permission, Risk, Tool, reads, unlisted
 from holdfast.tools.walk.walk import source_entries
 from holdfast.tools.workspace.workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
 
@@ -40,15 +41,15 @@ class EditArguments(Arguments):
     all: bool = False
 
 
-def read(workspace: Workspace, args: ReadArguments, cancellation: Cancellation) -> str:
+def read(args: ReadArguments, context: Context) -> str:
     """Lines `start` to `end` as `{n}|{text}`, at most 200; says how to go on when more remain."""
-    file = open_text(workspace, args.path, cancellation)
+    file = open_text(context.workspace, args.path, context.cancelled)
     lines = split_lines(file.text)
     if args.end is not None and args.end < args.start:
         raise ToolError(f"end={args.end} is before start={args.start}")
     if lines and args.start > len(lines):
         raise ToolError(f"{file.path} has {count(len(lines), 'line')}; start={args.start} is past the end")
-    workspace.note_shown(file)
+    context.workspace.note_shown(file)
     if not lines:
         return "(empty file)"
     if args.column > 1:
@@ -64,7 +65,7 @@ def read(workspace: Workspace, args: ReadArguments, cancellation: Cancellation) 
     return "\n".join(shown)
 
 
-def edit(workspace: Workspace, args: EditArguments, cancellation: Cancellation) -> str:
+def edit(args: EditArguments, context: Context) -> str:
     """Replace `old` by `new` and show the new neighbourhood of the first change.
 
     A line end in `old` matches LF and CRLF; one in `new` becomes the file's own. Raises ToolError unless `old` matches once (or `all`).
@@ -75,8 +76,8 @@ def edit(workspace: Workspace, args: EditArguments, cancellation: Cancellation) 
         raise ToolError("old and new are the same; nothing to replace")
     if "\0" in args.new:
         raise ToolError("new has a NUL character; a text file cannot hold it")
-    file = open_text(workspace, args.path, cancellation)
-    workspace.check_fresh(file)
+    file = open_text(context.workspace, args.path, context.cancelled)
+    context.workspace.check_fresh(file)
     matches = Matches(args.old, file.text)
     num_matches = matches.count()
     if not num_matches:
@@ -90,11 +91,15 @@ def edit(workspace: Workspace, args: EditArguments, cancellation: Cancellation) 
     if num_chars > max(MAX_TEXT_BYTES, len(file.text)):
         raise ToolError(f"{file.path} would grow to {num_chars} characters; the limit is {MAX_TEXT_BYTES}")
     text = matches.replaced(new)
-    was_linked = workspace.replace(file, text)
+    was_linked = context.workspace.replace(file, text)
     changed = _neighbourhood(text, matches.first, len(new))
     if was_linked:
         changed.append(f"({file.path} had another name, a hard link, which keeps the old contents)")
     return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
+
+
+def edit_permission(args: EditArguments, context: Context) -> Permission:
+    return Permission(Risk.EDIT)
 
 
 def open_text(workspace: Workspace, path: str, cancellation: Cancellation) -> TextFile:
@@ -163,3 +168,21 @@ def _neighbourhood(text: str, start: int, num_new_chars: int) -> list[str]:
     last = text.count("\n", 0, start + max(num_new_chars - 1, 0)) + 1
     begin, end = max(first - 1, 1), min(last + 1, len(lines))
     return _numbered(lines, begin, min(end, begin + MAX_NEIGHBOURHOOD_LINES - 1))
+
+
+READ = Tool(
+    "read",
+    "Show numbered lines of a file, at most 200 per call.",
+    ReadArguments,
+    "reads one file of the workspace",
+    reads,
+    threaded(read),
+)
+EDIT = Tool(
+    "edit",
+    "Replace old by new in a file. old must match exactly once unless all is true; an identifier matches only as a whole.",
+    EditArguments,
+    "changes one file of the workspace, which nothing undoes",
+    edit_permission,
+    threaded(edit),
+)

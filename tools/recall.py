@@ -4,10 +4,12 @@ Owns its output format. Must not know how the log is searched.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from holdfast.memory import Found
-from holdfast.tools.errors import Cancellation, ToolError
-from holdfast.tools.tool import Arguments, unlisted
+from holdfast.tools.errors import ToolError
+from holdfast.tools.threads import threaded
+from holdfast.tools.tool import Arguments, Context, Tool, reads, unlisted
 
 MAX_FOUND = 8
 MAX_REACHED = 400
@@ -21,7 +23,7 @@ class RecallArguments(Arguments):
     start: int = unlisted(1)
 
 
-def recall(search: Search, args: RecallArguments, _: Cancellation) -> str:
+def recall(search: Search, args: RecallArguments, context: Context) -> str:
     """Up to eight passages of the session's log, each with its turn and kind; says how to go on when there are more."""
     if not args.query.strip():
         raise ToolError("query is empty; give words to look for")
@@ -34,3 +36,15 @@ def recall(search: Search, args: RecallArguments, _: Cancellation) -> str:
     more = [f"(more; continue with start={end + 1})"] if len(found) > end else []
     lines = [f"turn {f.turn}, {f.type}: {' '.join(f.snippet.split())}" for f in found[args.start - 1 : end]]
     return "\n".join(lines + more)
+
+
+def recall_tool(search: Search) -> Tool:
+    """On what was said in one session."""
+    return Tool(
+        "recall",
+        "Find what was said or done earlier in this session, also what is no longer in view.",
+        RecallArguments,
+        "reads this session's own log",
+        reads,
+        threaded(partial(recall, search)),
+    )

@@ -9,7 +9,8 @@ from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.files import count, open_text
 from holdfast.tools.matching import whole_identifier
 from holdfast.tools.symbols.index import check_start, more
-from holdfast.tools.tool import Arguments, unlisted
+from holdfast.tools.threads import threaded
+from holdfast.tools.tool import Arguments, Context, Tool, reads, unlisted
 from holdfast.tools.walk.skipped import Skipped
 from holdfast.tools.walk.walk import MAX_SOURCE_BYTES, TOO_LARGE, SourceEntry, SourceTree
 from holdfast.tools.workspace.workspace import TextFile, Workspace, decode
@@ -33,7 +34,7 @@ class SearchArguments(Arguments):
     start: int = unlisted(1)
 
 
-def search(workspace: Workspace, args: SearchArguments, cancellation: Cancellation) -> str:
+def search(args: SearchArguments, context: Context) -> str:
     """Lines that contain `text` (as a whole identifier when it is one), by path and line, at most 20 shown from `start` on."""
     if not args.text.strip():
         raise ToolError("text is empty; give the text to search for")
@@ -43,7 +44,7 @@ def search(workspace: Workspace, args: SearchArguments, cancellation: Cancellati
     first, end = args.start - 1, args.start - 1 + MAX_HITS
     shown: list[str] = []
     num_files = num_matches = 0
-    for file in _candidates(workspace, args, skipped, cancellation):
+    for file in _candidates(context.workspace, args, skipped, context.cancelled):
         picked: list[int] = []
         num_before = num_matches
         for place in _lines_with(args.text, file.text):
@@ -53,7 +54,7 @@ def search(workspace: Workspace, args: SearchArguments, cancellation: Cancellati
         num_files += num_matches > num_before
         if picked:
             shown += [_brief(file, picked)] if args.brief else _excerpts(file, picked, len(args.text))
-            workspace.note_shown(file)
+            context.workspace.note_shown(file)
     if not num_matches:
         return "\n".join([f"no matches for {args.text}", *skipped.lines(), *skipped.ignored_lines()])
     total = num_files if args.brief else num_matches
@@ -150,3 +151,13 @@ def _lines_with(text: str, content: str) -> Iterator[int]:
         if line_end < 0:
             return
         at = content.find(text, line_end + 1)
+
+
+SEARCH = Tool(
+    "search",
+    "Find lines that contain the exact text; an identifier matches only as a whole. path limits it to a file or folder.",
+    SearchArguments,
+    "reads every text file of the workspace that git does not ignore",
+    reads,
+    threaded(search),
+)

@@ -1,20 +1,20 @@
-"""What a tool is, and how one call from the model is checked and run.
+"""What a tool is: what it takes, what a call of it would do, and how it runs.
 
-Owns Tool, ToolCall, ToolResult, Risk and `run_tool`. Knows no particular tool, no workspace, no approval policy and no wire format.
+Owns Tool, Permission, Context, Result and Risk. Knows no particular tool, no approval policy and no wire format.
 """
 
-import json
+import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from holdfast.tools.errors import Cancellation, ToolError
+from holdfast.tools.workspace.workspace import Workspace
 
 MAX_SHOWN_VALUE_CHARS = 60
 UNLISTED = "unlisted"
@@ -23,7 +23,7 @@ log = logging.getLogger("holdfast.tools")
 
 
 class Risk(Enum):
-    """The worst a tool can do; what is allowed without asking is the agent's policy."""
+    """The worst a call can do; what is allowed without asking is the agent's policy."""
 
     READ = "read"
     EDIT = "edit"
@@ -49,32 +49,97 @@ def unlisted(default: int) -> Any:
 
 
 @dataclass(frozen=True)
-class ToolCall:
-    """A call as the model wrote it; `arguments_json` is unchecked text."""
+class Permission:
+    """What one call would do, read from the whole call before it runs.
 
-    id: str
-    name: str
-    arguments_json: str
+    `preview` is lines for the person who decides, `digest` names the file contents that the preview was made of. `refusal` is
+    why the call would fail: nobody need be asked about it.
+    """
+
+    risk: Risk
+    preview: tuple[str, ...] = ()
+    digest: int | None = None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
-class ToolResult:
+class Result:
     """What goes back to the model; a failed call has `ok=False` and an output starting with `error: `."""
 
-    id: str
     output: str
     ok: bool
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The most tokens that a result may have, and how they are counted."""
+
+    tokens: int
+    count: Callable[[str], int]
+
+
+def _unheard(output: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a call runs in. A tool that runs for long checks `cancelled` every tenth of a second and ends within a second of it;
+    what it calls `emit` with reaches the caller in order, before the result does. `permitted` is what was asked about."""
+
+    workspace: Workspace
+    cancelled: Cancellation = field(default_factory=Cancellation)
+    emit: Callable[[str], None] = _unheard
+    budget: Budget | None = None
+    permitted: Permission | None = None
+
+    def result(self, output: str, ok: bool) -> Result:
+        """As text that the model can read: valid Unicode, and no longer than the budget."""
+        output = output.encode(errors="replace").decode()
+        num_tokens = self.budget.count(output) if self.budget else 0
+        if self.budget and num_tokens > self.budget.tokens:
+            left = max(self.budget.tokens, 0)
+            output = (
+                f"(the call ran, but its output of {num_tokens} tokens does not fit into the {left} left; ask for less)"
+            )
+        return Result(output, ok)
+
+
+def reads(args: Any, context: Context) -> Permission:
+    """The permission of a tool that changes nothing."""
+    return Permission(Risk.READ)
+
+
+@dataclass(frozen=True)
 class Tool:
-    """One tool: `run` takes an instance of `parameters` and a Cancellation, returns text, and raises ToolError to refuse."""
+    """One tool. `about` tells people in one line what a call costs and risks. `permission` reads the whole call, on a thread; `work`
+    runs it. Both take an instance of `parameters`, and raise ToolError to refuse."""
 
     name: str
     description: str
     parameters: type[Arguments]
-    risk: Risk
-    run: Callable[[Any, Cancellation], str]
+    about: str
+    permission: Callable[[Any, Context], Permission]
+    work: Callable[[Any, Context], Awaitable[str]]
+
+    async def run(self, args: Arguments, context: Context) -> Result:
+        """Any failure gives `ok=False`, never an exception: only a caller that is cancelled itself gets none."""
+        try:
+            return context.result(await self.work(args, context), ok=True)
+        except (Exception, SystemExit, asyncio.CancelledError) as e:
+            return context.result(f"error: {self.reason(e)}", ok=False)
+
+    def reason(self, error: BaseException) -> str:
+        """One line on why a call failed. A fault of ours is logged with its traceback, and our caller's cancellation raised again."""
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise error
+        if isinstance(error, ToolError):
+            return str(error)
+        if isinstance(error, OSError):
+            return f"{self.name} failed: {error.strerror or shown(str(error))}"
+        log.error("the tool %s failed", self.name, exc_info=error)
+        return f"{self.name} failed by a fault of its own ({type(error).__name__})"
 
     def schema(self) -> dict[str, Any]:
         """Name, description and JSON schema of the arguments, with nothing the model does not need."""
@@ -87,52 +152,7 @@ class Tool:
         return {"name": self.name, "description": self.description, "parameters": parameters}
 
 
-def run_tool(tools: Mapping[str, Tool], call: ToolCall, cancellation: Cancellation | None = None) -> ToolResult:
-    """Check and run one call, until it is cancelled. Any failure gives `ok=False`, never an exception: a mistake of the model, a
-    failing file system, and a fault of ours, whose traceback is logged."""
-    try:
-        tool = tools.get(call.name)
-        if tool is None:
-            raise ToolError(f"no tool {_shown(call.name)}; the tools are {', '.join(tools)}")
-        arguments = _parse_arguments(tool, call.arguments_json)
-        return ToolResult(call.id, tool.run(arguments, cancellation or Cancellation()), ok=True)
-    except ToolError as e:
-        return ToolResult(call.id, f"error: {e}", ok=False)
-    except OSError as e:
-        return ToolResult(call.id, f"error: {call.name} failed: {e.strerror or _shown(str(e))}", ok=False)
-    except Exception as e:
-        log.exception("the tool %s failed", call.name)
-        return ToolResult(call.id, f"error: {call.name} failed by a fault of its own ({type(e).__name__})", ok=False)
-
-
-def _parse_arguments(tool: Tool, arguments_json: str) -> Arguments:
-    takes = f"{tool.name} takes {', '.join(tool.schema()['parameters']['properties'])}"
-    try:
-        values = json.loads(arguments_json)
-    except (ValueError, RecursionError) as e:
-        reason = "nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise ToolError(f"arguments of {tool.name} are not valid JSON: {reason}; {takes}") from None
-    if not isinstance(values, dict):
-        raise ToolError(f"arguments of {tool.name} must be a JSON object; {takes}")
-    try:
-        return tool.parameters.model_validate(values)
-    except ValidationError as e:
-        raise ToolError(f"{_first_mistake(tool.name, e.errors())}; {takes}") from None
-
-
-def _first_mistake(tool_name: str, mistakes: list[ErrorDetails]) -> str:
-    mistake = mistakes[0]
-    if not mistake["loc"]:
-        return f"{tool_name}: the name of an argument has half a character (a lone surrogate)"
-    argument = _shown(str(mistake["loc"][0]))
-    if mistake["type"] == "missing":
-        return f"{tool_name} needs argument {argument}"
-    if mistake["type"] == "extra_forbidden":
-        return f"{tool_name} has no argument {argument}"
-    return f"{tool_name}: {argument}={_shown(repr(mistake['input']))} is wrong: {mistake['msg'].removeprefix('Value error, ')}"
-
-
-def _shown(value: str) -> str:
+def shown(value: str) -> str:
     """A value of the model's, safe inside a one-line message."""
     one_line = value if value.isprintable() else ascii(value)
     return one_line if len(one_line) <= MAX_SHOWN_VALUE_CHARS else one_line[:MAX_SHOWN_VALUE_CHARS] + "…"

@@ -4,14 +4,12 @@ Knows the tools' output formats and nothing of tokens. Every answer is computed 
 trajectory can never claim what a tool did not say.
 """
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from holdfast.agent.pocket.phrases import DECLINE_REPLY, HELLO_REPLY, PLACES, THINGS, phrase
 from holdfast.agent.pocket.repos import Repo, make_name
-from holdfast.tools import ToolCall, run_tool
 
 OUTLINE_LIMIT = 6  # symbols pocket asks for: what it can repeat without losing its place
 LIST_LIMIT = 3  # definitions and files it names in an answer
@@ -38,8 +36,7 @@ class Episode:
 
 
 def _call(repo: Repo, tool: str, **arguments: object) -> Call:
-    result = run_tool(repo.tools, ToolCall(id="call", name=tool, arguments_json=json.dumps(arguments)))
-    return Call(tool, arguments, result.output)
+    return Call(tool, arguments, repo.call(tool, arguments))
 
 
 def where(repo: Repo, name: str, user: str) -> Episode:

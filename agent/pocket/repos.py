@@ -4,7 +4,9 @@ Held out: the packages in HELD_OUT_PACKAGES, and every word whose checksum falls
 up for training use no such word; copied training files are whole, and may contain some.
 """
 
+import asyncio
 import functools
+import json
 import random
 import re
 import shutil
@@ -14,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.tools import Tool, ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import Context, Workspace, run_tool, toolset
 
 HELD_OUT_PACKAGES = ("rich", "networkx", "jinja2", "prompt_toolkit", "yarl", "fsspec", "click", "sqlite_utils")
 SKIPPED_PACKAGES = ("pip", "setuptools", "torchgen", "test", "idlelib", "lib2to3", "functorch")
@@ -97,13 +99,12 @@ class Repo:
             _write_generated(self.root, split, rng)
         else:
             _copy_installed(self.root, split, rng)
-        self.tools: dict[str, Tool] = toolset(Workspace(self.root), lambda query, limit: ())
+        self._workspace = Workspace(self.root)
+        self._tools = toolset(self._workspace, lambda query, limit: ())
         self.paths = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*.py"))
         self.symbols: list[Symbol] = []
         for path in self.paths:
-            output = run_tool(
-                self.tools, ToolCall(id="x", name="outline", arguments_json=f'{{"path": "{path}"}}')
-            ).output
+            output = self.call("outline", {"path": path})
             for line in output.splitlines()[1:]:
                 if not line.startswith("(+"):
                     number, kind, name = line.split(" ", 2)
@@ -114,6 +115,10 @@ class Repo:
 
     def __exit__(self, *exc: object) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def call(self, tool: str, arguments: dict[str, object]) -> str:
+        """What the tool prints."""
+        return asyncio.run(run_tool(self._tools, tool, json.dumps(arguments), Context(self._workspace))).output
 
     def symbol(self, rng: random.Random) -> Symbol:
         return rng.choice(self.symbols)

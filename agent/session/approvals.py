@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from holdfast.agent.events import ApprovalNeeded
-from holdfast.tools import Risk
+from holdfast.tools import Permission, Risk
 
 Ask = Callable[[ApprovalNeeded], Awaitable[bool]]
 
@@ -37,9 +37,9 @@ class Approvals:
         self.policy = policy
         self._ask = ask
 
-    def allows(self, risk: Risk) -> bool:
-        """Whether a call of this risk runs without asking."""
-        return risk in ALLOWED[self.policy]
+    def allows(self, permission: Permission) -> bool:
+        """Whether a call runs without asking. What is refused already does nothing: who could be asked about it need not be."""
+        return permission.risk in ALLOWED[self.policy] or (self.asks and permission.refusal is not None)
 
     @property
     def asks(self) -> bool:

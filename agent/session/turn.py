@@ -5,7 +5,6 @@ they are yielded. Must not know how a turn begins or ends (session) nor how an e
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -39,7 +38,7 @@ from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import Constraint, SamplingParams
 from holdfast.memory import LoggedEvent, SessionLog
-from holdfast.tools import Cancellation, Tool, ToolCall, ToolResult, Workspace, run_tool
+from holdfast.tools import Budget, CheckedCall, Context, Result, Tool, ToolError, Workspace, check_call, read_call
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
 MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
@@ -215,14 +214,11 @@ def tool_message(result: ToolResultGiven) -> Message:
 
 def is_acceptable(tools: Mapping[str, Tool], call: ToolCallParsed) -> bool:
     """Whether the call is whole, of a known tool, and its arguments fit: only such a call is asked about and run."""
-    tool = tools.get(call.name)
-    if call.malformed is not None or tool is None:
-        return False
     try:
-        tool.parameters.model_validate(json.loads(call.arguments_json))
-    except (ValueError, RecursionError):
+        read_call(tools, call.name, call.arguments_json)
+    except ToolError:
         return False
-    return True
+    return call.malformed is None
 
 
 async def _speak(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
@@ -272,13 +268,17 @@ def _ending(turn: Turn, step: Step) -> list[Event]:
 async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
     """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
     room = turn.room
+
+    def count_tokens(text: str) -> int:
+        return len(turn.window.model.tokenizer.encode(text))
+
     for call, made in zip(step.calls, step.made, strict=True):
         refusal = None
+        context = Context(turn.toolbox.workspace, budget=Budget(room, count_tokens))
+        checked = await check_call(turn.toolbox.tools, call.name, call.arguments_json, context)
         if call.malformed is not None:
             refusal = f"error: malformed tool call: {call.malformed}"
-        elif is_acceptable(turn.toolbox.tools, call) and not turn.toolbox.approvals.allows(
-            turn.toolbox.tools[call.name].risk
-        ):
+        elif not turn.toolbox.approvals.allows(checked.permission):
             approved = False
             if turn.toolbox.approvals.asks:
                 needed = ApprovalNeeded(**made.model_dump(exclude={"type"}))
@@ -287,35 +287,29 @@ async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
                 approved = await turn.toolbox.approvals.ask(needed)
             refusal = None if approved else turn.toolbox.approvals.refusal(call.name)
         if refusal is None:
-            result = await _run(turn, ToolCall(made.id, call.name, call.arguments_json), room)
+            result = await _run(turn, made.id, checked, context)
         else:
             result = ToolResultGiven(id=made.id, ok=False, output=refusal, refused=call.malformed is None)
             await to_end(turn.log.append, [entry(result)])
-        room -= len(turn.window.model.tokenizer.encode(result.output))
+        room -= count_tokens(result.output)
         yield result
 
 
-async def _run(turn: Turn, call: ToolCall, room: int) -> ToolResultGiven:
-    """Run a call on a thread. Cancelled, it tells the tool, and still waits: what has begun must have a known outcome."""
-    started, cancellation = time.perf_counter(), Cancellation()
-    running = asyncio.ensure_future(asyncio.to_thread(run_tool, turn.toolbox.tools, call, cancellation))
+async def _run(turn: Turn, id_: str, call: CheckedCall, context: Context) -> ToolResultGiven:
+    """Run a call. Cancelled, it tells the tool, and still waits: what has begun must have a known outcome."""
+    started, running = time.perf_counter(), asyncio.ensure_future(call.run(context))
     try:
         await asyncio.shield(running)
     finally:
-        cancellation.set()
+        context.cancelled.set()
         await asyncio.wait({running})
         turn.usage.tools_s += time.perf_counter() - started
-        result = _result(turn, running.result(), room)
+        result = _result(turn, id_, running.result())
         shown = turn.toolbox.workspace.take_shown()
         await to_end(turn.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
     return result
 
 
-def _result(turn: Turn, result: ToolResult, room: int) -> ToolResultGiven:
-    """The result as text that the model can read: valid Unicode, and no longer than the context has room for."""
-    output = result.output.encode(errors="replace").decode()
-    num_tokens = len(turn.window.model.tokenizer.encode(output))
-    if num_tokens > room:
-        output = f"(the call ran, but its output of {num_tokens} tokens does not fit into the {max(room, 0)} left; ask for less)"
+def _result(turn: Turn, id_: str, result: Result) -> ToolResultGiven:
     changed = tuple(FileChange(**asdict(change)) for change in turn.toolbox.workspace.take_changes())
-    return ToolResultGiven(id=result.id, ok=result.ok, output=output, changed=changed)
+    return ToolResultGiven(id=id_, ok=result.ok, output=result.output, changed=changed)

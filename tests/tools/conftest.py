@@ -1,12 +1,13 @@
 """A small workspace and a way to call its tools by name."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from holdfast.tools import ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import Context, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
 
@@ -24,10 +25,11 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def call(root: Path) -> Call:
     """`call("read", path="a.py")` gives the output; it checks that exactly failed calls start with `error: `."""
-    tools = toolset(Workspace(root), lambda query, limit: ())
+    context = Context(Workspace(root))
+    tools = toolset(context.workspace, lambda query, limit: ())
 
     def run(tool_name: str, **arguments: object) -> str:
-        result = run_tool(tools, ToolCall("1", tool_name, json.dumps(arguments)))
+        result = asyncio.run(run_tool(tools, tool_name, json.dumps(arguments), context))
         assert result.ok != result.output.startswith("error: ")
         return result.output
 

@@ -1,18 +1,21 @@
 """Promises of `recall`: passages of the session on one line each, and all of them within reach."""
 
+import asyncio
 import json
 from pathlib import Path
 
 from holdfast.memory import Found
-from holdfast.tools import ToolCall, Workspace, run_tool, toolset
+from holdfast.tools import Context, Workspace, run_tool, toolset
 
 
 def test_every_passage_found_can_be_reached(tmp_path: Path) -> None:
     found = [Found(n, n, n, "text", f"passage\n{n}") for n in range(1, 11)]
-    tools = toolset(Workspace(tmp_path), lambda query, limit: found[:limit] if query == "x" else [])
+    context = Context(Workspace(tmp_path))
+    tools = toolset(context.workspace, lambda query, limit: found[:limit] if query == "x" else [])
 
     def recall(**arguments: object) -> str:
-        return run_tool(tools, ToolCall("1", "recall", json.dumps({"query": "x", **arguments}))).output
+        call = run_tool(tools, "recall", json.dumps({"query": "x", **arguments}), context)
+        return asyncio.run(call).output
 
     first = [f"turn {n}, text: passage {n}" for n in range(1, 9)]
     assert recall() == "\n".join([*first, "(more; continue with start=9)"])

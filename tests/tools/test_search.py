@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from holdfast.tools import Cancellation, Workspace
+from holdfast.tools import Context, Workspace
 from holdfast.tools.search import SearchArguments, search
 
 Call = Callable[..., str]
@@ -66,7 +66,7 @@ def test_files_past_the_shown_lines_do_not_count_as_shown(root: Path) -> None:
     (root / "a.txt").write_text("word\n" * 20)
     (root / "b.txt").write_text("word\n")
     workspace = Workspace(root)
-    assert search(workspace, SearchArguments(text="word"), Cancellation()).endswith("(+1 more)")
+    assert search(SearchArguments(text="word"), Context(workspace)).endswith("(+1 more)")
     (root / "b.txt").write_text("other\n")
     workspace.check_fresh(workspace.read_text("b.txt"))
 

@@ -1,40 +1,67 @@
-"""Promises of `run_tool` and of the tool schemas: every mistake of the model comes back as one clear line."""
+"""Promises of the tool contract: every mistake of the model, and every failure of ours, comes back as one clear line."""
 
 import asyncio
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast.tools import Cancellation, Risk, Tool, ToolCall, ToolError, ToolResult, Workspace, run_tool, toolset
+from holdfast.tools import (
+    Budget,
+    Context,
+    Result,
+    Risk,
+    Tool,
+    ToolError,
+    Workspace,
+    run_tool,
+    toolset,
+)
+from holdfast.tools.threads import threaded
 
 
 @pytest.fixture
-def tools(tmp_path: Path) -> dict[str, Tool]:
+def workspace(tmp_path: Path) -> Workspace:
     (tmp_path / "a.py").write_text("x = 1\n")
-    return toolset(Workspace(tmp_path), lambda query, limit: ())
+    return Workspace(tmp_path)
 
 
-def output_of(tools: dict[str, Tool], name: str, arguments_json: str) -> str:
-    result = run_tool(tools, ToolCall("c1", name, arguments_json))
-    assert result.id == "c1" and not result.ok and "\n" not in result.output
+@pytest.fixture
+def tools(workspace: Workspace) -> dict[str, Tool]:
+    return toolset(workspace, lambda query, limit: ())
+
+
+@pytest.fixture
+def context(workspace: Workspace) -> Context:
+    return Context(workspace)
+
+
+def run(tools: dict[str, Tool], context: Context, name: str, arguments_json: str) -> Result:
+    return asyncio.run(run_tool(tools, name, arguments_json, context))
+
+
+def output_of(tools: dict[str, Tool], context: Context, name: str, arguments_json: str) -> str:
+    result = run(tools, context, name, arguments_json)
+    assert not result.ok and "\n" not in result.output
     return result.output
 
 
-def test_a_good_call_gives_its_output_under_its_id(tools: dict[str, Tool]) -> None:
-    assert run_tool(tools, ToolCall("c7", "read", '{"path": "a.py"}')) == ToolResult("c7", "1|x = 1", ok=True)
+def test_a_good_call_gives_its_output(tools: dict[str, Tool], context: Context) -> None:
+    assert run(tools, context, "read", '{"path": "a.py"}') == Result("1|x = 1", ok=True)
 
 
-def test_unknown_tool_names_the_valid_ones(tools: dict[str, Tool]) -> None:
+def test_unknown_tool_names_the_valid_ones(tools: dict[str, Tool], context: Context) -> None:
     assert (
-        output_of(tools, "cat", "{}")
+        output_of(tools, context, "cat", "{}")
         == "error: no tool cat; the tools are read, outline, find_symbol, search, edit, recall"
     )
 
 
-def test_a_tool_name_with_line_breaks_stays_on_one_line(tools: dict[str, Tool]) -> None:
-    assert output_of(tools, "cat\nok", "{}").startswith(r"error: no tool 'cat\nok'; the tools are")
+def test_a_tool_name_with_line_breaks_stays_on_one_line(tools: dict[str, Tool], context: Context) -> None:
+    assert output_of(tools, context, "cat\nok", "{}").startswith(r"error: no tool 'cat\nok'; the tools are")
 
 
 @pytest.mark.parametrize(
@@ -55,18 +82,18 @@ def test_a_tool_name_with_line_breaks_stays_on_one_line(tools: dict[str, Tool]) 
     ],
 )
 def test_wrong_arguments_name_the_argument_and_the_choices(
-    tools: dict[str, Tool], arguments: Any, expected: str
+    tools: dict[str, Tool], context: Context, arguments: Any, expected: str
 ) -> None:
-    assert output_of(tools, "read", json.dumps(arguments)) == expected
+    assert output_of(tools, context, "read", json.dumps(arguments)) == expected
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"path": ' + "9" * 5_000 + "}", '{"path": "a.py"} x'])
-def test_arguments_that_are_not_json_are_an_error(tools: dict[str, Tool], text: str) -> None:
-    assert output_of(tools, "read", text).startswith("error: arguments of read are not valid JSON: ")
+def test_arguments_that_are_not_json_are_an_error(tools: dict[str, Tool], context: Context, text: str) -> None:
+    assert output_of(tools, context, "read", text).startswith("error: arguments of read are not valid JSON: ")
 
 
-def test_a_number_written_as_text_is_accepted(tools: dict[str, Tool]) -> None:
-    assert run_tool(tools, ToolCall("1", "read", '{"path": "a.py", "start": "1"}')).output == "1|x = 1"
+def test_a_number_written_as_text_is_accepted(tools: dict[str, Tool], context: Context) -> None:
+    assert run(tools, context, "read", '{"path": "a.py", "start": "1"}').output == "1|x = 1"
 
 
 GOOD = {
@@ -80,14 +107,16 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("name", "argument"), [(name, argument) for name, good in GOOD.items() for argument in good])
-def test_lone_surrogates_are_an_error(tools: dict[str, Tool], tmp_path: Path, name: str, argument: str) -> None:
-    output = output_of(tools, name, json.dumps({**GOOD[name], argument: "x\ud83d"}))
+def test_lone_surrogates_are_an_error(
+    tools: dict[str, Tool], context: Context, tmp_path: Path, name: str, argument: str
+) -> None:
+    output = output_of(tools, context, name, json.dumps({**GOOD[name], argument: "x\ud83d"}))
     assert output.startswith(
         rf"error: {name}: {argument}='x\ud83d' is wrong: it has half a character (a lone surrogate)"
     )
-    assert output_of(tools, name, json.dumps({**GOOD[name], "\ud83d": 1})).isascii()
+    assert output_of(tools, context, name, json.dumps({**GOOD[name], "\ud83d": 1})).isascii()
     assert (tmp_path / "a.py").read_text() == "x = 1\n"
-    assert run_tool(tools, ToolCall("c1", name, json.dumps(GOOD[name]))).ok
+    assert run(tools, context, name, json.dumps(GOOD[name])).ok
 
 
 @pytest.mark.parametrize(
@@ -97,31 +126,99 @@ def test_lone_surrogates_are_an_error(tools: dict[str, Tool], tmp_path: Path, na
         (OSError("of\ntwo lines"), r"failed: 'of\ntwo lines'"),
         (RecursionError("deep"), "failed by a fault of its own (RecursionError)"),
         (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "?"), "failed by a fault of its own (UnicodeEncodeError)"),
+        (SystemExit(1), "failed by a fault of its own (SystemExit)"),
+        (asyncio.CancelledError(), "failed by a fault of its own (CancelledError)"),
+        (StopIteration(), "failed by a fault of its own (RuntimeError)"),
     ],
 )
-def test_a_failing_tool_is_an_error_result_and_a_fault_of_ours_is_logged(
-    tools: dict[str, Tool], caplog: pytest.LogCaptureFixture, error: Exception, expected: str
+@pytest.mark.parametrize("part", ["permission", "work", "work on a thread"])
+def test_nothing_but_a_result_leaves_a_tool_and_a_fault_of_ours_is_logged(
+    tools: dict[str, Tool],
+    context: Context,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+    expected: str,
+    part: str,
 ) -> None:
-    def fail(args: Any, cancellation: Cancellation) -> str:
+    def fail(args: Any, context: Context) -> Any:
         raise error
 
-    failing = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, fail)}
-    assert output_of(failing, "outline", '{"path": "x"}') == f"error: outline {expected}"
+    async def fail_at_once(args: Any, context: Context) -> str:
+        raise error
+
+    parts: dict[str, Any] = {"permission": {"permission": fail}, "work": {"work": fail_at_once}}
+    failing = {"outline": replace(tools["outline"], **parts.get(part, {"work": threaded(fail)}))}
+    assert output_of(failing, context, "outline", '{"path": "x"}') == f"error: outline {expected}"
     logged = [record.exc_info for record in caplog.records if record.name == "holdfast.tools"]
-    assert [info and info[1] for info in logged] == ([error] if not isinstance(error, OSError) else [])
+    assert len(logged) == (0 if isinstance(error, OSError) else 1) and all(logged)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError])
-def test_an_interrupt_is_no_result(tools: dict[str, Tool], error: type[BaseException]) -> None:
-    def interrupt(args: Any, cancellation: Cancellation) -> str:
-        raise error
+def test_what_a_tool_emits_reaches_the_caller_in_order_and_before_the_result(
+    tools: dict[str, Tool], context: Context
+) -> None:
+    heard: list[str] = []
+    on_loop = threading.get_ident()
 
-    interrupted = {"outline": Tool("outline", "", tools["outline"].parameters, Risk.READ, interrupt)}
-    with pytest.raises(error):
-        run_tool(interrupted, ToolCall("1", "outline", '{"path": "x"}'))
+    def hear(output: str) -> None:
+        assert threading.get_ident() == on_loop
+        heard.append(output)
+
+    def count(args: Any, context: Context) -> str:
+        for n in range(1000):
+            context.emit(str(n))
+        return "counted"
+
+    counting = {"outline": replace(tools["outline"], work=threaded(count))}
+    assert run(counting, replace(context, emit=hear), "outline", '{"path": "x"}') == Result("counted", ok=True)
+    assert heard == [str(n) for n in range(1000)]
 
 
-def test_schemas_are_trimmed_and_complete(tools: dict[str, Tool]) -> None:
+@pytest.mark.parametrize("num_cancels", [1, 3])
+def test_a_cancelled_call_tells_its_work_and_no_thread_outlives_it(
+    tools: dict[str, Tool], context: Context, num_cancels: int
+) -> None:
+    states: list[str] = []
+
+    def endless(args: Any, context: Context) -> str:
+        states.append("begun")
+        try:
+            while True:
+                context.cancelled.check()
+        except ToolError:
+            states.append("tidied up")
+            raise
+
+    async def cancel() -> None:
+        call = asyncio.ensure_future(run_tool(endless_tools, "outline", '{"path": "x"}', context))
+        while not states:
+            await asyncio.sleep(0.001)
+        for _ in range(num_cancels):
+            call.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert states == ["begun", "tidied up"]
+        assert not [thread for thread in threading.enumerate() if "holdfast-tool" in thread.name]
+
+    endless_tools = {"outline": replace(tools["outline"], work=threaded(endless))}
+    asyncio.run(cancel())
+
+
+def test_only_one_file_of_the_tools_makes_threads() -> None:
+    tools_dir = Path(run_tool.__code__.co_filename).parent
+    makers = ("ThreadPoolExecutor", "to_thread", "run_in_executor", "threading.Thread", "start_new_thread")
+    found = [path.name for path in tools_dir.rglob("*.py") if any(maker in path.read_text() for maker in makers)]
+    assert found == ["threads.py"]
+
+
+def test_a_result_longer_than_the_budget_is_replaced_by_its_size(tools: dict[str, Tool], context: Context) -> None:
+    small = replace(context, budget=Budget(6, len))
+    output = "(the call ran, but its output of 7 tokens does not fit into the 6 left; ask for less)"
+    assert run(tools, small, "read", '{"path": "a.py"}') == Result(output, ok=True)
+    assert run(tools, replace(context, budget=Budget(7, len)), "read", '{"path": "a.py"}').output == "1|x = 1"
+
+
+def test_schemas_are_trimmed_and_complete(tools: dict[str, Tool], context: Context) -> None:
     assert tools["read"].schema()["parameters"] == {
         "type": "object",
         "properties": {
@@ -134,10 +231,12 @@ def test_schemas_are_trimmed_and_complete(tools: dict[str, Tool]) -> None:
     assert tools["edit"].schema()["parameters"]["required"] == ["path", "old", "new"]
     for name, tool in tools.items():
         assert tool.name == name == tool.schema()["name"] and tool.schema()["description"]
+        assert tool.about and "\n" not in tool.about
 
 
-def test_only_edit_may_change_files(tools: dict[str, Tool]) -> None:
-    assert {name for name, tool in tools.items() if tool.risk is not Risk.READ} == {"edit"}
+def test_only_edit_may_change_files(tools: dict[str, Tool], context: Context) -> None:
+    risks = {name: tool.permission(tool.parameters(**GOOD[name]), context).risk for name, tool in tools.items()}
+    assert {name for name, risk in risks.items() if risk is not Risk.READ} == {"edit"}
 
 
 @pytest.mark.parametrize(("name", "words"), [("missing", "does not exist"), ("a.py", "is not a directory")])

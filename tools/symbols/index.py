@@ -6,6 +6,7 @@ on disk changed. Must not know how a text is parsed (parsing) or a file chosen (
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import PurePosixPath
 
 from pydantic import Field
@@ -15,7 +16,8 @@ from holdfast.tools.files import count, open_text
 from holdfast.tools.symbols.definitions import Symbol
 from holdfast.tools.symbols.languages import GRAMMARS, UNREAD_SUFFIXES
 from holdfast.tools.symbols.parsing import NotParsed, Parser
-from holdfast.tools.tool import Arguments, unlisted
+from holdfast.tools.threads import threaded
+from holdfast.tools.tool import Arguments, Context, Tool, reads, unlisted
 from holdfast.tools.walk.skipped import MAX_NAMED, Skipped
 from holdfast.tools.walk.walk import MAX_SOURCE_BYTES, TOO_LARGE, FileVersion, SourceEntry, SourceTree
 from holdfast.tools.workspace.workspace import Workspace, decode
@@ -151,18 +153,18 @@ def _ends_with(symbol: Symbol, name: str) -> bool:
     return ("." + symbol.name.lower()).endswith("." + name.lower())
 
 
-def outline(index: SymbolIndex, args: OutlineArguments, cancellation: Cancellation) -> str:
+def outline(index: SymbolIndex, args: OutlineArguments, context: Context) -> str:
     """Symbols of one file in file order as `{line} {kind} {name}`, at most `limit` from `start` on."""
-    file = open_text(index.workspace, args.path, cancellation)
+    file = open_text(context.workspace, args.path, context.cancelled)
     suffix = PurePosixPath(file.path).suffix
     if suffix not in GRAMMARS:
         what = f"{suffix} files" if suffix else "files without a suffix"
         raise ToolError(f"no outline for {what}")
     try:
-        symbols = index.parser.symbols(file.path, file.text, cancellation)
+        symbols = index.parser.symbols(file.path, file.text, context.cancelled)
     except NotParsed as e:
         raise ToolError(f"no outline for {file.path}: it {e}; read it instead") from None
-    index.workspace.note_shown(file)
+    context.workspace.note_shown(file)
     if not symbols:
         return f"{file.path}: no symbols"
     check_start(args.start, len(symbols), file.path, "symbol")
@@ -172,12 +174,12 @@ def outline(index: SymbolIndex, args: OutlineArguments, cancellation: Cancellati
     return "\n".join(lines + more(len(symbols), end))
 
 
-def find_symbol(index: SymbolIndex, args: FindSymbolArguments, cancellation: Cancellation) -> str:
+def find_symbol(index: SymbolIndex, args: FindSymbolArguments, context: Context) -> str:
     """Definitions of a name as `{path}:{line} {kind} {name}`, those outside tests first, at most 8 from `start` on."""
     name = args.name.strip().replace("::", ".")
     if not name:
         raise ToolError("name is empty; give the name of a class, function or constant")
-    hits, skipped, unread = index.definitions(name, cancellation)
+    hits, skipped, unread = index.definitions(name, context.cancelled)
     if not hits:
         return "\n".join([f"no symbol named {args.name}{_not_indexed(unread)}", *skipped.lines()])
     check_start(args.start, len(hits), args.name, "definition")
@@ -211,3 +213,24 @@ def check_start(start: int, total: int, what: str, noun: str, plural: str = "") 
 def more(total: int, shown: int) -> list[str]:
     """The last line of a list that was cut after `shown` of its entries."""
     return [f"(+{total - shown} more)"] if total > shown else []
+
+
+def symbol_tools(index: SymbolIndex) -> tuple[Tool, Tool]:
+    """`outline` and `find_symbol`."""
+    outlining = Tool(
+        "outline",
+        "List the classes, functions and constants of a source file.",
+        OutlineArguments,
+        "reads one file of the workspace",
+        reads,
+        threaded(partial(outline, index)),
+    )
+    finding = Tool(
+        "find_symbol",
+        "Find where a class, function or constant is defined.",
+        FindSymbolArguments,
+        "reads the source files of the workspace, and parses those with the name once",
+        reads,
+        threaded(partial(find_symbol, index)),
+    )
+    return outlining, finding

@@ -13,7 +13,7 @@ from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Event, Notice, TurnDone
 from holdfast.agent.session.approvals import Approvals, Policy
 from holdfast.agent.session.session import Session
-from holdfast.tools import ToolCall, run_tool
+from holdfast.tools import Context, run_tool
 
 CONTEXT = 2048
 FACTS = [(f"item{n}", f"box{n * 37 % 90}") for n in range(90)]
@@ -61,7 +61,8 @@ def test_a_session_rolls_past_its_window_over_processes_and_nothing_is_read_twic
                 assert any("left the window" in notice for notice in notices) == (stop == len(FACTS))
                 logs.append(session.log.ids.tolist())
                 if stop == len(FACTS):
-                    found = run_tool(session.toolbox.tools, ToolCall("1", "recall", '{"query": "item3 box21"}'))
+                    tools, context = session.toolbox.tools, Context(session.toolbox.workspace)
+                    found = await run_tool(tools, "recall", '{"query": "item3 box21"}', context)
                     assert found.ok and "box21" in found.output and "turn 4" in found.output
         return logs
 

@@ -6,8 +6,10 @@ The engine is scripted (see scripted_engine): a real model cannot be told to mis
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from holdfast.agent.pocket.oracle import Call, Episode
 from holdfast.agent.session.approvals import Approvals, Ask, Policy
 from holdfast.agent.session.session import UNREAD, Session
 from holdfast.agent.session.turn import SYSTEM_TEXT
-from holdfast.tools import Cancellation
+from holdfast.tools import Context, ToolError
+from holdfast.tools.files import EDIT
+from holdfast.tools.threads import threaded
 from tests.agent.scripted_engine import FAIL, HANG, Reply, ScriptedEngine, calls, make_model, raw, says
 
 pytestmark = pytest.mark.anyio
@@ -75,21 +79,33 @@ async def turn(session: Session, prompt: str = "hello") -> list[Event]:
         return [event async for event in events]
 
 
-async def cancelled_turn(session: Session, is_time: Callable[[Event], bool]) -> list[Event]:
-    """A turn whose task is cancelled a moment after the first event for which `is_time`."""
+async def cancelled_turn(
+    session: Session, is_time: Callable[[Event], bool], begun: asyncio.Event | None = None
+) -> list[Event]:
+    """A turn whose task is cancelled a moment after the first event for which `is_time`, or once what follows it has begun."""
     seen: list[Event] = []
+    waiting: list[asyncio.Future[None]] = []
+
+    async def cancel() -> None:
+        await (begun.wait() if begun else asyncio.sleep(0.02))
+        task.cancel()
 
     async def run() -> None:
         async with aclosing(session.turn("hello")) as events:
             async for event in events:
                 seen.append(event)
                 if is_time(event):
-                    asyncio.get_running_loop().call_later(0.02, task.cancel)
+                    waiting.append(asyncio.ensure_future(cancel()))
 
     task = asyncio.ensure_future(run())
     with pytest.raises(asyncio.CancelledError):
         await task
     return seen
+
+
+def set_work(session: Session, name: str, work: Callable[[Any, Context], Awaitable[str]]) -> None:
+    """Give a tool of this session other work."""
+    session.toolbox.tools = {**session.toolbox.tools, name: replace(session.toolbox.tools[name], work=work)}
 
 
 def engine_of(session: Session) -> ScriptedEngine:
@@ -331,16 +347,19 @@ async def test_an_interrupted_prompt_without_an_answer_is_not_read_later(world: 
 
 async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(world: World) -> None:
     async with world.session(calls("edit", path="a.py", old="fox", new="cat"), says("Done before.")) as session:
-        tool = session.toolbox.tools["edit"]
+        begun = asyncio.Event()
 
-        def slow(arguments: Any, cancellation: Cancellation, run: Callable[..., str] = tool.run) -> str:
-            import time
+        async def slow(arguments: Any, context: Context) -> str:
+            begun.set()
+            while True:  # it does not end early, and what it does then is kept
+                await asyncio.sleep(0.01)
+                try:
+                    context.cancelled.check()
+                except ToolError:
+                    return await EDIT.work(arguments, context)
 
-            time.sleep(0.2)
-            return run(arguments, cancellation)
-
-        object.__setattr__(tool, "run", slow)
-        await cancelled_turn(session, lambda event: event.type == "tool_call")
+        set_work(session, "edit", slow)
+        await cancelled_turn(session, lambda event: event.type == "tool_call", begun)
         assert "cat" in (world.workspace / "a.py").read_text()
         assert logged(session) == ["user", "tool_call", "tool_result", "notice"]
         await turn(session, "did it work?")
@@ -348,12 +367,16 @@ async def test_a_call_that_has_begun_keeps_its_outcome_when_the_turn_is_cut(worl
 
 
 async def test_a_tool_that_would_run_for_ever_ends_when_the_turn_is_cut(world: World) -> None:
-    def endless(arguments: Any, cancellation: Cancellation) -> str:
-        return str(sum(cancellation.checked(itertools.count())))
+    begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def endless(arguments: Any, context: Context) -> str:
+        loop.call_soon_threadsafe(begun.set)
+        return str(sum(context.cancelled.checked(itertools.count())))
 
     async with world.session(calls("search", text="fox"), says("Done.")) as session:
-        object.__setattr__(session.toolbox.tools["search"], "run", endless)
-        await cancelled_turn(session, lambda event: event.type == "tool_call")
+        set_work(session, "search", threaded(endless))
+        await cancelled_turn(session, lambda event: event.type == "tool_call", begun)
+        assert not [thread for thread in threading.enumerate() if "holdfast-tool" in thread.name]
         assert logged(session) == ["user", "tool_call", "tool_result", "notice"]
         await turn(session, "did it work?")
         assert "<tool_result>error: cancelled" in fed_text(session)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.tools import Cancellation, Workspace
+from holdfast.tools import Context, Workspace
 from holdfast.tools.symbols.index import FindSymbolArguments, SymbolIndex, find_symbol
 from holdfast.tools.symbols.parsing import Parser
 from holdfast.tools.walk.walk import SourceTree
@@ -104,11 +104,11 @@ def test_a_file_is_read_and_parsed_again_only_when_it_changed(root: Path, monkey
     monkeypatch.setattr(SourceTree, "read", lambda tree, path: (used.append(path), read(tree, path))[1])
     monkeypatch.setattr(Parser, "symbols", lambda *args: (used.append(args[2]), parse(*args))[1])
     query = FindSymbolArguments(name="f")
-    found = find_symbol(symbols, query, Cancellation())
+    found = find_symbol(symbols, query, Context(symbols.workspace))
     assert used == ["a.py", "def f(): ...\n", "b.py", "def f(): ...\n", "c.py"]
-    assert find_symbol(symbols, query, Cancellation()) == found and len(used) == 5
+    assert find_symbol(symbols, query, Context(symbols.workspace)) == found and len(used) == 5
     write(root, a="class f: ...\n")
-    assert find_symbol(symbols, query, Cancellation()) == "a.py:1 class f\nb.py:1 def f"
+    assert find_symbol(symbols, query, Context(symbols.workspace)) == "a.py:1 class f\nb.py:1 def f"
     assert used[5:] == ["a.py", "class f: ...\n"]
 
 

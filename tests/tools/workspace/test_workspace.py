@@ -1,5 +1,6 @@
 """Promises of confinement: no path, link, device or race reaches a file outside the workspace."""
 
+import asyncio
 import errno
 import gc
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.tools import ToolCall, ToolError, Workspace, run_tool, toolset
+from holdfast.tools import Context, Result, ToolError, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -261,7 +262,12 @@ def test_our_own_files_are_neither_read_nor_edited(root: Path) -> None:
         path.write_text("TOP = 1\n")
     (root / "alias").symlink_to(home)
     os.link(root / "users.json", root / "other.json")
-    tools = toolset(Workspace(root, own=(home, root / "users.json")), lambda query, limit: ())
+    context = Context(Workspace(root, own=(home, root / "users.json")))
+    tools = toolset(context.workspace, lambda query, limit: ())
+
+    def run(name: str, arguments: dict[str, str]) -> Result:
+        return asyncio.run(run_tool(tools, name, json.dumps(arguments), context))
+
     (root / "data").rename(root / "moved")
     for path in ("moved/holdfast/token", "alias/token", "users.json", "other.json", str(root / "users.json")):
         for name, more in (
@@ -270,12 +276,12 @@ def test_our_own_files_are_neither_read_nor_edited(root: Path) -> None:
             ("search", {"text": "TOP"}),
             ("edit", {"old": "1", "new": "2"}),
         ):
-            result = run_tool(tools, ToolCall("1", name, json.dumps({"path": path, **more})))
+            result = run(name, {"path": path, **more})
             assert not result.ok and "TOP" not in result.output, (name, path)
-    found = run_tool(tools, ToolCall("1", "search", '{"text": "TOP"}')).output
+    found = run("search", {"text": "TOP"}).output
     assert "mine.py:1: TOP" in found and "token" not in found and "json" not in found
     (root / "moved" / "holdfast" / "own.py").write_text("TOP = 1\n")
-    assert run_tool(tools, ToolCall("1", "find_symbol", '{"name": "TOP"}')).output == "mine.py:1 const TOP"
+    assert run("find_symbol", {"name": "TOP"}).output == "mine.py:1 const TOP"
     for inside in (root / "moved" / "holdfast", home.parent.parent / "moved" / "holdfast" / "sub"):
         inside.mkdir(exist_ok=True)
         with pytest.raises(ToolError, match="holdfast's own files"):

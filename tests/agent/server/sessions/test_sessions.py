@@ -1,5 +1,6 @@
 """Agent sessions over HTTP: several clients watch and drive one, approvals, fork, rewind, and what users may see."""
 
+import asyncio
 import json
 import socket as sockets
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from holdfast.tools import ToolCall, run_tool
+from holdfast.tools import Context, run_tool
 from tests.agent.real_session import make_workspace
 from tests.agent.server.serving import ASK, KNOWN, TELL, Server, served
 
@@ -315,9 +316,10 @@ def test_a_workspace_replaced_by_a_link_to_another_users_files_is_not_entered(tm
         assert error(ann.post("/v1/sessions", json={"workspace": "\0"})) == (400, "invalid_value")
         # the session that is open has its own directory still
         reading = server.running.service.agent.sessions._open["ann/work"].session.live
-        assert run_tool(reading.tools, ToolCall("1", "read", '{"path": "fetcher.py"}')).ok
-        (places["ann"] / "gone" / "fetcher.py").unlink()
-        assert not run_tool(reading.tools, ToolCall("1", "read", '{"path": "fetcher.py"}')).ok
+        for is_there in (True, False):
+            call = run_tool(reading.tools, "read", '{"path": "fetcher.py"}', Context(reading.workspace))
+            assert asyncio.run(call).ok is is_there
+            (places["ann"] / "gone" / "fetcher.py").unlink(missing_ok=True)
     assert theirs.read_text() == before
 
 
