@@ -107,12 +107,13 @@ class ToolResultGiven(Wire):
 
 
 class ApprovalNeeded(Wire):
-    """The call waits for the user."""
+    """The call waits for the user. `preview` is what it would change, in lines; the event log does not keep it."""
 
     type: Literal["approval_needed"] = "approval_needed"
     id: str
     name: str
     arguments: str
+    preview: tuple[str, ...] = ()
 
 
 class PrefillProgress(Wire):
@@ -179,4 +180,4 @@ Event: TypeAlias = (
 
 def entry(event: Event | UserMessage | Rolled | Shown) -> tuple[str, dict[str, Any]]:
     """An event as the log keeps it: its type and the rest."""
-    return event.type, event.model_dump(mode="json", exclude={"type"})
+    return event.type, event.model_dump(mode="json", exclude={"type", "preview"})

@@ -5,16 +5,18 @@ Owns their output formats. Must not know how a file is opened or made durable (w
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pydantic import Field
 
 from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.matching import Matches, nearest_line
+from holdfast.tools.preview import preview
 from holdfast.tools.threads import threaded
 from holdfast.tools.tool import Arguments, Context, Permission, Risk, Tool, reads, unlisted
 from holdfast.tools.walk.walk import source_entries
-from holdfast.tools.workspace.workspace import MAX_TEXT_BYTES, TextFile, Workspace, split_lines
+from holdfast.tools.workspace.workspace import MAX_TEXT_BYTES, TextFile, Workspace, change_of, split_lines
 
 MAX_LINES_PER_READ = 200
 MAX_LINE_CHARS = 500
@@ -65,11 +67,47 @@ def read(args: ReadArguments, context: Context) -> str:
     return "\n".join(shown)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """An edit that can be made: each match is replaced by `new`, which makes `text`."""
+
+    file: TextFile
+    matches: Matches
+    new: str
+    text: str
+
+    @property
+    def told(self) -> str:
+        return f"{self.file.path}: {count(self.matches.num_apart(), 'replacement')}"
+
+
+def edit_permission(args: EditArguments, context: Context) -> Permission:
+    """Shows the lines that would change; refuses an edit that would fail."""
+    try:
+        planned = _planned(args, context)
+        context.workspace.check_replaceable(planned.file)
+    except ToolError as e:
+        return Permission(Risk.EDIT, refusal=str(e))
+    change = change_of(planned.file, planned.text)
+    lines = preview(planned.file.text, planned.matches.places(), planned.new)
+    head = f"{planned.told}, +{change.added} -{change.removed}"
+    return Permission(Risk.EDIT, (head, *lines), planned.file.digest)
+
+
 def edit(args: EditArguments, context: Context) -> str:
     """Replace `old` by `new` and show the new neighbourhood of the first change.
 
     A line end in `old` matches LF and CRLF; one in `new` becomes the file's own. Raises ToolError unless `old` matches once (or `all`).
     """
+    planned = _planned(args, context)
+    was_linked = context.workspace.replace(planned.file, planned.text)
+    changed = _neighbourhood(planned.text, planned.matches.first, len(planned.new))
+    if was_linked:
+        changed.append(f"({planned.file.path} had another name, a hard link, which keeps the old contents)")
+    return "\n".join([f"edited {planned.told}", *changed])
+
+
+def _planned(args: EditArguments, context: Context) -> Planned:
     if not args.old:
         raise ToolError("old is empty; give the exact text to replace")
     if args.old == args.new:
@@ -77,6 +115,8 @@ def edit(args: EditArguments, context: Context) -> str:
     if "\0" in args.new:
         raise ToolError("new has a NUL character; a text file cannot hold it")
     file = open_text(context.workspace, args.path, context.cancelled)
+    if context.permitted is not None and context.permitted.digest not in (None, file.digest):
+        raise ToolError(f"{file.path} changed on disk since the edit was shown for approval; read it again")
     context.workspace.check_fresh(file)
     matches = Matches(args.old, file.text)
     num_matches = matches.count()
@@ -90,16 +130,7 @@ def edit(args: EditArguments, context: Context) -> str:
     num_chars = len(file.text) + num_replaced * (len(new) - len(args.old))
     if num_chars > max(MAX_TEXT_BYTES, len(file.text)):
         raise ToolError(f"{file.path} would grow to {num_chars} characters; the limit is {MAX_TEXT_BYTES}")
-    text = matches.replaced(new)
-    was_linked = context.workspace.replace(file, text)
-    changed = _neighbourhood(text, matches.first, len(new))
-    if was_linked:
-        changed.append(f"({file.path} had another name, a hard link, which keeps the old contents)")
-    return "\n".join([f"edited {file.path}: {count(num_replaced, 'replacement')}", *changed])
-
-
-def edit_permission(args: EditArguments, context: Context) -> Permission:
-    return Permission(Risk.EDIT)
+    return Planned(file, matches, new, matches.replaced(new))
 
 
 def open_text(workspace: Workspace, path: str, cancellation: Cancellation) -> TextFile:

@@ -64,6 +64,11 @@ class Matches:
         """How many there are, one after the other: what `replaced` replaces."""
         return sum(1 for _ in self._starts(len(self._old))) if self._pattern else self._plain.count(self._old)
 
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Where each of them begins and ends in the file."""
+        for start in self._starts(len(self._old)):
+            yield self._place(start), self._place(start + len(self._old))
+
     def replaced(self, new: str) -> str:
         """The text with `new` in place of each."""
         if self._pattern is not None:

@@ -281,7 +281,7 @@ async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
         elif not turn.toolbox.approvals.allows(checked.permission):
             approved = False
             if turn.toolbox.approvals.asks:
-                needed = ApprovalNeeded(**made.model_dump(exclude={"type"}))
+                needed = ApprovalNeeded(**made.model_dump(exclude={"type"}), preview=checked.permission.preview)
                 await to_end(turn.log.append, [entry(needed)])
                 yield needed
                 approved = await turn.toolbox.approvals.ask(needed)

@@ -196,9 +196,10 @@ async def ask_person(keyboard: Keyboard, call: ApprovalNeeded) -> bool:
 
 
 def call_lines(call: ApprovalNeeded) -> list[str]:
-    """The whole call, to the last character."""
+    """The whole call, to the last character, and the lines that it would change."""
     arguments = exact(_indented(call.arguments)).split("\n")
-    return [exact(f"{call.name} wants to run with"), *(f"  {line}" for line in arguments)]
+    lines = [*arguments, *map(exact, call.preview)]
+    return [exact(f"{call.name} wants to run with"), *(f"  {line}" for line in lines)]
 
 
 def _indented(arguments: str) -> str:

@@ -165,19 +165,30 @@ class Workspace:
         one. Raises ToolError when the file is read-only, is none that tools edit (`guard`), or no longer has the contents of `old`.
         """
         data = ((BOM if old.has_bom else "") + text).encode()
-        name = _parts(old.path)[-1]
+        with self._replaceable(old) as (parent_fd, fd, before):
+            num_links = os.fstat(fd).st_nlink
+            rewrite(parent_fd, _parts(old.path)[-1], fd, before, data, self._backups)
+        self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
+        self._changes.append(change_of(old, text))
+        return num_links > 1
+
+    def check_replaceable(self, old: TextFile) -> None:
+        """Raise what `replace` would before it writes."""
+        with self._replaceable(old):
+            pass
+
+    @contextmanager
+    def _replaceable(self, old: TextFile) -> Iterator[tuple[int, int, bytes]]:
+        """Descriptors of the directory and the file, and the contents, which are those of `old`."""
         with self._open_directories(old.path) as directories:
             self._guard.check_edit(old.path, self.root, directories)
             with self._open_file(old.path, directories[-1]) as fd:
-                status, before = os.fstat(fd), _read_all(old.path, fd, MAX_TEXT_BYTES)
+                mode, before = os.fstat(fd).st_mode, _read_all(old.path, fd, MAX_TEXT_BYTES)
                 if _digest(before) != old.digest:
                     raise ToolError(f"{old.path} changed on disk since it was read; read it again")
-                if not status.st_mode & 0o222:
-                    raise ToolError(f"{old.path} is read-only; its mode is {stat.S_IMODE(status.st_mode):o}")
-                rewrite(directories[-1], name, fd, before, data, self._backups)
-        self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
-        self._changes.append(_change(old, text))
-        return status.st_nlink > 1
+                if not mode & 0o222:
+                    raise ToolError(f"{old.path} is read-only; its mode is {stat.S_IMODE(mode):o}")
+                yield directories[-1], fd, before
 
     @contextmanager
     def _open_parent(self, path: str) -> Iterator[int]:
@@ -331,6 +342,7 @@ def _read_all(path: str, fd: int, max_bytes: int) -> bytes:
         return f.read(max_bytes)
 
 
-def _change(old: TextFile, text: str) -> Change:
+def change_of(old: TextFile, text: str) -> Change:
+    """What `text` in place of `old` is."""
     before, after = Counter(old.text.splitlines()), Counter(text.splitlines())
     return Change(old.path, (after - before).total(), (before - after).total())

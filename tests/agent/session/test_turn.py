@@ -295,6 +295,37 @@ async def test_nobody_is_asked_about_a_call_that_cannot_run(world: World) -> Non
         assert shape(await turn(session))[-1] == "turn_done"
 
 
+async def test_nobody_is_asked_about_an_edit_that_would_fail(world: World) -> None:
+    async def ask(call: ApprovalNeeded) -> bool:
+        raise AssertionError("asked")
+
+    (world.workspace / "a.py").chmod(0o444)
+    missing = calls("edit", path="a.py", old="wolf", new="cat")
+    locked = calls("edit", path="a.py", old="fox", new="cat")
+    async with world.session(missing, locked, says("ok"), policy=Policy.ASK, ask=ask) as session:
+        assert "approval_needed" not in shape(await turn(session))
+        assert "<tool_result>error: old text not found in a.py" in fed_text(session, 1)
+        assert "<tool_result>error: a.py is read-only" in fed_text(session, 2)
+
+
+async def test_what_was_asked_is_what_runs(world: World) -> None:
+    file, asked = world.workspace / "a.py", []
+
+    async def ask(call: ApprovalNeeded) -> bool:
+        asked.append(call)
+        file.write_text("def fox():\n    return fox(2)\n")
+        return True
+
+    edit = calls("edit", path="a.py", old="fox", new="cat", all=True)
+    async with world.session(edit, says("ok"), policy=Policy.ASK, ask=ask) as session:
+        await turn(session)
+        assert asked[0].preview == ("a.py: 1 replacement, +1 -1", "1 -def fox():", "1 +def cat():")
+        assert "error: a.py changed on disk since the edit was shown for approval; read it again" in fed_text(session)
+        kept = next(e.payload for e in session.live.log.events() if e.type == "approval_needed")
+        assert set(kept) == {"id", "name", "arguments"}
+    assert file.read_text() == "def fox():\n    return fox(2)\n"
+
+
 async def test_a_turn_cut_inside_a_message_goes_on_well_formed(world: World) -> None:
     cut: Reply = [("I was about to", False), HANG]
     async with world.session(cut, says("Yes?")) as session:
