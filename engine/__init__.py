@@ -14,7 +14,6 @@ from holdfast.engine.settings import EngineConfig
 from holdfast.engine.snapshot import PageKey, Snapshot
 from holdfast.engine.state.content_ids import Chain, Roll
 from holdfast.engine.tokenizer import TextStream, Tokenizer, TooManyTokens
-from holdfast.engine.vocab import train_tokenizer
 
 __all__ = [
     "Chain",
@@ -38,6 +37,5 @@ __all__ = [
     "inspect_model",
     "run_bench",
     "run_random_bench",
-    "train_tokenizer",
     "write_checkpoint",
 ]

@@ -32,7 +32,7 @@ HOMES = {
     "triton": ("kernels.gpu",),
     "safetensors": ("engine",),
     "transformers": ("engine",),
-    "tokenizers": ("engine",),
+    "tokenizers": ("engine", "agent.pocket"),  # pocket trains its own, the engine reads any
     "llguidance": ("engine.constraint",),
     "sqlite_utils": ("memory",),
     "tree_sitter": ("tools",),

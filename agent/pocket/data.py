@@ -14,7 +14,8 @@ import numpy as np
 
 from holdfast.agent.pocket.oracle import Episode, make_episode
 from holdfast.agent.pocket.repos import Repo, source_files
-from holdfast.engine import Tokenizer, train_tokenizer
+from holdfast.agent.pocket.vocab import train_tokenizer
+from holdfast.engine import Tokenizer
 
 VOCAB_SIZE = 1536
 TOOLS_TEXT = "Tools: read, outline, find_symbol, search, edit."

@@ -16,7 +16,8 @@ from typing import Any
 import holdfast.agent.app
 from holdfast.agent.cli.main import main
 from holdfast.agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
-from holdfast.engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer, train_tokenizer
+from holdfast.agent.pocket.vocab import train_tokenizer
+from holdfast.engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer
 
 HANG, FAIL = -1, -2  # in a reply: wait until cancelled; raise EngineError
 Reply = list[tuple[str, bool] | int]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.agent.pocket.data import SPECIAL_TOKENS
-from holdfast.engine import EngineError, Tokenizer, TooManyTokens, train_tokenizer
+from holdfast.agent.pocket.vocab import train_tokenizer
+from holdfast.engine import EngineError, Tokenizer, TooManyTokens
 from holdfast.engine.tokenizer import EOS_TEXT
 
 TEXTS = [

@@ -18,7 +18,8 @@ from holdfast.agent.encoding.encode import (
     encode_messages,
 )
 from holdfast.agent.pocket.data import OPENING, SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
-from holdfast.engine import Tokenizer, train_tokenizer
+from holdfast.agent.pocket.vocab import train_tokenizer
+from holdfast.engine import Tokenizer
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures/encoding.json").read_text("utf-8"))["cases"]
 ENCODE_CASES = [case for case in CASES if case["kind"] == "encode"]
