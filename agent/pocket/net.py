@@ -1,7 +1,7 @@
 """A differentiable DeepSeek-V4 for training pocket: whole sequences in float32, parameters under the checkpoint's names.
 
 Owns the training-time forward pass only. The engine computes the same model from the exported checkpoint with
-its own code; no test holds the two against each other yet. Differences that training allows:
+its own code; tests/agent/pocket/test_net.py holds their logits equal. Differences that training allows:
 all experts are computed for every token (their routing weight is zero when not chosen), and attention is dense
 with masks. The indexer learns by matching the attention's own distribution over compressed entries (a KL term).
 """
