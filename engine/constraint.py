@@ -1,7 +1,7 @@
 """What sampled text may be: a JSON schema, a regular expression or a grammar, kept to token by token.
 
 Owns llguidance, and the limits that keep a hostile schema from taking the process: its time, its memory, its stack.
-Knows nothing of logits: a `Matcher` says which token ids may come next. The tokens are the model's own. Control tokens
+Knows nothing of logits: a `Matcher` lists the token ids that may come next. The tokens are the model's own. Control tokens
 are never among them but for those that a constraint names; stop ids are, exactly where the text is complete.
 """
 
@@ -167,7 +167,7 @@ class Matcher:
 
 
 class Compiler:
-    """Compiles constraints one after the other on a thread of its own, whose stack is deep, and keeps the last ones."""
+    """Compiles constraints one after the other on one thread with a deep stack, and caches the last ones."""
 
     def __init__(self, tokenizer: Callable[[], Tokenizer], vocab_size: int):
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
@@ -181,7 +181,7 @@ class Compiler:
     def submit(
         self, constraint: Constraint, stop_ids: frozenset[int], begins: frozenset[int] = frozenset()
     ) -> Future[Matcher]:
-        """A matcher at the start of the constraint, or EngineError: one line that says what is wrong with it."""
+        """A matcher at the start of the constraint, or EngineError: one line with the reason."""
         if not self._is_started:
             usual = threading.stack_size(STACK_BYTES)
             self._worker.submit(int)  # starts the thread
@@ -297,7 +297,7 @@ def _pattern_chars(schema: object) -> int:
 
 
 def _one_line(message: str) -> str:
-    """What llguidance says, without its pictures of the place and its advice to raise our limits."""
+    """The message of llguidance, without its drawing of the position and its advice to raise limits."""
     if TOO_COMPLEX.search(message):
         return "it is too complex: make it smaller or shallower"
     lines = [line.strip() for line in message.replace("<non-verbose/>", "").strip().splitlines()]

@@ -1,4 +1,4 @@
-"""The engine as everybody uses it, and the one place where asyncio meets its thread (`engine/worker.py`).
+"""The engine's public methods, and the one place where asyncio meets its thread (`engine/worker.py`).
 
 A request becomes an async generator here; what the thread does is known only by commands put to it and callbacks posted back.
 """
@@ -92,12 +92,12 @@ class Engine:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether somebody is waiting for the next sampled token. May be asked on any thread."""
+        """Whether a request has begun to sample and is not over. May be called on any thread."""
         return any(request.num_sampled for request in list(self._worker.scheduler.running))
 
     @property
     def pages_in_use(self) -> tuple[int, int]:
-        """How many pages of the pool are held, and how many there are. May be asked on any thread."""
+        """(pages in use, pages in the pool). May be called on any thread."""
         num_pages = self._worker.runner.cache.num_pages
         return num_pages - self._worker.scheduler.pool.num_free, num_pages
 
@@ -176,7 +176,7 @@ class Engine:
         return bool(done)
 
     async def release(self, seq: Sequence) -> None:
-        """End a sequence and free its memory; whatever extends it ends with an error."""
+        """End a sequence and free its memory; a request on it ends with an error."""
         await self._call(lambda: self._worker.scheduler.release(seq))
 
     async def extend(
@@ -316,6 +316,6 @@ def _nothing() -> None:
 
 
 def _settle(future: asyncio.Future[Any], value: object) -> None:
-    """Give a future its result unless whoever waited for it has gone."""
+    """Set a future's result unless it is already done, for example cancelled."""
     if not future.done():
         future.set_result(value)

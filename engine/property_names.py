@@ -1,6 +1,6 @@
-"""`propertyNames` of a JSON schema said by keywords that llguidance knows.
+"""Rewrites `propertyNames` of a JSON schema into keywords that llguidance knows.
 
-What libraries make of a record (`z.record(z.enum([...]), value)`) has it. Where it cannot be said otherwise it stays, and
+What libraries make of a record (`z.record(z.enum([...]), value)`) has it. Where it cannot be rewritten it stays, and
 the schema is refused.
 """
 

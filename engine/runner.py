@@ -1,6 +1,6 @@
 """Runs one step: a plan in, the sampled tokens out. Owns the model and the cache of rank 0.
 
-Whatever changes the cache is told to the other ranks too, before it is done here: they keep the same rows.
+Every change of the cache is first sent to the other ranks, which keep the same rows, and then done here.
 """
 
 import functools
@@ -84,7 +84,7 @@ class Runner:
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
         """Compute the planned tokens; for each request what was sampled after its last waiting token.
 
-        That is nothing (in the middle of a prompt), or one token, or with drafts those that held and the one after.
+        That is nothing (in the middle of a prompt), or one token, or with drafts the accepted ones and the token after them.
         Raises RankLost.
         """
         batch = Batch([(request.seq, count) for request, count in plan], self.cache, self.model.ops)
@@ -131,7 +131,7 @@ class Runner:
         seq.prefix = prefix
 
     def _told(self, seq: Sequence, stored: Stored, missing: list[int]) -> Iterator[bytes]:
-        """The stored pages, each told to the others as it is read."""
+        """The stored pages, each sent to the other ranks as it is read."""
         for number, data in zip(missing, stored.read_pages(missing)):
             self._tell_place("page", data, slot=seq.slot, page=seq.pages[number], number=number)
             yield data
@@ -152,7 +152,7 @@ def _logit_rows(request: Request, segment: Segment) -> range:
 
 
 def _sample(rows: Tensor, request: Request) -> list[int]:
-    """Sample after each draft as long as the one before it held; a stop token is the last."""
+    """Sample after each draft as long as the draft before it was accepted; ends after a stop token."""
     matcher = request.matcher
     if matcher is not None and not matcher.is_free:
         return _sample_allowed(rows, request, matcher)

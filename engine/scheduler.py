@@ -99,7 +99,7 @@ class Scheduler:
         return shares
 
     def commit(self, request: Request, count: int, sampled: list[int]) -> None:
-        """`count` waiting tokens of the request were computed, and `sampled` after them: the guesses that held, one more."""
+        """`count` waiting tokens of the request were computed, and `sampled` after them: the accepted drafts and one token more."""
         seq = request.seq
         seq.num_tokens += count - len(seq.drafts) + max(0, len(sampled) - 1)
         seq.drafts = []

@@ -1,4 +1,4 @@
-"""A live sequence and a request on it: plain data, changed by the scheduler alone."""
+"""A sequence in the engine and a request on it: plain data, changed by the engine's thread and, while it loads, a loader's."""
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items

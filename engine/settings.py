@@ -15,7 +15,7 @@ class EngineConfig:
     """How to run a model. `memory_bytes` bounds the page pool (None: 1 GiB, or most of a GPU's free memory) and
     `prefill_chunk` a prefill step (None: 512 tokens, 4,096 on a GPU); `max_context` None is what the model and the pool allow.
 
-    `ranks` processes share the columns of the model's weights, each with a page pool of its own; `threads` are those of one rank.
+    `ranks` processes share the columns of the model's weights, each with its own page pool; `threads` are those of one rank.
     The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
     Sequences of several owners share the beginning that is in `public_ids`, and nothing else.
     """

@@ -37,7 +37,7 @@ class PageKey:
 
 @dataclass
 class Snapshot:
-    """The state of a sequence at one position, held still while it is written. Use it as a context manager.
+    """The state of a sequence at one position; its pages stay unchanged until it is closed. Use it as a context manager.
 
     `pages` are the full pages still in the window, `prefix` those of a moved prefix; `page_data` makes the bytes of one.
     """
@@ -61,7 +61,7 @@ class Snapshot:
 def snapshot(cache: Cache, seq: Sequence, is_followed: bool, drop: Callable[[], None]) -> Snapshot:
     """The state of an idle sequence in the cache; `drop` lets its pages go.
 
-    It ends before the last token, because whoever goes on feeds that one again: sampling needs its logits. If it
+    It ends before the last token, because a resumed sequence feeds that one again: sampling needs its logits. If it
     `is_followed` by tokens that the sequence does not know yet, it ends after it.
     """
     position = seq.num_tokens

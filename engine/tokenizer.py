@@ -1,6 +1,6 @@
 """Text to token ids and back, over a checkpoint's `tokenizer.json`.
 
-Owns the rule that text is inert: `encode` never yields a control token, whatever the text says, because it runs on a
+Owns the rule that text is inert: `encode` never yields a control token, independent of the text, because it runs on a
 copy of the tokenizer that has no added tokens. Only `encode_protocol`, for text the program itself wrote, knows them.
 """
 
@@ -42,7 +42,7 @@ class TooManyTokens(EngineError):
 
 
 class Tokenizer:
-    """`encode` is for anybody's text, `encode_protocol` for our own; both give ids that `decode` turns back."""
+    """`encode` is for text from outside, `encode_protocol` for the chat protocol's own text; `decode` is their inverse."""
 
     def __init__(self, spec: dict):
         """`spec` is the parsed content of a tokenizer.json."""

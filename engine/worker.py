@@ -1,7 +1,7 @@
 """The engine's thread: one plain loop that drains commands, schedules, runs and commits. It knows no event loop.
 
 A failing step ends the requests in it with an error and the engine with them: state half written is not trusted.
-Stored state is read and unpacked on threads of its own, while other sequences run.
+Loader threads read and unpack stored state while other sequences run.
 """
 
 import queue
@@ -33,7 +33,8 @@ class Worker:
     for other threads.
 
     `deliver` gets what `post` has collected in a step; `ask_to_park` asks an idle sequence's owner to give its memory
-    back, False when nobody can be asked; `on_compile(number, total)` is delivered before a CPU kernel is compiled. All are called on this thread. Raises EngineError for the configuration.
+    back, and returns False when the sequence has no owner; `on_compile(number, total)` is delivered before a CPU kernel is
+    compiled. All are called on this thread. Raises EngineError for an unusable configuration.
     """
 
     runner: Runner
@@ -141,7 +142,7 @@ class Worker:
             self._deliver(posted)
 
     def _start_load(self, request: Request, missing: list[int]) -> None:
-        """Read the stored state of a sequence, whose memory is taken already, on a thread of its own."""
+        """Read the stored state of a sequence, whose memory is already taken, on a loader thread."""
         seq, cache = request.seq, self.runner.cache
         stored = seq.stored
         assert stored is not None

@@ -53,7 +53,7 @@ CPU = torch.device("cpu")
 
 
 class Ops:
-    """The ops of a model, all of one kind; between them values are whatever arrays that kind works on."""
+    """The ops of a model, all of one kind; values pass between them as the arrays of that kind."""
 
     embed: Callable[..., Any]
     hc_pre: Callable[..., Any]

@@ -1,1 +1,1 @@
-"""Measures the engine, and says what a model directory holds and needs."""
+"""Measures the engine, and reports what a model directory holds and needs."""

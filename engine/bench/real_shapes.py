@@ -76,7 +76,7 @@ def _cut_down(name: str, layers: int | None, experts: int | None) -> ModelConfig
 
 
 def _check_memory(checkpoint: RandomCheckpoint, placement: Placement) -> None:
-    """Raises EngineError for weights that cannot fit; nobody wants to wait minutes for that."""
+    """Raises EngineError for weights that cannot fit, before minutes are spent making them."""
     needed = checkpoint.num_bytes
     if not placement.runs_triton:
         needed = sum(4 * math.prod(spec.shape) for spec in checkpoint.specs.values())
@@ -180,7 +180,7 @@ def _request(seq: Sequence) -> Request:
 
 
 def _ignore(*_: object) -> None:
-    """Nobody takes the tokens."""
+    """Ignore the tokens."""
 
 
 def _save_and_restore(cache: Cache, seq: Sequence, num_pages: int, bandwidth: float) -> Iterator[Row]:

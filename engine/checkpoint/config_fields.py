@@ -112,7 +112,7 @@ def check_rope(yarn: dict[str, Any], main: dict[str, Any], source: str) -> None:
 
 
 def check_derived(config: Any, fields: dict[str, Any], source: str) -> None:
-    """What is said twice is said alike."""
+    """Raises CheckpointError for a field of DERIVED that contradicts the fields it follows from."""
     for name, derive in DERIVED.items():
         value, expected = fields.get(name), derive(config)
         if value is not None and value != expected:

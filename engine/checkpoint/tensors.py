@@ -47,7 +47,7 @@ SAVED_NAMES = (
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What the architecture says of one tensor: its logical shape (FP4 unpacked) and its kind in STORED_DTYPES."""
+    """What the architecture requires of one tensor: its logical shape (FP4 unpacked) and its kind in STORED_DTYPES."""
 
     shape: tuple[int, ...]
     kind: str

@@ -1,4 +1,4 @@
-"""The other ranks of an engine, seen from rank 0: starts their processes, tells them what to do, notices when one ends.
+"""The other ranks of an engine, seen from rank 0: starts their processes, sends them messages, notices when one ends.
 
 A rank hears of every change of its cache in the order in which it is sent: `step` (see `Runner`), `page`, `tail` and
 `prefix`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all do,
@@ -95,7 +95,7 @@ class Ranks:
                 raise self._lost
 
     def send(self, kind: str, fields: dict[str, Any], *arrays: np.ndarray) -> None:
-        """Tell all ranks, in the same order as every other message. Raises RankLost."""
+        """Send a message to all ranks; each receives all messages in one order. Raises RankLost."""
         data = encode(kind, fields, arrays)
         try:
             with self._sending:

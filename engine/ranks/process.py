@@ -1,7 +1,7 @@
 """A rank's process: `python -m holdfast.engine.ranks.process FD`, started by `holdfast.engine.ranks.group` with one end of a socket.
 
-It loads its part of the weights, keeps a cache of the same pages and slots as rank 0, and does what rank 0 says, in
-order. It ends when the socket's other end closes, at once, whatever it is doing.
+It loads its part of the weights, keeps a cache of the same pages and slots as rank 0, and executes the messages of rank 0
+in order. It ends at once when the other end of the socket closes, also in the middle of a message.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from holdfast.kernels.rows import Rows
 
 
 class Rank:
-    """One rank's model and cache, and what rank 0 tells it to do with them."""
+    """One rank's model and cache; executes the messages of rank 0 on them."""
 
     def __init__(
         self, rank: int, ranks: int, directory: str, numerics: str, device: str, page_tokens: int, num_slots: int,
@@ -92,7 +92,7 @@ class Rank:
 
 
 def serve(connection: socket.socket) -> int:
-    """Do what rank 0 says until it has ended; the exit code."""
+    """Execute the messages of rank 0 until it has ended; returns the exit code."""
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     try:
         with connection.makefile("rb") as stream:

@@ -1,8 +1,8 @@
 """The attention state of live sequences: pages of compressed history, and tails of fixed size (V4 spec 3).
 
-Owns the tensors of the page pool and the tail slots; who holds which is the scheduler's. A page holds the compressed rows of `page_tokens` tokens in every layer; a tail
-holds the window rings and the open compressor blocks. Both are addressed by position, so whatever lies past a
-sequence's position is scratch, and taking tokens back is changing a number. Knows nothing of scheduling.
+Owns the tensors of the page pool and the tail slots; the scheduler assigns them to sequences. A page holds the compressed
+rows of `page_tokens` tokens in every layer; a tail holds the window rings and the open compressor blocks. Both are
+addressed by position, so rows past a sequence's position are scratch, and taking tokens back is changing a number. Knows nothing of scheduling.
 """
 
 from dataclasses import dataclass

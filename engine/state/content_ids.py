@@ -2,7 +2,7 @@
 
 A page's id covers everything its rows depend on: the layout (weights, tokenizer, numerics, format), the tokens of the
 page and, through the parent's id, all tokens before it, and every roll: what was dropped changes what later tokens saw.
-What is not public also carries its owner: else the time that a text takes would tell one user what another has said.
+An id that is not public also depends on the owner: else response times would reveal to one user what another has sent.
 """
 
 import hashlib

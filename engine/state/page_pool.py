@@ -1,7 +1,7 @@
 """Who holds which page of the pool, and which full pages are shared.
 
 A page is free, or held by any number of sequences and readers. A *sealed* page is full, will never change and has a
-content id (`chain`): sequences with the same beginning hold the same page. A page that nobody holds is free at once.
+content id (`chain`): sequences with the same beginning hold the same page. A page without a holder is free at once.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ class PagePool:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """`count` free pages, held once; there must be as many. Ascending: neighbours are filled in one go."""
+        """Take `count` free pages, each with one holder; that many must be free. Ascending, so that neighbours are written at once."""
         assert count <= len(self._free), (count, len(self._free))
         pages = sorted(self._free.pop() for _ in range(count))
         for page in pages:
@@ -54,5 +54,5 @@ class PagePool:
         return known
 
     def find(self, page_id: bytes) -> int | None:
-        """The page with that content, if somebody holds it."""
+        """The page with that content, if it is in memory."""
         return self._pages.get(page_id)

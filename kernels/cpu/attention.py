@@ -1,7 +1,7 @@
 """Compiled sibling of holdfast.kernels.attention: tiles of rows against the window and the entries, in one softmax.
 
 A tile's rows share an image of the window rows, which starts at a multiple of 16 positions: the lanes of a sum are then
-the same whatever tile a row is in. What a row may not see has the weight zero, and adds exactly nothing.
+the same in every tile. Positions that a row may not see have weight zero and add exactly zero.
 """
 
 import numpy as np

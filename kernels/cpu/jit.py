@@ -1,7 +1,7 @@
 """Compiles the CPU kernels with numba, where numba is there, and keeps the machine code for the next start.
 
-The only place that imports numba, and the only one that configures it. Without it the kernels stay plain Python that nobody calls
-(`AVAILABLE`). Nothing is compiled or written at import: a kernel is compiled by its first call. numba's own cache would not
+The only module that imports and configures numba. Without numba `AVAILABLE` is False: the kernels stay plain Python and
+are not called; the torch twins run. Nothing is compiled or written at import: a kernel is compiled by its first call. numba's own cache would not
 notice a change in a function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
 """
 
@@ -129,7 +129,8 @@ def on_compile(report: Callable[[], None]) -> Iterator[None]:
 def keep_machine_code() -> str:
     """Let kernels load and store their machine code in the user's cache directory.
 
-    Returns why not, if so: then they are compiled each time. What lies there is run as it is, so nobody else may have written it.
+    Returns why that is not possible (then every start compiles again), or "". Files there are executed without a check,
+    so the directory must be writable by this user alone.
     """
     sources = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
@@ -156,7 +157,7 @@ def _is_stored(compiled: Any) -> bool:
 
 
 def _make_private(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, for this user alone, whatever the umask."""
+    """Make a directory, and those above it that are missing, for this user alone, independent of the umask."""
     for path in reversed([directory, *directory.parents]):
         if not path.exists():
             path.mkdir(mode=0o700, exist_ok=True)  # another process may have been faster

@@ -1,8 +1,8 @@
 """Splits the rows of kernels over the threads that torch is allowed; few rows stay on the calling thread.
 
 Waking a thread costs as much as a small kernel. So kernels of many rows wait, and each thread then runs all of them for
-its share of the rows: `settle` is the barrier. A kernel that reads other rows than its own comes after one, and so
-does whoever looks into an array. Each calling thread has its own waiting kernels.
+its share of the rows: `settle` is the barrier. Call it before a kernel that reads other rows
+than its own, and before Python reads an array. Each calling thread has its own waiting kernels.
 """
 
 import functools
@@ -31,7 +31,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def over_rows(kernel: Callable[..., None], num_rows: int, *args: object) -> None:
-    """kernel(start, stop, *args) for shares of range(num_rows): now, or for many rows when it is settled."""
+    """Run kernel(start, stop, *args) over shares of range(num_rows): few rows now, many at the next `settle`."""
     if num_rows <= SHARE_OF_ROWS or torch.get_num_threads() == 1:
         kernel(0, num_rows, *args)
         return
@@ -42,7 +42,7 @@ def over_rows(kernel: Callable[..., None], num_rows: int, *args: object) -> None
 
 
 def afterwards(kernel: Callable[..., None], *args: object) -> None:
-    """kernel(*args) once all that waits has run."""
+    """Call kernel(*args) after all waiting kernels have run."""
     if _waiting.by_rows:
         _waiting.afterwards.append((kernel, args))
     else:
@@ -50,7 +50,7 @@ def afterwards(kernel: Callable[..., None], *args: object) -> None:
 
 
 def settle() -> None:
-    """Run all that waits."""
+    """Run all waiting kernels."""
     if not _waiting.by_rows:
         return
     num_rows, by_rows, last = _waiting.num_rows, _waiting.by_rows, _waiting.afterwards
