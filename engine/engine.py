@@ -281,7 +281,7 @@ class Engine:
         def run() -> None:
             try:
                 command()
-            except Exception as e:  # whoever asked gets it; the thread serves on
+            except Exception as e:  # the caller gets it; the thread serves on
                 self._worker.post(_settle, done, e)
             else:
                 self._worker.post(_settle, done, None)
@@ -307,7 +307,7 @@ class Engine:
             for function, args in callbacks:
                 self._loop.call_soon(function, *args)  # each by itself: one that fails takes no other along
 
-        if not self._loop.is_closed():  # one that is gone has nobody to tell
+        if not self._loop.is_closed():  # a closed loop has no callers left
             self._loop.call_soon_threadsafe(call)
 
 

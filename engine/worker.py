@@ -153,7 +153,7 @@ class Worker:
                 prefix = PinnedPrefix.empty(cache, self.config.pinned_pages * cache.page_tokens)
                 self.runner.load(seq, stored, missing, prefix)
                 seq.prefix = prefix
-            except Exception as e:  # whoever needed it gets it; the sequence is stored as before
+            except Exception as e:  # the request gets it; the sequence is stored as before
                 error = e
             self._commands.put(lambda: self.scheduler.loaded(request, error))
 
@@ -184,7 +184,7 @@ class Worker:
             return bool(plan)
         except RankLost as e:
             self._fail(e)
-        except Exception as e:  # our bug, or memory: nobody may go on from a half-written state
+        except Exception as e:  # our bug, or memory: no request may go on from a half-written state
             failure = EngineError(f"the engine stopped: {type(e).__name__}: {e}")
             failure.__cause__ = e
             self._fail(failure)

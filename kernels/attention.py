@@ -78,5 +78,5 @@ def softmax_attend(
     weights = [torch.exp(s - top) for s in scores]
     total = torch.exp(sink - top) + torch.cat(weights, 2).sum(2, keepdim=True)
     seen = [mask if len(k) > 1 else mask.any(0, keepdim=True) for k, mask in zip(keys, masks)]
-    values = [k.masked_fill(~mask.unsqueeze(2), 0.0) for k, mask in zip(keys, seen)]  # what nobody sees may be anything
+    values = [k.masked_fill(~mask.unsqueeze(2), 0.0) for k, mask in zip(keys, seen)]  # an unseen row may hold anything
     return torch.stack([num.bf16(p) @ v for p, v in zip(weights, values)]).sum(0) / total

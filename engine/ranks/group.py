@@ -2,7 +2,7 @@
 
 A rank hears of every change of its cache in the order in which it is sent: `step` (see `Runner`), `page`, `tail` and
 `prefix`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all do,
-so that nobody waits for it: an engine has no rank to spare.
+so that no request waits for a lost rank: each rank has a part of every layer.
 """
 
 import os
@@ -142,7 +142,7 @@ class Ranks:
                     self._changed.notify_all()
         code = rank.process.wait()
         with self._changed:
-            if code == LOST_ANOTHER:  # whoever broke the connection is to be named
+            if code == LOST_ANOTHER:  # the rank that broke the connection is to be named
                 self._changed.wait_for(lambda: self._lost or self._is_closing, BLAME_S)
             if self._lost or self._is_closing:
                 return

@@ -105,7 +105,7 @@ def serve(connection: socket.socket) -> int:
                 if message.kind == "connect":
                     send(connection, "connected")
             return 0
-    except Exception as e:  # rank 0 says it to whoever waits
+    except Exception as e:  # rank 0 reports it to the requests
         with contextlib.suppress(OSError):
             send(connection, "error", message=f"{type(e).__name__}: {e}")
         return LOST_ANOTHER if isinstance(e, RankLost) else 1
