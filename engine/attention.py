@@ -25,8 +25,8 @@ from holdfast.kernels.rope import rope_frequencies, rope_table, rotate_
 class Attention:
     """`x` [N, D] in, [N, D] out; one shared key = value head of head_dim channels.
 
-    A rank has some of the query heads and some columns of the output; window rows, entries and the indexer are the same on
-    every rank.
+    A rank has some of the query heads and some columns of the output; window rows, entries and the indexer are the same
+    on every rank.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, ratio: int, numerics: Numerics, ops: Ops):

@@ -31,8 +31,8 @@ class Segment:
 class Step:
     """What the layers see of a step: its rows, and which of them belong to pinned prefixes.
 
-    `host_rows` and the rows of `prefixes` are in main memory; `rows` and `prefix_rows` are the same as arguments of `ops`, made when
-    they are first asked for: a captured graph has its own.
+    `host_rows` and the rows of `prefixes` are in main memory; `rows` and `prefix_rows` are the same as arguments of
+    `ops`, made when they are first asked for: a captured graph has its own.
     """
 
     def __init__(self, rows: Rows, prefixes: list[tuple[PinnedPrefix, Rows]], ops: Ops):

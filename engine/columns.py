@@ -1,7 +1,8 @@
 """One model on several ranks: which part of it a rank computes, and how parts become a whole.
 
-Every large product is shared out by its columns, and columns are only ever put side by side: nothing is added over ranks.
-So where a column's bits do not depend on its neighbours, all ranks hold those of one rank alone, however many they are.
+Every large product is shared out by its columns, and columns are only ever put side by side: nothing is added over
+ranks. So where a column's bits do not depend on its neighbours, all ranks hold those of one rank alone, however many
+they are.
 """
 
 from datetime import timedelta

@@ -1,8 +1,8 @@
 """What sampled text may be: a JSON schema, a regular expression or a grammar, kept to token by token.
 
 Owns llguidance, and the limits that keep a hostile schema from taking the process: its time, its memory, its stack.
-Knows nothing of logits: a `Matcher` lists the token ids that may come next. The tokens are the model's own. Control tokens
-are never among them but for those that a constraint names; stop ids are, exactly where the text is complete.
+Knows nothing of logits: a `Matcher` lists the token ids that may come next. The tokens are the model's own. Control
+tokens are never among them but for those that a constraint names; stop ids are, exactly where the text is complete.
 """
 
 import json
@@ -119,8 +119,8 @@ class Constraint:
 class Matcher:
     """Where one request stands in its constraint. Made by `Compiler`, used on the engine's thread.
 
-    `is_free`: any text may come, until one of the tokens `begins`, with which the constrained text begins. `is_over`: the
-    text is complete and nothing may follow it. `error`: it cannot go on, and is not complete.
+    `is_free`: any text may come, until one of the tokens `begins`, with which the constrained text begins. `is_over`:
+    the text is complete and nothing may follow it. `error`: it cannot go on, and is not complete.
     """
 
     def __init__(

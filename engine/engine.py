@@ -1,6 +1,7 @@
 """The engine's public methods, and the one place where asyncio meets its thread (`engine/worker.py`).
 
-A request becomes an async generator here; what the thread does is known only by commands put to it and callbacks posted back.
+A request becomes an async generator here; what the thread does is known only by commands put to it and callbacks posted
+back.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
 """Decode steps as CUDA graphs: one launch of the whole step instead of about a thousand.
 
-A graph is captured for a number of rows (`BUCKETS`) and for contexts with or without the indexer. It reads where its rows are from fixed
-tensors, which a step fills; rows that a step does not have belong to no segment. Shapes in a graph are those of the longest context,
-lengths are read on the device. Without a GPU the same step runs without a graph, so that the rest can be tested.
+A graph is captured for a number of rows (`BUCKETS`) and for contexts with or without the indexer. It reads where its
+rows are from fixed tensors, which a step fills; rows that a step does not have belong to no segment. Shapes in a graph
+are those of the longest context, lengths are read on the device. Without a GPU the same step runs without a graph, so
+that the rest can be tested.
 """
 
 from collections.abc import Callable

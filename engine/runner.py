@@ -84,8 +84,8 @@ class Runner:
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
         """Compute the planned tokens; for each request what was sampled after its last waiting token.
 
-        That is nothing (in the middle of a prompt), or one token, or with drafts the accepted ones and the token after them.
-        Raises RankLost.
+        That is nothing (in the middle of a prompt), or one token, or with drafts the accepted ones and the token after
+        them. Raises RankLost.
         """
         batch = Batch([(request.seq, count) for request, count in plan], self.cache, self.model.ops)
         wanted = [_logit_rows(request, segment) for (request, _), segment in zip(plan, batch.segments)]

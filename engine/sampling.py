@@ -15,9 +15,9 @@ class SamplingParams:
     """temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 leave everything in. Without a seed, draws are random.
 
     `constraint`: what the sampled text may be. The request ends where nothing may follow, and otherwise by a stop id,
-    which can be sampled only where the text is complete. At `max_tokens` the text is cut. With `begins` any text may come
-    until one of these tokens is sampled, with which the constrained text begins. `never`: tokens that are not sampled
-    where there is no constraint.
+    which can be sampled only where the text is complete. At `max_tokens` the text is cut. With `begins` any text may
+    come until one of these tokens is sampled, with which the constrained text begins. `never`: tokens that are not
+    sampled where there is no constraint.
     """
 
     temperature: float = 0.0

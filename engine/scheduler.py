@@ -1,10 +1,10 @@
 """Which tokens of which sequences the next step computes, and who holds pages and slots.
 
-Owns the queue, the requests that load or run, and the memory. A request is admitted when everything it may need is
-free (a tail slot, pages for its prompt and all tokens it may sample), so an admitted request never waits for memory and
+Owns the queue, the requests that load or run, and the memory. A request is admitted when everything it may need is free
+(a tail slot, pages for its prompt and all tokens it may sample), so an admitted request never waits for memory and
 nothing deadlocks; the others wait in order. When memory is short the sequence that has been idle longest gives way.
-Decodes go into every step; prefill fills the rest of a bounded chunk, which prompts share: a short one does not wait for a
-long one.
+Decodes go into every step; prefill fills the rest of a bounded chunk, which prompts share: a short one does not wait
+for a long one.
 """
 
 from collections import deque

@@ -17,8 +17,8 @@ from holdfast.engine.state.pinned_prefix import PinnedPrefix
 class Stored:
     """A sequence's state outside the engine: what `Engine.start` goes on from.
 
-    `page_ids` are its full pages in order, those of a moved prefix first. The readers are called on a worker thread, and
-    what they raise ends the request that needed the state. Pages that are in memory already are not read.
+    `page_ids` are its full pages in order, those of a moved prefix first. The readers are called on a worker thread,
+    and what they raise ends the request that needed the state. Pages that are in memory already are not read.
     """
 
     chain: Chain
@@ -33,8 +33,9 @@ class Sequence:
     """The live form of a session. Everything past `num_tokens` is scratch.
 
     `token_ids` are all its tokens, sampled ones too; the state covers the first `num_tokens` of them, and lies in the
-    cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved prefix, then
-    those of the window; `dropped_tokens` is the position where the first of them stands. `prefix` are the pinned rows.
+    cache (`slot` >= 0) or in `stored`. `pages` is the page table of what is retained: first those of a moved prefix,
+    then those of the window; `dropped_tokens` is the position where the first of them stands. `prefix` are the pinned
+    rows.
     """
 
     id: int

@@ -13,11 +13,13 @@ FREE_SHARE = 0.8  # of a GPU's free memory; the rest is for the activations of a
 @dataclass(frozen=True)
 class EngineConfig:
     """How to run a model. `memory_bytes` bounds the page pool (None: 1 GiB, or most of a GPU's free memory) and
-    `prefill_chunk` a prefill step (None: 512 tokens, 4,096 on a GPU); `max_context` None is what the model and the pool allow.
+    `prefill_chunk` a prefill step (None: 512 tokens, 4,096 on a GPU); `max_context` None is what the model and the pool
+    allow.
 
-    `ranks` processes share the columns of the model's weights, each with its own page pool; `threads` are those of one rank.
-    The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per step of a lone request; they change its speed, never its tokens.
-    Sequences of several owners share the beginning that is in `public_ids`, and nothing else.
+    `ranks` processes share the columns of the model's weights, each with its own page pool; `threads` are those of one
+    rank. The first `pinned_pages` of a sequence stay when it rolls. `num_drafts` tokens are guessed and verified per
+    step of a lone request; they change its speed, never its tokens. Sequences of several owners share the beginning
+    that is in `public_ids`, and nothing else.
     """
 
     device: str = "auto"

@@ -39,7 +39,8 @@ class PageKey:
 class Snapshot:
     """The state of a sequence at one position; its pages stay unchanged until it is closed. Use it as a context manager.
 
-    `pages` are the full pages still in the window, `prefix` those of a moved prefix; `page_data` makes the bytes of one.
+    `pages` are the full pages still in the window, `prefix` those of a moved prefix; `page_data` makes the bytes of
+    one.
     """
 
     position: int

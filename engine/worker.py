@@ -33,8 +33,8 @@ class Worker:
     for other threads.
 
     `deliver` gets what `post` has collected in a step; `ask_to_park` asks an idle sequence's owner to give its memory
-    back, and returns False when the sequence has no owner; `on_compile(number, total)` is delivered before a CPU kernel is
-    compiled. All are called on this thread. Raises EngineError for an unusable configuration.
+    back, and returns False when the sequence has no owner; `on_compile(number, total)` is delivered before a CPU kernel
+    is compiled. All are called on this thread. Raises EngineError for an unusable configuration.
     """
 
     runner: Runner

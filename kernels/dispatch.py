@@ -1,9 +1,9 @@
 """The one place that chooses which implementation of an op runs.
 
 An op is a torch function, its twin, which is the specification and runs anywhere, and siblings under the same name and
-signature: a function in `holdfast.kernels.cpu` compiled for this machine, and a launcher of Triton kernels in `holdfast.kernels.gpu`.
-Twins take `num`, what `official` numerics round inside. Compiled CPU kernels round nothing but stored rows, Triton kernels
-are `official`.
+signature: a function in `holdfast.kernels.cpu` compiled for this machine, and a launcher of Triton kernels in
+`holdfast.kernels.gpu`. Twins take `num`, what `official` numerics round inside. Compiled CPU kernels round nothing but
+stored rows, Triton kernels are `official`.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """What a model of real shape does on this machine, with random weights and made-up state: `holdfast bench --random flash`.
 
-The state of a long context is filled with rows of the right format instead of being computed, so a million tokens cost no prefill.
-Beside every time stands its floor: the bytes that must be read, or moved, over the copy bandwidth measured in the same run. They are
-counted in the official formats; a CPU has them as float32, which is several times as much.
+The state of a long context is filled with rows of the right format instead of being computed, so a million tokens cost
+no prefill. Beside every time stands its floor: the bytes that must be read, or moved, over the copy bandwidth measured
+in the same run. They are counted in the official formats; a CPU has them as float32, which is several times as much.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """DeepSeek-V4 as the transformers library reads it, loaded from a directory in the official format.
 
-The independent implementation that tests and the bench compare with (it needs the `dev` extra). It runs dequantised weights in float32 and rounds neither activations
-nor state, so it is comparable to `plain` numerics only; it has no MTP block (V4 spec 7.1).
+The independent implementation that tests and the bench compare with (it needs the `dev` extra). It runs dequantised
+weights in float32 and rounds neither activations nor state, so it is comparable to `plain` numerics only; it has no MTP
+block (V4 spec 7.1).
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Which fields config.json may have: those of the official files, of transformers, and of the model's older relatives (V4 spec 1.1).
 
-A field is read by `engine/checkpoint/config.py`, or has one value that changes nothing here, or is refused: none is skipped that another
-program would compute with.
+A field is read by `engine/checkpoint/config.py`, or has one value that changes nothing here, or is refused: none is
+skipped that another program would compute with.
 """
 
 from reprlib import repr as short  # a damaged value must not fill the screen

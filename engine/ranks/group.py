@@ -1,8 +1,8 @@
 """The other ranks of an engine, seen from rank 0: starts their processes, sends them messages, notices when one ends.
 
 A rank hears of every change of its cache in the order in which it is sent: `step` (see `Runner`), `page`, `tail` and
-`prefix`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all do,
-so that no request waits for a lost rank: each rank has a part of every layer.
+`prefix`. Each has a socket; when rank 0 ends in any way its end closes, and they end too. When one of them ends, all
+do, so that no request waits for a lost rank: each rank has a part of every layer.
 """
 
 import os

@@ -1,7 +1,7 @@
 """A rank's process: `python -m holdfast.engine.ranks.process FD`, started by `holdfast.engine.ranks.group` with one end of a socket.
 
-It loads its part of the weights, keeps a cache of the same pages and slots as rank 0, and executes the messages of rank 0
-in order. It ends at once when the other end of the socket closes, also in the middle of a message.
+It loads its part of the weights, keeps a cache of the same pages and slots as rank 0, and executes the messages of rank
+0 in order. It ends at once when the other end of the socket closes, also in the middle of a message.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """The attention state of live sequences: pages of compressed history, and tails of fixed size (V4 spec 3).
 
-Owns the tensors of the page pool and the tail slots; the scheduler assigns them to sequences. A page holds the compressed
-rows of `page_tokens` tokens in every layer; a tail holds the window rings and the open compressor blocks. Both are
-addressed by position, so rows past a sequence's position are scratch, and taking tokens back is changing a number. Knows nothing of scheduling.
+Owns the tensors of the page pool and the tail slots; the scheduler assigns them to sequences. A page holds the
+compressed rows of `page_tokens` tokens in every layer; a tail holds the window rings and the open compressor blocks.
+Both are addressed by position, so rows past a sequence's position are scratch, and taking tokens back is changing a
+number. Knows nothing of scheduling.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ MAX_DRAFTS = 16  # tokens that may be taken back: rings are this much longer tha
 class LayerCache:
     """State of one layer. `ring` and `blocks` are addressed by slot and position, pools by page.
 
-    On a CPU all is float32, rows carry the rounding of their format; on a GPU the ring is bf16, which holds the same values.
+    On a CPU all is float32, rows carry the rounding of their format; on a GPU the ring is bf16, which holds the same
+    values.
     """
 
     number: int

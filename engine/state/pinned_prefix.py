@@ -18,7 +18,8 @@ from holdfast.kernels.rows import Rows
 class PinnedPrefix:
     """Rows of the first `num_tokens` tokens by layer number, float32, neither rotated nor rounded.
 
-    `rows` [num_tokens / ratio, head_dim]; `index_rows` [num_tokens / ratio, index_head_dim], or [0, 0] without an indexer.
+    `rows` [num_tokens / ratio, head_dim]; `index_rows` [num_tokens / ratio, index_head_dim], or [0, 0] without an
+    indexer.
     """
 
     num_tokens: int

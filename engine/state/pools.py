@@ -1,7 +1,7 @@
 """Compressed rows in pages, as they lie in memory: one pool for each kind of row of a layer.
 
-On a CPU rows are float32 that carry the rounding of their format: unpacking them in every step took longer than the rest of it. On a
-GPU they stay packed (`packed_pool.py`). On disk both are the same bytes (`RowFormat`).
+On a CPU rows are float32 that carry the rounding of their format: unpacking them in every step took longer than the
+rest of it. On a GPU they stay packed (`packed_pool.py`). On disk both are the same bytes (`RowFormat`).
 """
 
 import contextlib

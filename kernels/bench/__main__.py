@@ -1,6 +1,7 @@
 """`python -m holdfast.kernels.bench [--json] [--family F ...] [--seconds S] [--out FILE]`: all cases, on the GPU of this machine.
 
-Cases come in order of value: decode at one row first. What the time does not suffice for is named at the end. Exit code 2 without a GPU.
+Cases come in order of value: decode at one row first. What the time does not suffice for is named at the end. Exit code
+2 without a GPU.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Compiles the CPU kernels with numba, where numba is there, and keeps the machine code for the next start.
 
 The only module that imports and configures numba. Without numba `AVAILABLE` is False: the kernels stay plain Python and
-are not called; the torch twins run. Nothing is compiled or written at import: a kernel is compiled by its first call. numba's own cache would not
-notice a change in a function that a kernel calls, so `keep_machine_code` gives it a directory named by all sources of this package.
+are not called; the torch twins run. Nothing is compiled or written at import: a kernel is compiled by its first call.
+numba's own cache would not notice a change in a function that a kernel calls, so `keep_machine_code` gives it a
+directory named by all sources of this package.
 """
 
 import functools

@@ -1,10 +1,11 @@
 """Attention of queries over window rows and compressed entries (V4 spec 2.5, 5.3).
 
-Three launches: gather rows as bf16, attend to them in splits, combine the splits. Split 0 is the window, the others are fixed blocks of
-entries in order, independent of the step: a row has the same splits alone, in a batch and in a prefill chunk, so it has the same bits.
+Three launches: gather rows as bf16, attend to them in splits, combine the splits. Split 0 is the window, the others are
+fixed blocks of entries in order, independent of the step: a row has the same splits alone, in a batch and in a prefill
+chunk, so it has the same bits.
 
-Keys are the 64-row operand of the products and heads the narrow one, so scores and the accumulator are transposed: [keys, heads] and
-[channels, heads].
+Keys are the 64-row operand of the products and heads the narrow one, so scores and the accumulator are transposed:
+[keys, heads] and [channels, heads].
 """
 
 import math

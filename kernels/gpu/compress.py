@@ -53,8 +53,9 @@ def split_products(
 def complete_blocks(mixed: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor, index_pool: Tensor, w: Any) -> None:
     """Write the entries of all blocks that end in these rows, into the pools at the places their pages say.
 
-    mixed float32 [N, 2 * width], ring float32 [slots, length, 2 * width]. Pools are packed (`holdfast.kernels.gpu.pools`), or float32
-    [rows, channels] for rows that are not rounded. w: CompressWeights, all float32 but for freqs.
+    mixed float32 [N, 2 * width], ring float32 [slots, length, 2 * width]. Pools are packed
+    (`holdfast.kernels.gpu.pools`), or float32 [rows, channels] for rows that are not rounded. w: CompressWeights, all
+    float32 but for freqs.
     """
     has_index = len(w.index_norm) > 0
     head_dim, index_dim = len(w.entry_norm), len(w.index_norm)
@@ -120,7 +121,8 @@ def pool_block(
 ):  # fmt: skip
     """Channels FROM ... FROM + DIM of a block: per channel, a softmax over its slots weighs the values; rounded to bf16, zero past DIM.
 
-    With overlap the previous block's slots give their A half and the block's own their B half. Eight slots at a time, in order.
+    With overlap the previous block's slots give their A half and the block's own their B half. Eight slots at a time,
+    in order.
     """
     back = RATIO if OVERLAPS else 0
     channel = tl.arange(0, BLOCK)[None, :]

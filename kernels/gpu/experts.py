@@ -1,8 +1,9 @@
 """The two products of the experts, for rows sorted by expert, and their sum.
 
-Both kernels do the routed experts, whose weights are FP4, and the shared expert, whose weights are FP8 and which takes every row: its
-tiles come first, being the longest. Weights are unpacked to bf16, exactly, and multiplied by rows rounded to e4m3, held in bf16. Weights
-are the operand of 64 rows of the tensor cores, tokens the narrow one, padded to 16. A sum over K is in steps of 128 for any tile.
+Both kernels do the routed experts, whose weights are FP4, and the shared expert, whose weights are FP8 and which takes
+every row: its tiles come first, being the longest. Weights are unpacked to bf16, exactly, and multiplied by rows
+rounded to e4m3, held in bf16. Weights are the operand of 64 rows of the tensor cores, tokens the narrow one, padded to
+16. A sum over K is in steps of 128 for any tile.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """Rows between the values that kernels compute with and the bytes of a pool: functions that kernels call (V4 spec 3.4, 5.2).
 
-All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. Where rows lie is the business of those who call.
+All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. Where rows
+lie is the business of those who call.
 """
 
 from holdfast.kernels.gpu.jit import kernel, tl

@@ -1,13 +1,16 @@
 """FP4 weights in the order in which a tensor core takes them, and how a kernel turns them into bf16.
 
-A tile is 64 rows x 128 columns, 4096 contiguous bytes; the tiles of the same rows follow each other, so that a program streams one run
-of memory. Inside a tile the bytes lie as wgmma spreads its left operand over threads: nothing changes threads after it is unpacked.
+A tile is 64 rows x 128 columns, 4096 contiguous bytes; the tiles of the same rows follow each other, so that a program
+streams one run of memory. Inside a tile the bytes lie as wgmma spreads its left operand over threads: nothing changes
+threads after it is unpacked.
 
-    byte of a tile    [half 2][warp 4][row 8][quad 4][group 4][byte 4]     row    = warp * 16 + half * 8 + row
-    code of 4 bytes   [step 2][half 2][pair 2], pair 0 in the low 16 bits  column = group * 32 + step * 16 + half * 8 + quad * 2 + pair
+    byte of a tile    [half 2][warp 4][row 8][quad 4][group 4][byte 4]     row    = warp * 16 + half * 8 + row code of 4
+    bytes   [step 2][half 2][pair 2], pair 0 in the low 16 bits  column = group * 32 + step * 16 + half * 8 + quad * 2 +
+    pair
 
-Four codes share 16 bits, so placed that shifts and masks give bf16 with the sign in front and the three other bits at 8..6: the value
-times 2^-126, subnormal 0.5 included. Multiplying by the scale, whose byte is kept 126 too large, completes it, exactly.
+Four codes share 16 bits, so placed that shifts and masks give bf16 with the sign in front and the three other bits at
+8..6: the value times 2^-126, subnormal 0.5 included. Multiplying by the scale, whose byte is kept 126 too large,
+completes it, exactly.
 """
 
 from typing import NamedTuple

@@ -1,9 +1,10 @@
 """Linear layers: y = x W^T with FP8 or bf16 weights in the checkpoint's orientation [out, in].
 
-Weights are the 64- or 128-row operand of the tensor cores and tokens the narrow one, padded to 16: one row would waste most of a tile
-the other way round. A sum over K has one shape for any number of rows. K is cut into `SPLITS` parts, a constant of the weight's
-shape, of the whole weight where a rank has some of its outputs; each part is summed in steps of 128, and the parts are added in order. For few rows each part has a program of its own, and
-the last one to arrive adds them up; for many rows one program does one part after the other. So rows have the same bits either way.
+Weights are the 64- or 128-row operand of the tensor cores and tokens the narrow one, padded to 16: one row would waste
+most of a tile the other way round. A sum over K has one shape for any number of rows. K is cut into `SPLITS` parts, a
+constant of the weight's shape, of the whole weight where a rank has some of its outputs; each part is summed in steps
+of 128, and the parts are added in order. For few rows each part has a program of its own, and the last one to arrive
+adds them up; for many rows one program does one part after the other. So rows have the same bits either way.
 """
 
 import functools

@@ -1,9 +1,10 @@
 """Manifold-constrained hyper-connections (V4 spec 2.3, 2.10). Twins: `kernels/hyper.py`.
 
-`hc_pre` takes two launches. The product of the streams with `fn` is long and narrow, so it is cut into many parts along K (`_mix`);
-then one program per row adds the parts up in order and reads the streams again for their weighted sum (`_read`). Between sublayers
-`_mix` also writes the streams, where rows are few: each part then reads all of them. `fn` is float32 and
-the streams are bf16: `fn` enters as the sum of three bf16 values, which holds its 24 bits, so tensor cores form exact products.
+`hc_pre` takes two launches. The product of the streams with `fn` is long and narrow, so it is cut into many parts along
+K (`_mix`); then one program per row adds the parts up in order and reads the streams again for their weighted sum
+(`_read`). Between sublayers `_mix` also writes the streams, where rows are few: each part then reads all of them. `fn`
+is float32 and the streams are bf16: `fn` enters as the sum of three bf16 values, which holds its 24 bits, so tensor
+cores form exact products.
 """
 
 from typing import Any

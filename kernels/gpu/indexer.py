@@ -1,8 +1,9 @@
 """The lightning indexer: which compressed entries a query attends to (V4 spec 2.7).
 
-Scores are rounded to bf16 as in the reference, so they order as 16-bit integers, and the k best are found exactly by counting: how many
-scores have each upper byte, then, within the byte that the k-th best has, each lower byte. Counts are kept per block of entries, so
-every block knows what the blocks before it contribute, and writes its own part of the result in order.
+Scores are rounded to bf16 as in the reference, so they order as 16-bit integers, and the k best are found exactly by
+counting: how many scores have each upper byte, then, within the byte that the k-th best has, each lower byte. Counts
+are kept per block of entries, so every block knows what the blocks before it contribute, and writes its own part of the
+result in order.
 """
 
 import torch

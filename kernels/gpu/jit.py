@@ -1,7 +1,8 @@
 """Where Triton is imported, and the one place that launches its kernels.
 
-Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported), on CPU tensors.
-`compiling` compiles what would be launched, ahead of time for a GPU that need not be there; its tensors may be on torch's meta device.
+Without a GPU the kernels run in Triton's interpreter (TRITON_INTERPRET=1, set before this module is imported), on CPU
+tensors. `compiling` compiles what would be launched, ahead of time for a GPU that need not be there; its tensors may be
+on torch's meta device.
 """
 
 import inspect

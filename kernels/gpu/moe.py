@@ -33,8 +33,8 @@ def pack_experts(w1: Fp4Weight, w3: Fp4Weight, w2: Fp4Weight) -> PackedExperts:
 def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
     """Chosen experts and the shared one: x bf16 [N, D], token ids int32 [N] -> bf16 [N, D].
 
-    w is a MoEWeights with gate bf16 [E, D], bias float32 [E] or [0], tid2eid int32 [V, k] or [0, k], w13 and w2 of `pack_experts`,
-    shared_w13 and shared_w2 Fp8Weight.
+    w is a MoEWeights with gate bf16 [E, D], bias float32 [E] or [0], tid2eid int32 [V, k] or [0, k], w13 and w2 of
+    `pack_experts`, shared_w13 and shared_w2 Fp8Weight.
     """
     if not len(x):
         return torch.empty_like(x)

@@ -1,8 +1,8 @@
 """Packed rows in the page pool, padded so that kernels load 16 bytes at a time.
 
-A key row is its e4m3 channels, its bf16 rope channels, its e8m0 scales (`RowFormat`), then padding to a multiple of 16 bytes: 592 bytes
-at head_dim 512. The index keys of a page of n keys are n rows of codes, then n rows of scales: a scan reads whole runs. On disk rows are
-as `RowFormat` packs them; `pages.py` converts.
+A key row is its e4m3 channels, its bf16 rope channels, its e8m0 scales (`RowFormat`), then padding to a multiple of 16
+bytes: 592 bytes at head_dim 512. The index keys of a page of n keys are n rows of codes, then n rows of scales: a scan
+reads whole runs. On disk rows are as `RowFormat` packs them; `pages.py` converts.
 """
 
 from holdfast.kernels.cache import RowFormat

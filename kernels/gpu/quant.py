@@ -1,7 +1,7 @@
 """Rounding inside kernels: bf16, FP8 e4m3 and FP4 e2m1 with power-of-two scales (V4 spec 5). Twins in `kernels/quant.py`.
 
-Scales come from exponent bits, never from a logarithm. The interpreter truncates where hardware rounds to nearest even, so the casts
-have a branch of plain operations for it; both branches give the same bits.
+Scales come from exponent bits, never from a logarithm. The interpreter truncates where hardware rounds to nearest even,
+so the casts have a branch of plain operations for it; both branches give the same bits.
 """
 
 from holdfast.kernels.gpu.jit import INTERPRETED, kernel, tl

@@ -1,7 +1,8 @@
 """Which experts a row goes to, and the order in which their products are computed: rows sorted by expert, in tiles of one expert.
 
-A pair is one row at one of its experts, number row * k + slot; a row's slots are in ascending order of experts, which is the order in
-which the twin adds them. Sorting is stable and exact integer work: where a pair lies decides nothing about its value.
+A pair is one row at one of its experts, number row * k + slot; a row's slots are in ascending order of experts, which
+is the order in which the twin adds them. Sorting is stable and exact integer work: where a pair lies decides nothing
+about its value.
 """
 
 from typing import Any, NamedTuple
