@@ -77,8 +77,8 @@ class Runner:
         compiles it or loads its machine code."""
         position = 4 * (self.model.config.index_topk + 1)
         pages = [0] * self.cache.pages_for(position + 2)
-        nobody = Sequence(-1, slot=0, token_ids=[0] * (position + 2), num_tokens=position, pages=pages)
-        self._logits(Batch([(nobody, 2)], self.cache, self.model.ops), np.array([1]))
+        filler = Sequence(-1, slot=0, token_ids=[0] * (position + 2), num_tokens=position, pages=pages)
+        self._logits(Batch([(filler, 2)], self.cache, self.model.ops), np.array([1]))
 
     @torch.inference_mode()
     def run(self, plan: list[tuple[Request, int]]) -> list[list[int]]:
