@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
@@ -44,7 +45,7 @@ class TooManyTokens(EngineError):
 class Tokenizer:
     """`encode` is for text from outside, `encode_protocol` for the chat protocol's own text; `decode` is their inverse."""
 
-    def __init__(self, spec: dict):
+    def __init__(self, spec: dict[str, Any]):
         """`spec` is the parsed content of a tokenizer.json."""
         self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._plain = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": []}))
