@@ -46,6 +46,7 @@ def test_the_question_of_the_readme(tmp_path: Path) -> None:
     assert (call["name"], json.loads(call["arguments"])) == ("find_symbol", {"name": "Session.turn"})
     line = 1 + (ROOT / "agent" / "session" / "session.py").read_text().split("async def turn(")[0].count("\n")
     assert answer(events) == f"Session.turn is defined at agent/session/session.py:{line}."
+    assert answer(events) in (ROOT / "README.md").read_text()
 
 
 def test_a_fact_told_in_one_process_is_known_in_the_next(workspace: Path) -> None:
