@@ -321,7 +321,7 @@ async def test_what_was_asked_is_what_runs(world: World) -> None:
         await turn(session)
         assert asked[0].preview == ("a.py: 1 replacement, +1 -1", "1 -def fox():", "1 +def cat():")
         assert "error: a.py changed on disk since the edit was shown for approval; read it again" in fed_text(session)
-        kept = next(e.payload for e in session.live.log.events() if e.type == "approval_needed")
+        kept = next(e.payload for e in session.log.events() if e.type == "approval_needed")
         assert set(kept) == {"id", "name", "arguments"}
     assert file.read_text() == "def fox():\n    return fox(2)\n"
 

@@ -315,7 +315,7 @@ def test_a_workspace_replaced_by_a_link_to_another_users_files_is_not_entered(tm
         assert error(ann.post("/v1/sessions", json={"workspace": str(work)})) == (403, "workspace_forbidden")
         assert error(ann.post("/v1/sessions", json={"workspace": "\0"})) == (400, "invalid_value")
         # the session that is open has its own directory still
-        reading = server.running.service.agent.sessions._open["ann/work"].session.live
+        reading = server.running.service.agent.sessions._open["ann/work"].session.toolbox
         for is_there in (True, False):
             call = run_tool(reading.tools, "read", '{"path": "fetcher.py"}', Context(reading.workspace))
             assert asyncio.run(call).ok is is_there
