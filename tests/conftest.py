@@ -20,9 +20,9 @@ from holdfast.kernels.dispatch import jit  # not from holdfast.kernels.cpu: the 
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background job ignores it, and so would what it starts
+    # a job in the background or of nohup ignores these, and so would every process that a test starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     is_worker = hasattr(session.config, "workerinput")
     num_needed = jit.num_kernels() - 4  # four are for several ranks
     if jit.AVAILABLE and not is_worker and jit.num_stored() < num_needed:

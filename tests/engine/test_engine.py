@@ -65,8 +65,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
+    before = engine_threads()  # of a server that other tests share
     yield
-    assert not [t.name for t in threading.enumerate() if t.name == "holdfast-engine"]
+    assert engine_threads() == before
+
+
+def engine_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "holdfast-engine"]
 
 
 def run_async(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -622,6 +627,7 @@ async def test_pages_that_are_no_whole_blocks_are_refused(directory: Path) -> No
 
 @run_async
 async def test_a_missing_or_damaged_checkpoint_is_refused_and_leaves_no_thread(directory: Path, tmp_path: Path) -> None:
+    before = engine_threads()
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         async with Engine.open(tmp_path / "nowhere"):
             pass
@@ -632,7 +638,7 @@ async def test_a_missing_or_damaged_checkpoint_is_refused_and_leaves_no_thread(d
         async with Engine.open(tmp_path / "cut"):
             pass
     assert shard.name in str(error.value) and "\n" not in str(error.value)
-    assert not [t for t in threading.enumerate() if t.name == "holdfast-engine"]
+    assert engine_threads() == before
     (tmp_path / "cut" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
         async with Engine.open(tmp_path / "cut"):
