@@ -1,6 +1,6 @@
 """Model output back to reasoning, text and tool calls: one strict reference parser and one tolerant streaming parser.
 
-Owns what counts as a delimiter and what is done with a damaged call. Must not know tokens, tools or the loop. It sees
+Owns what counts as a delimiter and what is done with a damaged call. Must not know tools or the loop. It sees
 text only, so a value that spells a stop token ends there, and one that spells a closing parameter tag ends there too.
 """
 
@@ -22,6 +22,7 @@ from holdfast.agent.encoding.encode import (
     USER,
     ThinkingMode,
 )
+from holdfast.engine import Tokenizer
 
 BLOCK = f"\n\n<{DSML}tool_calls"
 INVOKE_END = f"</{DSML}invoke>"
@@ -47,6 +48,12 @@ HEAD_OF_CALL = re.compile(rf'<?{DSML}invoke name="([^"\n｜>]*)">')
 HEAD_OF_PARAMETER = re.compile(rf'\s*<{DSML}parameter name="([^"\n｜>]+)" string="(true|false)">')
 
 Parameter = tuple[str, str, bool]  # name, value as written, whether the value is text
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens of STOPS: the end of sentence, and the user's turn in case the model begins to write it."""
+    user_id = tokenizer.token_id(USER)
+    return frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
 
 
 class ParseError(ValueError):

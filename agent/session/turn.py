@@ -14,8 +14,8 @@ from typing import Any
 
 from holdfast.agent.config import Settings
 from holdfast.agent.encoding.call_grammar import begins_calls, calls_constraint, only_in_calls
-from holdfast.agent.encoding.encode import USER, ProtocolTexts, encode_continuation, encode_messages
-from holdfast.agent.encoding.parse import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed
+from holdfast.agent.encoding.encode import ProtocolTexts, encode_continuation, encode_messages
+from holdfast.agent.encoding.parse import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed, stop_ids
 from holdfast.agent.events import (
     ApprovalNeeded,
     Error,
@@ -110,11 +110,10 @@ class Turn:
     def sampling(self) -> SamplingParams:
         """How the model's next message is sampled: up to its end, with calls that fit the tools."""
         tokenizer, settings = self.window.model.tokenizer, self.settings
-        user_id = tokenizer.token_id(USER)  # in case it begins to write the user's turn
         return SamplingParams(
             temperature=settings.temperature,
             max_tokens=min(settings.max_output_tokens, self.window.model.max_context - self.window.used),
-            stop_ids=frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id}),
+            stop_ids=stop_ids(tokenizer),
             never=only_in_calls(tokenizer),
             constraint=self.calls,
             begins=begins_calls(tokenizer),

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from holdfast.agent.config import Settings
 from holdfast.agent.encoding.call_grammar import NotPossible, begins_calls, calls_constraint, only_in_calls
-from holdfast.agent.encoding.encode import END_THINK, USER
+from holdfast.agent.encoding.encode import END_THINK
+from holdfast.agent.encoding.parse import stop_ids
 from holdfast.agent.server.json import Json, bad
 from holdfast.agent.server.responses.items import Opening
 from holdfast.agent.server.responses.request import Create, constraint_of, forced_call, function_tools, strict_places
@@ -26,8 +27,7 @@ async def sampling_of(
         except EngineError as e:
             raise bad(f"text.format: {e}", "text.format") from None
     tokenizer = engine.tokenizer
-    user_id = tokenizer.token_id(USER)
-    stop_ids = frozenset({tokenizer.eos_id} if user_id is None else {tokenizer.eos_id, user_id})
+    stops = stop_ids(tokenizer)
     params = SamplingParams(
         temperature=temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
@@ -35,8 +35,8 @@ async def sampling_of(
         min_p=request.min_p,
         seed=request.seed,
         max_tokens=min(request.max_output_tokens or settings.max_output_tokens, room),
-        stop_ids=stop_ids,
-        never=tokenizer.special_ids - stop_ids,
+        stop_ids=stops,
+        never=tokenizer.special_ids - stops,
         constraint=constraint,
     )
     return await _with_calls(request, opening.thinking_mode == "thinking", engine, params)
