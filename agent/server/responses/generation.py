@@ -153,24 +153,21 @@ async def _sample(
     first = seq.num_tokens
     end = len(ids) - (plan.params is not None)
     kept = _places_to_keep(record, engine, ids, seq, end)
-    last = end if plan.params is None else kept[-1] if kept else first
-    places = sorted(
-        {*range(len(seq.token_ids) + FEED_TOKENS, last, FEED_TOKENS), *([last] if last > first else []), *kept}
-    )
+    stops = {*kept, end} if plan.params is None else set(kept)  # up to the last it is fed in parts
+    places = sorted(stops | {*range(first + FEED_TOKENS, max(stops, default=0), FEED_TOKENS)})
 
     async def keep() -> None:
         if len(seq.token_ids) in kept:
             await sequences.beginnings.keep(record.owner, seq, is_followed=True)
 
-    writing.is_cut = plan.params is not None
     async with aclosing(generate(engine, seq, ids, plan.params, writing.usage, places, keep)) as items:
         async for item in items:
             if isinstance(item, PrefillProgress):
                 record.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
             elif writing.token(item) or record.steering:
                 return
-    if plan.params is not None:
-        writing.is_cut = not seq.is_complete  # text that is held to a format, and calls, end by themselves
+    # what is only read has no end to come to; text that is held to a format, and calls, end by themselves
+    writing.is_cut = plan.params is not None and not seq.is_complete
 
 
 def _places_to_keep(record: Record, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
