@@ -10,7 +10,7 @@ from collections.abc import Sequence as Items
 from holdfast.agent.events import Usage
 from holdfast.agent.models.model import Stateful
 from holdfast.agent.models.snapshots import UNREADABLE, Keeper
-from holdfast.engine import Roll, Sequence, Stored
+from holdfast.engine import EngineError, Roll, Sequence, Stored
 from holdfast.memory import StoreError
 
 
@@ -51,6 +51,20 @@ class Resume:
             if (seq := await self.loaded(await self._model.start(stored, owner))) is not None:
                 return seq
             unread = stored
+
+    async def park(self, seq: Sequence, branch: int | None) -> bool:
+        """Give the memory of an idle sequence back, and whether its state was stored for a branch first: without a branch,
+        or when it cannot be stored, it will be computed again."""
+        stored: Stored | None = None
+        if branch is not None:
+            try:
+                stored = await self._keeper.save(seq, branch)
+            except StoreError as e:
+                self._tell(str(e))
+            except EngineError:  # it is in use again
+                return False
+        await self._model.park(seq, stored)
+        return stored is not None
 
 
 def _is_same(one: Stored, other: Stored) -> bool:

@@ -16,7 +16,7 @@ from holdfast.agent.models.rolling import droppable, next_roll
 from holdfast.agent.models.snapshots import Keeper, Saves
 from holdfast.agent.threads import to_end
 from holdfast.engine import EngineError, Roll, SamplingParams, Sequence
-from holdfast.memory import SessionLog, StoreError
+from holdfast.memory import SessionLog
 
 MAX_SAVES = 4  # of one session that wait for the disk
 
@@ -135,14 +135,7 @@ class ContextWindow:
 
     async def park(self) -> None:
         """Save the state and give its memory back; when it cannot be saved it will be computed again."""
-        try:
-            stored = await self._keeper.save(self.seq, self._log.session.branch)
-        except StoreError as e:
-            self._tell(str(e))
-            stored = None
-        except EngineError:  # it is in use again
-            return
-        await self.model.park(self.seq, stored)
+        await self._resume.park(self.seq, self._log.session.branch)
 
     async def release(self) -> None:
         """Save what there is, and give the sequence back."""

@@ -16,7 +16,6 @@ from holdfast.agent.server.access import stored_owner
 from holdfast.agent.server.responses.beginnings import Beginnings
 from holdfast.agent.server.responses.response import Record
 from holdfast.engine import Engine, EngineError, Sequence
-from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
 MAX_IDLE = 64
@@ -98,16 +97,10 @@ class Sequences:
     async def park(self, seq: Sequence) -> None:
         """Memory is short: store what this idle sequence holds, or let it be computed again."""
         idle = next((idle for idle in self._idle.values() if idle.seq is seq), None)
-        stored = None
-        if idle is not None and idle.record.is_stored:
-            try:
-                stored = await self._keeper.save(seq, idle.record.branch)
-                idle.is_saved = True
-            except StoreError as e:
-                log.warning("%s", e)
-            except EngineError:  # it is in use again
-                return
-        await self._engine.park(seq, stored)
+        if idle is None or not idle.record.is_stored:
+            await self._resume.park(seq, None)
+        elif await self._resume.park(seq, idle.record.branch):
+            idle.is_saved = True
 
     async def aclose(self) -> None:
         """Save everything that is to be saved."""
