@@ -91,6 +91,7 @@ def test_a_damaged_database_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "home" / "holdfast.db").write_bytes(b"\xa5" * 10_000)
     restore(tmp_path / "home", tmp_path / "backup", replace=True)
     check(tmp_path / "home")
+    assert (tmp_path / "home" / "holdfast.db.replaced-1").read_bytes() == b"\xa5" * 10_000
 
 
 def test_state_that_is_gone_or_damaged_is_left_out(tmp_path: Path) -> None:

@@ -70,5 +70,6 @@ def test_the_terminal_shows_it_before_the_first_prompt(tmp_path: Path, env: dict
     try:
         screen.expect("compiling kernels for this machine, once: ")
         screen.expect("/help")
+        assert screen.process.poll() is None
     finally:
         screen.close()

@@ -63,21 +63,24 @@ def check_events(events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_basic_response(server: Server) -> None:
-    ask(server, input=[USER])
+    assert [item["type"] for item in ask(server, input=[USER])["output"]] == ["message"]
 
 
 def test_system_prompt(server: Server) -> None:
-    ask(server, input=[{"type": "message", "role": "system", "content": "You are a pirate."}, USER])
+    response = ask(server, input=[{"type": "message", "role": "system", "content": "You are a pirate."}, USER])
+    assert response["usage"]["input_tokens"] > ask(server, input=[USER])["usage"]["input_tokens"]
 
 
 def test_multi_turn(server: Server) -> None:
     said = {"type": "message", "role": "assistant", "content": "Hello Alice!"}
-    ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "What is my name?"}])
+    response = ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "What is my name?"}])
+    assert response["usage"]["input_tokens"] > ask(server, input=[USER])["usage"]["input_tokens"]
 
 
 def test_assistant_phase(server: Server) -> None:
     said = {"type": "message", "role": "assistant", "content": "Looking.", "phase": "commentary"}
-    ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "Go on."}])
+    response = ask(server, input=[USER, said, {"type": "message", "role": "user", "content": "Go on."}])
+    assert response["usage"]["input_tokens"] > ask(server, input=[USER])["usage"]["input_tokens"]
 
 
 def test_response_output_phase_schema(server: Server) -> None:
