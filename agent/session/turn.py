@@ -38,7 +38,19 @@ from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import Constraint, SamplingParams
 from holdfast.memory import LoggedEvent, SessionLog
-from holdfast.tools import Budget, CheckedCall, Context, Result, Tool, ToolError, Workspace, check_call, read_call
+from holdfast.tools import (
+    Budget,
+    CheckedCall,
+    Context,
+    Permission,
+    Result,
+    Risk,
+    Tool,
+    ToolError,
+    Workspace,
+    check_call,
+    read_call,
+)
 
 SYSTEM_TEXT = "You are holdfast, a coding agent. Use the tools to read and change the files of this workspace."
 MAX_REFUSED_STEPS = 3  # calls that no tool accepts, in steps on end, before the turn is given up
@@ -266,32 +278,34 @@ def _ending(turn: Turn, step: Step) -> list[Event]:
 
 async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
     """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
-    room = turn.room
+    room, approvals = turn.room, turn.toolbox.approvals
 
     def count_tokens(text: str) -> int:
         return len(turn.window.model.tokenizer.encode(text))
 
     for call, made in zip(step.calls, step.made, strict=True):
-        refusal = None
         context = Context(turn.toolbox.workspace, budget=Budget(room, count_tokens))
-        checked = await check_call(turn.toolbox.tools, call.name, call.arguments_json, context)
-        if call.malformed is not None:
-            refusal = f"error: malformed tool call: {call.malformed}"
-        elif not turn.toolbox.approvals.allows(checked.permission):
-            approved = False
-            if turn.toolbox.approvals.asks:
-                needed = ApprovalNeeded(**made.model_dump(exclude={"type"}), preview=checked.permission.preview)
-                await to_end(turn.log.append, [entry(needed)])
-                yield needed
-                approved = await turn.toolbox.approvals.ask(needed)
-            refusal = None if approved else turn.toolbox.approvals.refusal(call.name)
-        if refusal is None:
+        checked = await _check(turn, call, context)
+        is_allowed = approvals.allows(checked.permission)
+        if not is_allowed and approvals.asks:
+            needed = ApprovalNeeded(**made.model_dump(exclude={"type"}), preview=checked.permission.preview)
+            await to_end(turn.log.append, [entry(needed)])
+            yield needed
+            is_allowed = await approvals.ask(needed)
+        if is_allowed:
             result = await _run(turn, made.id, checked, context)
         else:
-            result = ToolResultGiven(id=made.id, ok=False, output=refusal, refused=call.malformed is None)
+            result = ToolResultGiven(id=made.id, ok=False, output=approvals.refusal(call.name), refused=True)
             await to_end(turn.log.append, [entry(result)])
         room -= count_tokens(result.output)
         yield result
+
+
+async def _check(turn: Turn, call: ToolCallParsed, context: Context) -> CheckedCall:
+    """What the call would do; one that came damaged does nothing, and is told why."""
+    if call.malformed is not None:
+        return CheckedCall(Permission(Risk.READ, refusal=f"malformed tool call: {call.malformed}"))
+    return await check_call(turn.toolbox.tools, call.name, call.arguments_json, context)
 
 
 async def _run(turn: Turn, id_: str, call: CheckedCall, context: Context) -> ToolResultGiven:
