@@ -4,12 +4,20 @@ Owns what counts as a delimiter and what is done with a damaged call. Must not k
 text only, so a value that spells a stop token ends there, and one that spells a closing parameter tag ends there too.
 """
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.agent.encoding.call_ahead import PARAMETER_END, WRAPPERS, CallAhead, Delimiters
+from holdfast.agent.encoding.deltas import (
+    Delta,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallParsed,
+    is_json,
+    json_object,
+    json_text,
+)
 from holdfast.agent.encoding.encode import (
     ASSISTANT,
     BOS,
@@ -26,7 +34,6 @@ from holdfast.engine import Tokenizer
 
 BLOCK = f"\n\n<{DSML}tool_calls"
 INVOKE_END = f"</{DSML}invoke>"
-PARAMETER_END = f"</{DSML}parameter>"
 INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\n')
 PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?){PARAMETER_END}\n', re.DOTALL)
 
@@ -43,9 +50,6 @@ HEADER = re.compile(r'((?:[^">\n｜]|"[^"\n｜]*")*)>')
 ATTRIBUTE = re.compile(r'([\w-]+)\s*=\s*"([^"]*)"')
 LOST_END = re.compile(rf'\n<{DSML}(?:invoke|parameter) name="')
 MAX_SHOWN_CHARS = 60
-WRAPPERS = ("arguments", "input")
-HEAD_OF_CALL = re.compile(rf'<?{DSML}invoke name="([^"\n｜>]*)">')
-HEAD_OF_PARAMETER = re.compile(rf'\s*<{DSML}parameter name="([^"\n｜>]+)" string="(true|false)">')
 
 Parameter = tuple[str, str, bool]  # name, value as written, whether the value is text
 
@@ -58,42 +62,6 @@ def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 class ParseError(ValueError):
     """Text that is not exactly one finished assistant message."""
-
-
-@dataclass(frozen=True)
-class ThinkingDelta:
-    text: str
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCallParsed:
-    """One call; `arguments_json` is always a JSON object. `malformed` says what is wrong with a call not to be run."""
-
-    name: str
-    arguments_json: str
-    malformed: str | None = None
-
-
-@dataclass(frozen=True)
-class ToolCallBegun:
-    """Its name is known. The pieces of its arguments follow, and then the whole call."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class ArgumentsDelta:
-    """A piece of `arguments_json`; all of them together are it."""
-
-    text: str
-
-
-Delta = ThinkingDelta | TextDelta | ToolCallBegun | ArgumentsDelta | ToolCallParsed
 
 
 @dataclass(frozen=True)
@@ -141,40 +109,24 @@ def _strict_calls(text: str, at: int) -> list[tuple[str, str]]:
             key, is_text, value = parameter.groups()
             if key in parameters:
                 raise ParseError(f"parameter {key!r} is given twice")
-            if is_text == "false" and not _is_json(value):
+            if is_text == "false" and not is_json(value):
                 raise ParseError(f"parameter {key!r} is not JSON: {_shown(value)}")
-            parameters[key] = _json(value) if is_text == "true" else value
+            parameters[key] = json_text(value) if is_text == "true" else value
             at = parameter.end()
         if not parameters and text.startswith("\n", at):
             at += 1
         if not text.startswith(f"{INVOKE_END}\n", at):
             raise ParseError(f"expected {INVOKE_END}, got {_shown(text[at:])}")
         at += len(INVOKE_END) + 1
-        calls.append((invoke[1], _object(parameters.items())))
+        calls.append((invoke[1], json_object(parameters.items())))
     if not calls or text[at:] != f"</{DSML}tool_calls>{EOS}":
         raise ParseError(f"expected a call or the end of the block, got {_shown(text[at:])}")
     return calls
 
 
-class _Delimiters:
-    """Finds the first of several strings in a growing text; of those that start together, the longest."""
-
-    def __init__(self, spellings: Iterable[str]):
-        longest_first = sorted(spellings, key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
-        self.max_chars = len(longest_first[0])
-        self.prefixes = {s[:end] for s in longest_first for end in range(1, len(s))}
-
-    def decided(self, text: str, at: int = 0) -> int:
-        """Up to where more text cannot change what is found from `at` on: the rest may still become a delimiter."""
-        first = max(at, len(text) - self.max_chars + 1)
-        return next((i for i in range(first, len(text)) if text[i:] in self.prefixes), len(text))
-
-
-_STOP = _Delimiters(STOPS)
-_PROSE = _Delimiters([*OPENERS, *STRAY])
-_VALUE_END = _Delimiters([PARAMETER_END])
-_INVOKE = _Delimiters([f"<{DSML}invoke", f"{DSML}invoke"])
+_STOP = Delimiters(STOPS)
+_PROSE = Delimiters([*OPENERS, *STRAY])
+_INVOKE = Delimiters([f"<{DSML}invoke", f"{DSML}invoke"])
 
 
 class StreamParser:
@@ -197,7 +149,7 @@ class StreamParser:
         self._ignored = ""  # text of the block since the last call
         self._deltas: list[Delta] = []
         self._in_pieces, self._unwraps = in_pieces, unwraps
-        self._ahead = _CallAhead(unwraps)  # of the call that is being written
+        self._ahead = CallAhead(unwraps)  # of the call that is being written
 
     def feed(self, text: str) -> list[Delta]:
         """What this text completes; nothing after the end."""
@@ -271,12 +223,12 @@ class StreamParser:
         has_calls = any(isinstance(d, ToolCallParsed) for d in self._deltas)
         if not has_calls or re.search(f"(?<!/){DSML}", self._ignored):
             reason = f"the tool block has no complete call: {_shown(self._ignored)}"
-            self._add_call(ToolCallParsed("", _object([("text", _json(self._ignored))]), reason))
+            self._add_call(ToolCallParsed("", json_object([("text", json_text(self._ignored))]), reason))
 
     def _add_call(self, call: ToolCallParsed) -> None:
         if self._in_pieces:
             self._deltas += self._ahead.rest(call)
-            self._ahead = _CallAhead(self._unwraps)
+            self._ahead = CallAhead(self._unwraps)
         self._deltas.append(call)
 
     def _next_call(self, start: int, final: bool) -> tuple[ToolCallParsed, int] | None:
@@ -292,69 +244,6 @@ class StreamParser:
         found = _read_call(buffer[start:], True, self._unwraps)
         assert found is not None, "a final call always has a result"
         return found[0], start + found[1]
-
-
-class _CallAhead:
-    """Reads a call that is still being written, as far as its arguments are certain. At anything unusual it waits for
-    the end: what it has told is always the beginning of what the call turns out to be."""
-
-    def __init__(self, unwraps: bool):
-        self._unwraps = unwraps
-        self._at = 0  # in the call's text: read up to here
-        self._is_begun = self._is_inside = self._waits = False  # inside the value of a text; for the call's end
-        self._keys: list[str] = []
-        self._num_told = 0  # characters of the arguments
-
-    def read(self, buffer: str, start: int) -> list[Delta]:
-        """Of the call that begins at `start`: what is new."""
-        if not self._is_begun:
-            head = HEAD_OF_CALL.match(buffer, start)
-            if head is None:
-                return []
-            self._is_begun, self._at = True, head.end() - start
-            return [ToolCallBegun(head[1]), *self.read(buffer, start)]
-        pieces: list[str] = []
-        while not self._waits and (
-            piece := self._value(buffer, start) if self._is_inside else self._key(buffer, start)
-        ):
-            pieces.append(piece)
-        return self._told("".join(pieces))
-
-    def rest(self, call: ToolCallParsed) -> list[Delta]:
-        """What is still to be told once it is whole."""
-        begun: list[Delta] = [] if self._is_begun else [ToolCallBegun(call.name)]
-        return [*begun, *self._told(call.arguments_json[self._num_told :])]
-
-    def _told(self, text: str) -> list[Delta]:
-        self._num_told += len(text)
-        return [ArgumentsDelta(text)] if text else []
-
-    def _value(self, buffer: str, start: int) -> str:
-        at = start + self._at
-        end = buffer.find(PARAMETER_END, at)
-        self._is_inside = end < 0
-        until = _VALUE_END.decided(buffer, at) if end < 0 else end
-        self._at = until - start + (0 if end < 0 else len(PARAMETER_END))
-        return _json(buffer[at:until])[1:-1] + ("" if end < 0 else '"')
-
-    def _key(self, buffer: str, start: int) -> str:
-        head = HEAD_OF_PARAMETER.match(buffer, start + self._at)
-        if head is None:
-            return ""
-        key, is_text = head[1], head[2] == "true"
-        end = buffer.find(PARAMETER_END, head.end())
-        self._waits = key in self._keys or (self._unwraps and not self._keys and key in WRAPPERS)
-        if self._waits or (end < 0 and not is_text):
-            return ""
-        value = buffer[head.end() : end]
-        if not is_text and not _is_json(value):
-            self._waits = True
-            return ""
-        before = f"{', ' if self._keys else '{'}{_json(key)}: "
-        self._keys.append(key)
-        self._is_inside = is_text
-        self._at = (head.end() if is_text else end + len(PARAMETER_END)) - start
-        return before + ('"' if is_text else value)
 
 
 def _read_call(text: str, final: bool, unwraps: bool) -> tuple[ToolCallParsed, int] | None:
@@ -419,41 +308,20 @@ def _attributes(text: str, at: int, problems: list[str]) -> tuple[dict[str, str]
 def _call(name: str, parameters: list[Parameter], problems: list[str], unwraps: bool) -> ToolCallParsed:
     if unwraps and not problems and len(parameters) == 1 and parameters[0][0] in WRAPPERS:
         value = parameters[0][1].strip()
-        if value.startswith("{") and _is_json(value):  # all arguments in one: what the model means is inside
+        if value.startswith("{") and is_json(value):  # all arguments in one: what the model means is inside
             return ToolCallParsed(name, value)
     arguments: dict[str, str] = {}
     for key, value, is_text in parameters:
         if key in arguments:
             problems.append(f"parameter {key!r} is given twice, again as {_shown(value)}")
             continue
-        if not is_text and not _is_json(value):
+        if not is_text and not is_json(value):
             problems.append(f'parameter {key!r} is not JSON, and text needs string="true": {_shown(value)}')
             is_text = True
         if LOST_END.search(value):
             problems.append(f"parameter {key!r} runs into the next tag, {PARAMETER_END} is missing")
-        arguments[key] = _json(value) if is_text else value
-    return ToolCallParsed(name, _object(arguments.items()), "; ".join(problems) or None)
-
-
-def _object(items: Iterable[tuple[str, str]]) -> str:
-    """A JSON object of keys and values that are JSON already: numbers keep the digits that the model wrote."""
-    return "{" + ", ".join(f"{_json(key)}: {value}" for key, value in items) + "}"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _json(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+        arguments[key] = json_text(value) if is_text else value
+    return ToolCallParsed(name, json_object(arguments.items()), "; ".join(problems) or None)
 
 
 def _shown(text: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from holdfast.agent.config import Settings
 from holdfast.agent.encoding.call_grammar import begins_calls, calls_constraint, only_in_calls
+from holdfast.agent.encoding.deltas import Delta, TextDelta, ThinkingDelta, ToolCallParsed
 from holdfast.agent.encoding.encode import ProtocolTexts, encode_continuation, encode_messages
-from holdfast.agent.encoding.parse import Delta, StreamParser, TextDelta, ThinkingDelta, ToolCallParsed, stop_ids
+from holdfast.agent.encoding.parse import StreamParser, stop_ids
 from holdfast.agent.events import (
     ApprovalNeeded,
     Error,

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.agent.encoding.parse import TextDelta, ThinkingDelta
+from holdfast.agent.encoding.deltas import TextDelta, ThinkingDelta
 from holdfast.agent.events import Usage
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError, Json, bad, unsupported

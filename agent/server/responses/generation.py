@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from holdfast.agent.encoding.deltas import TextDelta
 from holdfast.agent.encoding.encode import USER
-from holdfast.agent.encoding.parse import StreamParser, TextDelta
+from holdfast.agent.encoding.parse import StreamParser
 from holdfast.agent.events import PrefillProgress, Usage
 from holdfast.agent.models.generate import generate
 from holdfast.agent.server.json import Json

@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from holdfast.agent.encoding.parse import ArgumentsDelta, Delta, TextDelta, ThinkingDelta, ToolCallBegun, ToolCallParsed
+from holdfast.agent.encoding.deltas import (
+    ArgumentsDelta,
+    Delta,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallBegun,
+    ToolCallParsed,
+)
 from holdfast.agent.events import Usage
 from holdfast.agent.server.json import Json
 from holdfast.agent.server.responses.items import Opening

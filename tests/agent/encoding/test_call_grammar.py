@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from holdfast.agent.encoding.call_grammar import NotPossible, begins_calls, calls_constraint, only_in_calls
+from holdfast.agent.encoding.deltas import ToolCallParsed
 from holdfast.agent.encoding.encode import EOS
-from holdfast.agent.encoding.parse import StreamParser, ToolCallParsed, parse_completion
+from holdfast.agent.encoding.parse import StreamParser, parse_completion
 from tests.engine.constrained import SMALL, Bench, closed, prompt
 
 

@@ -7,19 +7,16 @@ from typing import Any
 
 import pytest
 
-from holdfast.agent.encoding.encode import DSML, EOS, ProtocolTexts, ThinkingMode, encode_messages
-from holdfast.agent.encoding.parse import (
+from holdfast.agent.encoding.deltas import (
     ArgumentsDelta,
-    Completion,
     Delta,
-    ParseError,
-    StreamParser,
     TextDelta,
     ThinkingDelta,
     ToolCallBegun,
     ToolCallParsed,
-    parse_completion,
 )
+from holdfast.agent.encoding.encode import DSML, EOS, ProtocolTexts, ThinkingMode, encode_messages
+from holdfast.agent.encoding.parse import Completion, ParseError, StreamParser, parse_completion
 
 CASES = json.loads((Path(__file__).parents[2] / "fixtures/encoding.json").read_text("utf-8"))["cases"]
 PARSE_CASES = [case for case in CASES if case["kind"] == "parse"]
