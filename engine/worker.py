@@ -152,7 +152,6 @@ class Worker:
             try:
                 prefix = PinnedPrefix.empty(cache, self.config.pinned_pages * cache.page_tokens)
                 self.runner.load(seq, stored, missing, prefix)
-                seq.prefix = prefix
             except Exception as e:  # the request gets it; the sequence is stored as before
                 error = e
             self._commands.put(lambda: self.scheduler.loaded(request, error))
