@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.agent import VERSION, streams
 from holdfast.agent.cli.options import Parser, add_max_context, add_ranks, add_session_options, port
@@ -36,6 +36,9 @@ from holdfast.agent.config import (
 from holdfast.agent.encoding.encode import EncodingError
 from holdfast.agent.terminal.mode import TerminalMode
 from holdfast.memory import SessionInUse, StoreError
+
+if TYPE_CHECKING:
+    from holdfast.agent.attach.discovery import Server
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 bad usage, 3 a call that was needed was refused, 130 interrupted (Ctrl-C),"
@@ -191,6 +194,13 @@ def _settings(args: argparse.Namespace) -> Settings:
     )
 
 
+def _server(home: Path) -> "Server | None":
+    """The server of this data directory, if one runs."""
+    from holdfast.agent.attach.discovery import find_server  # loads pydantic, which `--version` need not wait for
+
+    return find_server(home)
+
+
 def _talk(args: argparse.Namespace) -> int:
     """`run` has a prompt and does one turn; `chat` has none."""
     can_ask = sys.stdin.isatty() and sys.stderr.isatty() and not args.json
@@ -199,9 +209,7 @@ def _talk(args: argparse.Namespace) -> int:
     if mode and args.prompt is None:
         mode.take()  # before all that takes time: what is typed meanwhile waits in the first prompt
     prompt = None if args.prompt is None else _prompt(args)
-    from holdfast.agent.attach.discovery import find_server
-
-    server = find_server(settings.home)
+    server = _server(settings.home)
     if server is not None and server.model != os.path.realpath(settings.model_dir):
         server = None
     from holdfast.agent.events import Notice
@@ -266,9 +274,7 @@ def _sessions(args: argparse.Namespace) -> int:
     try:
         return timelines.run(args)
     except SessionInUse as e:
-        from holdfast.agent.attach.discovery import find_server
-
-        server = find_server(data_home())
+        server = _server(data_home())
         if server is None:
             raise
         if args.action_name == "move":
