@@ -145,9 +145,11 @@ class Screen:
     def expect(self, text: str, timeout_s: float = 90) -> None:
         """Read on until `text` has come; what came up to it is spent."""
         deadline = time.monotonic() + timeout_s
+        output = select.poll()
+        output.register(self._fd, select.POLLIN)
         while text not in self.seen:
-            left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._fd], [], [], left)[0], f"no {text!r} in {self.seen!r}"
+            left_ms = 1000 * (deadline - time.monotonic())
+            assert left_ms > 0 and output.poll(left_ms), f"no {text!r} in {self.seen!r}"
             try:
                 self.seen += os.read(self._fd, 65536).decode(errors="replace")
             except OSError:
