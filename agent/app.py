@@ -14,7 +14,7 @@ from holdfast.agent.encoding.encode import ProtocolTexts, encode_messages
 from holdfast.agent.events import Notice
 from holdfast.agent.faults import logged
 from holdfast.agent.models.rolling import rolls_of
-from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.models.snapshots import Snapshots
 from holdfast.agent.session.approvals import Approvals, Ask, Policy
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.places import belongs_elsewhere, moved_here
@@ -42,10 +42,16 @@ class App:
     """The engine and the store; `session` opens a timeline on them."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, database: Database, keeper: Keeper, texts: ProtocolTexts,
+        self, settings: Settings, engine: Engine, database: Database, snapshots: Snapshots, texts: ProtocolTexts,
         opening_tokens: int = 0,
     ):  # fmt: skip
-        self.settings, self.engine, self.database, self.keeper, self.texts = settings, engine, database, keeper, texts
+        self.settings, self.engine, self.database, self.snapshots, self.texts = (
+            settings,
+            engine,
+            database,
+            snapshots,
+            texts,
+        )
         self.store = SessionStore(database)
         self.park_other: Callable[[Sequence], Awaitable[None]] | None = None  # for sequences of no session
         # shorter than a page it is not worth finding; at the end of a block of every layer the tail is small
@@ -68,7 +74,7 @@ class App:
         with (
             logged(settings.home),
             closing(database),
-            closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshots,
+            closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshot_store,
         ):
             opening_ids = _opening_ids(settings, texts)
             opening_tokens = len(opening_ids)
@@ -84,8 +90,8 @@ class App:
                     tell(Notice(message=f"compiling kernels for this machine, once: {number} of {total}"))
 
             async with Engine.open(settings.model_dir, config, on_compile) as engine:
-                with closing(Keeper(engine, snapshots)) as keeper:
-                    yield cls(settings, engine, database, keeper, texts, opening_tokens)
+                with closing(Snapshots(engine, snapshot_store)) as snapshots:
+                    yield cls(settings, engine, database, snapshots, texts, opening_tokens)
 
     async def session(
         self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False, owner: str = "",
@@ -110,7 +116,7 @@ class App:
             events = await to_end(log.events)
             directory.set_shown(shown_in(events))
             window = ContextWindow(
-                self.engine, self.keeper, seq, log, rolls_of(events),
+                self.engine, self.snapshots, seq, log, rolls_of(events),
                 save_every=self.settings.save_every, shared_tokens=self._shared_tokens, tell=notices.append,
             )  # fmt: skip
             toolbox = Toolbox(directory, toolset(directory, log.search), approvals)

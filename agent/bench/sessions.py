@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.agent.models.rolling import next_roll
-from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.models.snapshots import Snapshots
 from holdfast.engine import Engine, EngineConfig, SamplingParams, Sequence
 from holdfast.memory import BlobStore, Database, SessionLog, SessionStore, SnapshotStore
 
@@ -73,7 +73,7 @@ def _child(pipe: Connection, work: Any, *args: Any) -> None:
 @dataclass
 class Bench:
     engine: Engine
-    keeper: Keeper
+    snapshots: Snapshots
     sessions: SessionStore
     home: Path
 
@@ -86,11 +86,11 @@ class Bench:
 async def _opened(model: Path, home: Path, max_context: int | None = None) -> AsyncIterator[Bench]:
     async with AsyncExitStack() as stack:
         database = stack.enter_context(closing(Database(home)))
-        snapshots = stack.enter_context(closing(SnapshotStore(database, BlobStore(home))))
+        snapshot_store = stack.enter_context(closing(SnapshotStore(database, BlobStore(home))))
         config = EngineConfig(memory_bytes=MEMORY_BYTES, max_context=max_context, num_drafts=0)  # one token a step
         engine = await stack.enter_async_context(Engine.open(model, config))
-        keeper = stack.enter_context(closing(Keeper(engine, snapshots)))
-        yield Bench(engine, keeper, SessionStore(database), home)
+        snapshots = stack.enter_context(closing(Snapshots(engine, snapshot_store)))
+        yield Bench(engine, snapshots, SessionStore(database), home)
 
 
 def _tokens(engine: Engine, count: int, seed: int = 0) -> list[int]:
@@ -99,7 +99,7 @@ def _tokens(engine: Engine, count: int, seed: int = 0) -> list[int]:
 
 async def _grow(model: Path, home: Path, context: int) -> list[Row]:
     async with _opened(model, home) as bench:
-        engine, keeper, log = bench.engine, bench.keeper, bench.open_log()
+        engine, snapshots, log = bench.engine, bench.snapshots, bench.open_log()
         ids, seq = _tokens(engine, context), await engine.start()
         ends = list(range(SAVE_EVERY, context - LAST_TURNS * LAST_TURN_TOKENS, SAVE_EVERY))
         ends += [context - LAST_TURN_TOKENS * left for left in range(min(LAST_TURNS, context // LAST_TURN_TOKENS))][
@@ -111,15 +111,15 @@ async def _grow(model: Path, home: Path, context: int) -> list[Row]:
             await engine.feed(seq, ids[len(seq.token_ids) : end])
             log.end_turn("done")
             saving = time.perf_counter()
-            await keeper.save(seq, log.session.branch, is_followed=end < context)
+            await snapshots.save(seq, log.session.branch, is_followed=end < context)
             saves.append(time.perf_counter() - saving)
-        usage = keeper.snapshots.usage()
+        usage = snapshots.store.usage()
         pages = sum(f.stat().st_size for f in (home / "blobs" / "pages").iterdir())
         grown = {"row": "grow", "context": context, "seconds": time.perf_counter() - started - sum(saves)}
         saved = {
             "row": "save", "context": context, "durable_points": len(saves), "median_s": statistics.median(saves),
-            "bytes_written": keeper.bytes_written, "bytes_kept": usage.bytes,
-            "written_per_kept": keeper.bytes_written / usage.bytes, "bytes_of_pages": pages,
+            "bytes_written": snapshots.bytes_written, "bytes_kept": usage.bytes,
+            "written_per_kept": snapshots.bytes_written / usage.bytes, "bytes_of_pages": pages,
         }  # fmt: skip
         return [grown, saved]
 
@@ -137,9 +137,9 @@ async def _beside_saving(model: Path, home: Path) -> list[Row]:
         await engine.feed(decoding, _tokens(engine, 1000, seed=1))
         p99, nothing, medians = [], [], []
         for _ in range(ROUNDS):
-            async with _elsewhere(engine) as keeper:
+            async with _elsewhere(engine) as snapshots:
                 before = await _gaps(engine, decoding, BESIDE_TOKENS)
-                saving = await keeper.begin_save(saved, 0)
+                saving = await snapshots.begin_save(saved, 0)
                 assert saving is not None
                 beside = await _gaps(engine, decoding, 8 * BESIDE_TOKENS, saving)
                 await saving
@@ -162,16 +162,16 @@ def _p99(gaps: list[float]) -> float:
 
 
 @asynccontextmanager
-async def _elsewhere(engine: Engine) -> AsyncIterator[Keeper]:
-    """A keeper on an empty data directory: everything has to be written."""
+async def _elsewhere(engine: Engine) -> AsyncIterator[Snapshots]:
+    """`Snapshots` on an empty data directory: everything has to be written."""
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as directory:
         home = Path(directory)
         with (
             closing(Database(home)) as database,
-            closing(SnapshotStore(database, BlobStore(home))) as snapshots,
-            closing(Keeper(engine, snapshots)) as keeper,
+            closing(SnapshotStore(database, BlobStore(home))) as snapshot_store,
+            closing(Snapshots(engine, snapshot_store)) as snapshots,
         ):
-            yield keeper
+            yield snapshots
 
 
 async def _gaps(engine: Engine, seq: Sequence, count: int, beside: "asyncio.Task[Any] | None" = None) -> list[float]:
@@ -226,10 +226,10 @@ async def _go_on(model: Path, home: Path, context: int, resumed: Row, grow_s: fl
 
 async def _resume(bench: Bench, ids: "array[int]", branch: int) -> Row:
     """From files that are not in the page cache to the first token; and how long those files take to read in a row."""
-    engine, keeper = bench.engine, bench.keeper
+    engine, snapshots = bench.engine, bench.snapshots
     _drop_from_page_cache(bench.home)
     started = time.perf_counter()
-    stored = await keeper.find(ids, (), branch)
+    stored = await snapshots.find(ids, (), branch)
     assert stored is not None
     seq = await engine.start(stored)
     await engine.load(seq)
@@ -256,7 +256,7 @@ def _fork(bench: Bench, context: int) -> Row:
     wal = bench.home / "holdfast.db-wal"
     before, started = wal.stat().st_size, time.perf_counter()
     fork = bench.sessions.fork(source)
-    bench.keeper.snapshots.inherit(fork.branch, [(source.branch, context)])
+    bench.snapshots.store.inherit(fork.branch, [(source.branch, context)])
     seconds = time.perf_counter() - started
     return {"row": "fork", "context": context, "seconds": seconds, "bytes_written": wal.stat().st_size - before}
 
@@ -266,7 +266,7 @@ async def _roll(model: Path, home: Path, ids: "array[int]", context: int) -> Row
     async with _opened(model, home, max_context=context + 256) as bench:
         engine = bench.engine
         await _first_token(engine, await engine.start(), [5])
-        stored = await bench.keeper.find(ids, (), 1)
+        stored = await bench.snapshots.find(ids, (), 1)
         seq = await engine.start(stored)
         await engine.feed(seq, ids[len(seq.token_ids) :].tolist())
         more, rolls, computed_before = _tokens(engine, context // ROLLED_SHARE, seed=2), [], seq.num_tokens

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.agent.cli.options import session_name
 from holdfast.agent.config import UsageError, printable, stored_home, workspace_directory
-from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.agent.session.left_behind import CALLS, branch_line, branch_value_of, changed_files, files_line
 from holdfast.agent.session.places import gone, is_gone
 from holdfast.agent.terminal.sanitize import neutral, one_line
@@ -34,22 +34,22 @@ Result = tuple[Any, list[str]]  # for --json, for a person
 
 
 @contextmanager
-def _open_stores() -> Iterator[Stores]:
+def _open_stores() -> Iterator[SessionCatalog]:
     home = stored_home()
     try:
         database = Database(home)
     except OSError as e:
         raise UsageError(f"data directory {home} cannot be used: {e.strerror}; set HOLDFAST_HOME") from None
-    with closing(database), closing(SnapshotStore(database, BlobStore(home))) as snapshots:
+    with closing(database), closing(SnapshotStore(database, BlobStore(home))) as snapshot_store:
         sessions = SessionStore(database)
-        yield Stores(sessions, snapshots, ResponseStore(database, sessions))
+        yield SessionCatalog(sessions, snapshot_store, ResponseStore(database, sessions))
 
 
 def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
     """The parsers below `holdfast sessions`; `run` is what the command line calls with the arguments."""
 
     def command(
-        name: str, action: Callable[[Stores, argparse.Namespace], Result], about: str
+        name: str, action: Callable[[SessionCatalog, argparse.Namespace], Result], about: str
     ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
         parser.set_defaults(command=run, action=action, action_name=name)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if args.action is _verify and value["left"] else 0
 
 
-def _named(stores: Stores, name: str) -> SessionInfo:
+def _named(stores: SessionCatalog, name: str) -> SessionInfo:
     """Raises UsageError that says which there are."""
     found = stores.sessions.find(name)
     if found is None:
@@ -99,7 +99,7 @@ def _named(stores: Stores, name: str) -> SessionInfo:
     return found
 
 
-def _list(stores: Stores, args: argparse.Namespace) -> Result:
+def _list(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     values: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
     damaged = stores.sessions.problems()
@@ -124,7 +124,7 @@ def _list(stores: Stores, args: argparse.Namespace) -> Result:
     return [*values, *answers], [*_table(rows), *lines]
 
 
-def _show(stores: Stores, args: argparse.Namespace) -> Result:
+def _show(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     session = _named(stores, args.name)
     branches, origin = stores.tree(session, with_answers=True), stores.origin(session)
     value = {
@@ -142,7 +142,7 @@ def _show(stores: Stores, args: argparse.Namespace) -> Result:
     return value, lines
 
 
-def _full_turns(stores: Stores, session: SessionInfo, branch: int) -> dict[int, list[str]]:
+def _full_turns(stores: SessionCatalog, session: SessionInfo, branch: int) -> dict[int, list[str]]:
     """All that was said and done in each turn of a branch."""
     lines: dict[int, list[str]] = {}
     for event in stores.sessions.events(session, branch):
@@ -165,13 +165,13 @@ def _event_text(event: LoggedEvent) -> str:
     return ""
 
 
-def _branches(stores: Stores, args: argparse.Namespace) -> Result:
+def _branches(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     tree = stores.tree(_named(stores, args.name))
     values = [branch_value_of(branch) for branch in tree]
     return values, [branch_line(value) for value in values]
 
 
-def _move(stores: Stores, args: argparse.Namespace) -> Result:
+def _move(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     directory = workspace_directory(args.directory)
     session = stores.sessions.move(_named(stores, args.name), str(directory))
     value = {"name": session.name, "workspace": session.workspace}
@@ -196,7 +196,7 @@ def _branch_lines(branch: dict[str, Any], full: dict[int, list[str]] | None) -> 
     return lines
 
 
-def _fork(stores: Stores, args: argparse.Namespace) -> Result:
+def _fork(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     new = stores.fork(_named(stores, args.name), args.turn, args.token, args.new_name)
     branch = next(b for b in stores.sessions.branches(new) if b.is_current)
     value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
@@ -205,7 +205,7 @@ def _fork(stores: Stores, args: argparse.Namespace) -> Result:
     ]
 
 
-def _rewind(stores: Stores, args: argparse.Namespace) -> Result:
+def _rewind(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     session = _named(stores, args.name)
     log = stores.sessions.open(session)
     try:
@@ -231,7 +231,7 @@ def rewound_lines(value: dict[str, Any]) -> list[str]:
     return [f"{value['name']} goes on after {place}", *([files] if files else [])]
 
 
-def _remove(stores: Stores, args: argparse.Namespace) -> Result:
+def _remove(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     freed = stores.remove(_named(stores, args.name))
     value = {"name": args.name, "freed_bytes": freed.num_bytes}
     return value, removed_lines(value)
@@ -241,7 +241,7 @@ def removed_lines(value: dict[str, Any]) -> list[str]:
     return [f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"]
 
 
-def _verify(stores: Stores, args: argparse.Namespace) -> Result:
+def _verify(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     report, damaged, repaired = stores.verify(args.repair)
     forgotten = report.damaged if args.repair else []
     left = [*([] if args.repair else report.damaged), *damaged]
@@ -263,8 +263,8 @@ def _verify(stores: Stores, args: argparse.Namespace) -> Result:
     return value, [*found, f"{checked}: {len(found)} damaged; {end}"]
 
 
-def _collect(stores: Stores, args: argparse.Namespace) -> Result:
-    freed, usage = stores.snapshots.gc(), stores.snapshots.usage()
+def _collect(stores: SessionCatalog, args: argparse.Namespace) -> Result:
+    freed, usage = stores.snapshot_store.gc(), stores.snapshot_store.usage()
     value = {"freed_bytes": freed.num_bytes, "bytes": usage.bytes, "budget": usage.budget}
     return value, [f"{_size(freed.num_bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence as Items
 
 from holdfast.agent.events import Usage
 from holdfast.agent.models.model import Stateful
-from holdfast.agent.models.snapshots import UNREADABLE, Keeper
+from holdfast.agent.models.snapshots import UNREADABLE, Snapshots
 from holdfast.engine import EngineError, Roll, Sequence, Stored
 from holdfast.memory import StoreError
 
@@ -17,8 +17,8 @@ from holdfast.memory import StoreError
 class Resume:
     """`tell` gets a line for each state that could not be read."""
 
-    def __init__(self, model: Stateful, keeper: Keeper, tell: Callable[[str], None]):
-        self._model, self._keeper, self._tell = model, keeper, tell
+    def __init__(self, model: Stateful, snapshots: Snapshots, tell: Callable[[str], None]):
+        self._model, self._snapshots, self._tell = model, snapshots, tell
 
     async def loaded(self, seq: Sequence) -> Sequence | None:
         """The sequence with its state in memory. None, and released, when that cannot be read: if it is damaged it is
@@ -29,7 +29,7 @@ class Resume:
         except (*UNREADABLE, StoreError) as e:
             self._tell(f"{e}; what it held is read again from the token log")
             if isinstance(e, UNREADABLE):
-                await self._keeper.forget(e, seq.stored)
+                await self._snapshots.forget(e, seq.stored)
         except BaseException:
             await self._model.release(seq)
             raise
@@ -40,11 +40,11 @@ class Resume:
         self, ids: Items[int], branch: int, owner: str, rolls: Iterable[Roll] = (), session_id: int | None = None,
         unread: Stored | None = None,
     ) -> Sequence:  # fmt: skip
-        """A sequence with the longest stored state that `ids` begin with, see `Keeper.find`; an empty one where none can
+        """A sequence with the longest stored state that `ids` begin with, see `Snapshots.find`; an empty one where none can
         be read, or only one that could not be read before (`unread`)."""
         while True:
-            stored = await self._keeper.find(ids, rolls, branch, session_id, owner)
-            for note in self._keeper.take_notes():
+            stored = await self._snapshots.find(ids, rolls, branch, session_id, owner)
+            for note in self._snapshots.take_notes():
                 self._tell(note)
             if stored is None or (unread is not None and _is_same(stored, unread)):
                 return await self._model.start(owner=owner)
@@ -58,7 +58,7 @@ class Resume:
         stored: Stored | None = None
         if branch is not None:
             try:
-                stored = await self._keeper.save(seq, branch)
+                stored = await self._snapshots.save(seq, branch)
             except StoreError as e:
                 self._tell(str(e))
             except EngineError:  # it is in use again

@@ -19,11 +19,11 @@ PAUSE_S = 0.25  # so that far fewer than one in a hundred tokens meets a page th
 UNREADABLE = (DamagedBlob, StateError)
 
 
-class Keeper:
+class Snapshots:
     """One per engine. Saves run on threads of their own, beside the engine."""
 
-    def __init__(self, engine: Stateful, snapshots: SnapshotStore):
-        self.engine, self.snapshots = engine, snapshots
+    def __init__(self, engine: Stateful, store: SnapshotStore):
+        self.engine, self.store = engine, store
         self.bytes_written = 0
         self._writer = ThreadPoolExecutor(WRITERS, "holdfast-save")
 
@@ -46,7 +46,7 @@ class Keeper:
         if writing is None:
             return None
         saved = await writing
-        tail = await asyncio.to_thread(self.snapshots.find, [saved.tail_id])
+        tail = await asyncio.to_thread(self.store.find, [saved.tail_id])
         if tail is None:
             raise StoreError(f"the state at token {saved.position} was removed as soon as it was saved: try again")
         return self._stored(tail, seq.token_ids[: saved.position], self.engine.chain(saved.rolls, seq.chain.owner))
@@ -75,16 +75,16 @@ class Keeper:
         """Drop what turned out to be damaged, so that it is not found again: one page or tail, or where it is not known
         which, everything of a state."""
         if isinstance(error, DamagedBlob):
-            await asyncio.to_thread(self.snapshots.forget_damaged, error.kind, error.id)
+            await asyncio.to_thread(self.store.forget_damaged, error.kind, error.id)
         elif stored is not None:
             tail_id = stored.chain.tail_id(stored.ids, len(stored.ids))
             for kind, id_ in [(TAILS, tail_id), *((PAGES, page_id) for page_id in stored.page_ids)]:
-                await asyncio.to_thread(self.snapshots.forget_damaged, kind, id_)
+                await asyncio.to_thread(self.store.forget_damaged, kind, id_)
 
     def take_notes(self) -> list[str]:
         """Damage that was met since the last call, a line for each."""
-        notes = self.snapshots.notes[:]
-        del self.snapshots.notes[: len(notes)]
+        notes = self.store.notes[:]
+        del self.store.notes[: len(notes)]
         return notes
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Keeper:
             return PageData(key.id, key.parent, key.number, snapshot.page_data(key))
 
         keys = [*snapshot.prefix, *snapshot.pages]
-        missing = self.snapshots.missing_pages([key.id for key in keys])
+        missing = self.store.missing_pages([key.id for key in keys])
         last = snapshot.pages[-1] if snapshot.pages else None
         row = TailRow(
             id=snapshot.tail_id,
@@ -108,19 +108,19 @@ class Keeper:
             position=snapshot.position,
         )
         pages = (page(key) for key in keys if key.id in missing)
-        self.bytes_written += self.snapshots.add(row, snapshot.tail_data(), pages, branch).bytes_written
+        self.bytes_written += self.store.add(row, snapshot.tail_data(), pages, branch).bytes_written
 
     def _find(self, ids: Sequence[int], chain: Chain, branch: int, session_id: int | None) -> Stored | None:
         rolls = chain.rolls
         tails: dict[bytes, tuple[int, bool]] = {}  # id -> position, and whether rolls at just that position are in it
-        for position in self.snapshots.positions(len(ids), session_id):
+        for position in self.store.positions(len(ids), session_id):
             for is_rolled in (True, False):
                 tails.setdefault(chain.tail_id(ids, position, is_rolled), (position, is_rolled))
-        tail = self.snapshots.find(list(tails), session_id)
+        tail = self.store.find(list(tails), session_id)
         if tail is None:
             return None
         if branch:
-            self.snapshots.use(tail.id, branch)
+            self.store.use(tail.id, branch)
         position, is_rolled = tails[tail.id]
         applied = [r for r in rolls if r.position < position or (is_rolled and r.position == position)]
         return self._stored(tail, ids[:position], self.engine.chain(applied, chain.owner))
@@ -130,8 +130,8 @@ class Keeper:
             chain,
             ids,
             tail.page_ids,
-            lambda: self.snapshots.read_tail(tail),
-            lambda numbers: self.snapshots.read_pages(tail, numbers),
+            lambda: self.store.read_tail(tail),
+            lambda numbers: self.store.read_pages(tail, numbers),
         )
 
 
@@ -141,8 +141,8 @@ class Saves:
     A key names what is saved: a response, a position.
     """
 
-    def __init__(self, keeper: Keeper, most: int):
-        self._keeper, self._most = keeper, most
+    def __init__(self, snapshots: Snapshots, most: int):
+        self._snapshots, self._most = snapshots, most
         self._tasks: dict[Hashable, asyncio.Task[Snapshot]] = {}
 
     @property
@@ -153,9 +153,9 @@ class Saves:
         self, key: Hashable, seq: LiveSequence, branch: int, failed: Callable[[str], None],
         is_followed: bool = False, is_urgent: bool = False,
     ) -> bool:  # fmt: skip
-        """Whether there was a state to save: see `Keeper.begin_save`. `failed` is called when it cannot be written."""
+        """Whether there was a state to save: see `Snapshots.begin_save`. `failed` is called when it cannot be written."""
         try:
-            writing = await self._keeper.begin_save(seq, branch, is_followed, is_urgent)
+            writing = await self._snapshots.begin_save(seq, branch, is_followed, is_urgent)
         except EngineError:  # it is in use, or the engine has stopped
             return False
         if writing is None:

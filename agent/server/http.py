@@ -308,7 +308,7 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     if request[USER].name != OWNER:  # sizes of what all users store let one guess what another has said
         raise ApiError(403, "metrics are for the owner of the server", "owner_only")
-    usage = await asyncio.to_thread(service.app.keeper.snapshots.usage)
+    usage = await asyncio.to_thread(service.app.snapshots.store.usage)
     used, pages = service.app.engine.pages_in_use
     gauges = {
         "responses_in_flight": len(service.responses.in_flight()), "responses_in_memory": len(service.responses.records),

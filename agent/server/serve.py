@@ -24,7 +24,7 @@ from holdfast.agent.server.log import PERIOD_S, BoundedHandler
 from holdfast.agent.server.responses.agent_model import AgentModel
 from holdfast.agent.server.responses.service import Service
 from holdfast.agent.server.responses.websocket import SOCKETS, close_all
-from holdfast.agent.server.sessions.hub import LiveSessions
+from holdfast.agent.server.sessions.hub import SessionHub
 from holdfast.agent.server.sessions.routes import SESSIONS, WORKSPACE, routes
 from holdfast.agent.server.translations.chat_completions import create_chat
 from holdfast.agent.server.translations.completions import create_completion
@@ -75,7 +75,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
     with closing(_listening(host, port)) as listener:
         async with (
             App.open(settings, lambda notice: streams.say(notice.message)) as app,
-            LiveSessions.opened(app) as sessions,
+            SessionHub.opened(app) as sessions,
             Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
         ):
             web_app = application(service, access)

@@ -28,11 +28,11 @@ ENDS = {"turn_done": "text", "error": "message"}  # events that end a turn, and 
 
 
 @dataclass(frozen=True)
-class Stores:
+class SessionCatalog:
     """Sessions and their state, of one data directory. Any thread may use it."""
 
     sessions: SessionStore
-    snapshots: SnapshotStore
+    snapshot_store: SnapshotStore
     responses: ResponseStore
 
     def summary(self, session: SessionInfo) -> Value:
@@ -71,7 +71,7 @@ class Stores:
                 for t in self.sessions.turn_list(session, branch.id)
                 if t.number >= first
             ]  # fmt: skip
-            tails = sorted(position for position, _, _ in self.snapshots.tails_of([branch.id]))
+            tails = sorted(position for position, _, _ in self.snapshot_store.tails_of([branch.id]))
             branches.append(
                 {
                     "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn,
@@ -89,18 +89,18 @@ class Stores:
         new = self.sessions.fork(session, turn=turn, position=token, name=name, branch=branch)
         begun = next(b for b in self.sessions.branches(new) if b.is_current)
         source = session.branch if branch is None else branch
-        self.snapshots.inherit(begun.id, self._ancestors(session, source, begun.num_tokens))
+        self.snapshot_store.inherit(begun.id, self._ancestors(session, source, begun.num_tokens))
         return new
 
     def rewound(self, before: SessionInfo, log: SessionLog) -> None:
         """The log has gone back on a new branch: that one finds the state of the branch it grew from."""
-        self.snapshots.inherit(log.session.branch, self._ancestors(before, before.branch, len(log.ids)))
+        self.snapshot_store.inherit(log.session.branch, self._ancestors(before, before.branch, len(log.ids)))
 
     def remove(self, session: SessionInfo) -> Freed:
         """Delete a session that is open nowhere. What forks of it need stays."""
         with making_room(self.sessions.database.home):
             self.sessions.remove(session)
-            return self.snapshots.gc()
+            return self.snapshot_store.gc()
 
     def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
         """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.
@@ -109,7 +109,7 @@ class Stores:
         do the lock files count no more; while they are right, the next loss is noticed by them.
         """
         database = self.sessions.database
-        report = self.snapshots.verify(repair=repair)
+        report = self.snapshot_store.verify(repair=repair)
         found = [*check_indexes(database), *check_records(database, self.sessions, self.responses)]
         if not repair or not found:
             return report, found, []

@@ -55,7 +55,7 @@ def branch_value(branch: BranchInfo, own_events: Iterable[LoggedEvent]) -> dict[
 
 
 def branch_value_of(branch: dict[str, Any]) -> dict[str, Any]:
-    """The same of a branch of `Stores.tree`, as a server sends it."""
+    """The same of a branch of `SessionCatalog.tree`, as a server sends it."""
     turns = branch["turns"]
     last = turns[-1]["number"] if turns else branch["parent_turn"]
     names = ("id", "parent", "parent_turn", "tokens", "is_current")

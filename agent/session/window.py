@@ -13,7 +13,7 @@ from holdfast.agent.models.generate import generate
 from holdfast.agent.models.model import Stateful
 from holdfast.agent.models.resume import Resume, count
 from holdfast.agent.models.rolling import droppable, next_roll
-from holdfast.agent.models.snapshots import Keeper, Saves
+from holdfast.agent.models.snapshots import Saves, Snapshots
 from holdfast.agent.threads import to_end
 from holdfast.engine import EngineError, Roll, SamplingParams, Sequence
 from holdfast.memory import SessionLog
@@ -25,14 +25,18 @@ class ContextWindow:
     """Open as long as its session. `tell` gets what the user should know, a line each."""
 
     def __init__(
-        self, model: Stateful, keeper: Keeper, seq: Sequence, log: SessionLog, rolls: list[Roll],
+        self, model: Stateful, snapshots: Snapshots, seq: Sequence, log: SessionLog, rolls: list[Roll],
         save_every: int, shared_tokens: int, tell: Callable[[str], None],
     ):  # fmt: skip
         """`rolls` are those that the log went through; at `shared_tokens` a new session is saved for others that begin
         alike; afterwards state is saved every `save_every` tokens."""
         self.model, self.seq, self.rolls = model, seq, rolls
         self._log, self._save_every, self._shared_tokens, self._tell = log, save_every, shared_tokens, tell
-        self._keeper, self._resume, self._saves = keeper, Resume(model, keeper, tell), Saves(keeper, MAX_SAVES)
+        self._snapshots, self._resume, self._saves = (
+            snapshots,
+            Resume(model, snapshots, tell),
+            Saves(snapshots, MAX_SAVES),
+        )
         self._saved_at = seq.num_tokens
 
     @property
@@ -77,7 +81,7 @@ class ContextWindow:
     async def share_beginning(self, ids: list[int], usage: Usage) -> None:
         """A new session goes on from the state of another of its owner that began alike, or from the public opening."""
         started, session = time.perf_counter(), self._log.session
-        stored = await self._keeper.find(ids[:-1], (), session.branch, owner=session.owner)
+        stored = await self._snapshots.find(ids[:-1], (), session.branch, owner=session.owner)
         if stored is None or len(stored.ids) < self.model.config.page_tokens:
             return
         shared = await self._resume.loaded(await self.model.start(stored))

@@ -21,7 +21,7 @@ from pathlib import Path
 from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.encoding.encode import ProtocolTexts
-from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.models.snapshots import Snapshots
 from holdfast.engine import Engine
 from holdfast.memory import BlobStore, DamagedBlob, Database, SessionStore, SnapshotStore, StoreError
 from tests.agent.real_session import (
@@ -150,24 +150,24 @@ class Inspector:
         """Sessions, tokens, events, and the state that is stored of each branch."""
         with (
             closing(Database(self.copy)) as database,
-            closing(SnapshotStore(database, BlobStore(self.copy))) as snapshots,
-            closing(Keeper(self.engine, snapshots)) as keeper,
+            closing(SnapshotStore(database, BlobStore(self.copy))) as snapshot_store,
+            closing(Snapshots(self.engine, snapshot_store)) as snapshots,
         ):
             logs = read_logs(database)
             assert logs == self.home.logs, "the logs are not what they were, and nobody said so"
-            reported = snapshots.verify().damaged
+            reported = snapshot_store.verify().damaged
             assert reported or kind not in ("pages", "tails"), "verify found nothing"
             for (_, branch), (ids, _) in logs.items():
-                await self._read_state(keeper, ids, branch)
-            assert snapshots.verify(repair=True).damaged == [] or reported, "damage that nobody reported"
+                await self._read_state(snapshots, ids, branch)
+            assert snapshot_store.verify(repair=True).damaged == [] or reported, "damage that nobody reported"
             return "found in the stored state" if reported else "changed nothing"
 
-    async def _read_state(self, keeper: Keeper, ids: list[int], branch: int) -> None:
-        while (stored := await keeper.find(ids, (), branch)) is not None:
+    async def _read_state(self, snapshots: Snapshots, ids: list[int], branch: int) -> None:
+        while (stored := await snapshots.find(ids, (), branch)) is not None:
             try:
                 tail, pages = stored.read_tail(), list(stored.read_pages(list(range(len(stored.page_ids)))))
             except DamagedBlob as e:
-                await keeper.forget(e, stored)
+                await snapshots.forget(e, stored)
                 continue
             names = [id_.hex() for id_ in stored.page_ids]
             assert dict(zip(names, pages)).items() <= self.home.blobs.items(), "a page is not what was written"
@@ -196,11 +196,11 @@ async def app_on(engine: Engine, home: Path) -> AsyncIterator[App]:
     """As `App.open`, on an engine that is open already."""
     with (
         closing(Database(home)) as database,
-        closing(SnapshotStore(database, BlobStore(home))) as snapshots,
-        closing(Keeper(engine, snapshots)) as keeper,
+        closing(SnapshotStore(database, BlobStore(home))) as snapshot_store,
+        closing(Snapshots(engine, snapshot_store)) as snapshots,
     ):
         settings = Settings(home, POCKET_DIR, max_output_tokens=200)
-        yield App(settings, engine, database, keeper, ProtocolTexts.from_dir(POCKET_DIR))
+        yield App(settings, engine, database, snapshots, ProtocolTexts.from_dir(POCKET_DIR))
 
 
 def flips(home: Home, count: int, rng: random.Random) -> Iterator[tuple[Path, str, Callable[[Path], None]]]:

@@ -23,7 +23,7 @@ import torch
 
 from holdfast.agent.cli.main import main as holdfast
 from holdfast.agent.config import POCKET_DIR
-from holdfast.agent.models.snapshots import Keeper
+from holdfast.agent.models.snapshots import Snapshots
 from holdfast.agent.session.session import Session
 from holdfast.engine import Engine, EngineConfig, SamplingParams, Stored
 from holdfast.engine import Sequence as LiveSequence
@@ -59,11 +59,11 @@ def prompt(engine: Engine, length: int) -> list[int]:
 
 
 @asynccontextmanager
-async def keeping(home: Path) -> AsyncIterator[Keeper]:
-    with closing(Database(home)) as database, closing(SnapshotStore(database, BlobStore(home))) as snapshots:
+async def keeping(home: Path) -> AsyncIterator[Snapshots]:
+    with closing(Database(home)) as database, closing(SnapshotStore(database, BlobStore(home))) as snapshot_store:
         async with Engine.open(POCKET_DIR, EngineConfig()) as engine:
-            with closing(Keeper(engine, snapshots)) as keeper:
-                yield keeper
+            with closing(Snapshots(engine, snapshot_store)) as snapshots:
+                yield snapshots
 
 
 async def extended(engine: Engine, seq: LiveSequence, ids: list[int]) -> list[int]:
@@ -93,27 +93,27 @@ async def run_on(engine: Engine, seq: LiveSequence, again: LiveSequence, ids: li
     return Run(tokens, _hash(logits.numpy().tobytes()), state)
 
 
-async def save_at(keeper: Keeper, length: int) -> tuple[int, Run, list[int]]:
+async def save_at(snapshots: Snapshots, length: int) -> tuple[int, Run, list[int]]:
     """Save after `length` tokens and go on; an uninterrupted run of the same tokens; what the saved one sampled."""
-    engine, ids = keeper.engine, prompt(keeper.engine, length)
+    engine, ids = snapshots.engine, prompt(snapshots.engine, length)
     seq = await engine.start()
     await engine.feed(seq, ids[:length])
-    assert await keeper.save(seq, branch=1, is_followed=True) is not None
+    assert await snapshots.save(seq, branch=1, is_followed=True) is not None
     saved = await extended(engine, seq, ids[length:])
     await engine.release(seq)
     return length, await run_on(engine, await engine.start(), await engine.start(), ids, 0), saved
 
 
-async def found(keeper: Keeper, ids: list[int], length: int) -> Stored:
-    stored = await keeper.find(ids, (), branch=1)
+async def found(snapshots: Snapshots, ids: list[int], length: int) -> Stored:
+    stored = await snapshots.find(ids, (), branch=1)
     assert stored is not None and len(stored.ids) == length, (length, stored and len(stored.ids))
     return stored
 
 
-async def resume_at(keeper: Keeper, length: int) -> tuple[Run, list[int]]:
+async def resume_at(snapshots: Snapshots, length: int) -> tuple[Run, list[int]]:
     """Go on from what is stored; and, as a fork, from there with another token at the same time."""
-    engine, ids = keeper.engine, prompt(keeper.engine, length)
-    seq, again, fork = [await engine.start(await found(keeper, ids, length)) for _ in range(3)]
+    engine, ids = snapshots.engine, prompt(snapshots.engine, length)
+    seq, again, fork = [await engine.start(await found(snapshots, ids, length)) for _ in range(3)]
     run, forked = await asyncio.gather(
         run_on(engine, seq, again, ids, length), extended(engine, fork, [_other(ids[length])])
     )
@@ -132,11 +132,11 @@ def save_process(parent: Connection, home: Path, lengths: Sequence[int]) -> None
     """Saves at all lengths, tells the uninterrupted runs, and waits for its end."""
 
     async def save() -> None:
-        async with keeping(home) as keeper:
+        async with keeping(home) as snapshots:
             for start in range(0, len(lengths), AT_ONCE):
                 some = lengths[start : start + AT_ONCE]
-                runs = await asyncio.gather(*(save_at(keeper, length) for length in some))
-                forks = await asyncio.gather(*(fork_alone(keeper.engine, length) for length in some))
+                runs = await asyncio.gather(*(save_at(snapshots, length) for length in some))
+                forks = await asyncio.gather(*(fork_alone(snapshots.engine, length) for length in some))
                 parent.send(list(zip(runs, forks, strict=True)))
             parent.send(None)
             await asyncio.Event().wait()
@@ -154,10 +154,10 @@ def check_lengths(home: Path, lengths: Sequence[int]) -> int:
                 expected[length] = run, fork
 
     async def resume() -> None:
-        async with keeping(home) as keeper:
+        async with keeping(home) as snapshots:
             for start in range(0, len(lengths), AT_ONCE):
                 some = lengths[start : start + AT_ONCE]
-                for length, got in zip(some, await asyncio.gather(*(resume_at(keeper, length) for length in some))):
+                for length, got in zip(some, await asyncio.gather(*(resume_at(snapshots, length) for length in some))):
                     assert got == expected[length], f"{length}: {got} is not {expected[length]}"
 
     asyncio.run(resume())

@@ -10,11 +10,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from holdfast.memory import BlobStore, Database, ResponseStore, SessionStore, SnapshotStore, StoreError
-from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.catalog import SessionCatalog
 home = Path(sys.argv[1]) / "home"
 database = Database(home)
 sessions = SessionStore(database)
-stores = Stores(sessions, SnapshotStore(database, BlobStore(home)), ResponseStore(database, sessions))
+stores = SessionCatalog(sessions, SnapshotStore(database, BlobStore(home)), ResponseStore(database, sessions))
 log = sessions.open(sessions.create("/w", "m", "big"))
 log.start_turn([], [])
 try:
@@ -26,7 +26,7 @@ log.close()
 database.close()
 database = Database(home)
 sessions = SessionStore(database)
-stores = Stores(sessions, SnapshotStore(database, BlobStore(home)), ResponseStore(database, sessions))
+stores = SessionCatalog(sessions, SnapshotStore(database, BlobStore(home)), ResponseStore(database, sessions))
 stores.remove(log.session)
 log = sessions.open(sessions.create("/w", "m", "next"))
 log.start_turn([("user", {"text": "word " * 20_000})], [1])

@@ -21,7 +21,7 @@ from holdfast.agent.server.responses.output import Output, ended, response_objec
 from holdfast.agent.server.responses.request import OWN_EVENTS, Create
 from holdfast.agent.server.responses.response import Record
 from holdfast.agent.server.responses.transcript import Line, digests, lines_of, num_known, prompt_of
-from holdfast.agent.server.sessions.hub import LiveSession, LiveSessions
+from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import open_session, shown_name, start_session
 from holdfast.agent.session.approvals import Policy
 
@@ -36,7 +36,7 @@ Find = Callable[[bytes], Awaitable[Record | None]]
 class Turn:
     """Of a live session, for one response: its events come after `after`, on a branch."""
 
-    live: LiveSession
+    live: OpenSession
     after: str
 
 
@@ -44,7 +44,7 @@ class Turn:
 class AgentModel:
     """`workspace` is where whoever has the data works unless they say otherwise."""
 
-    sessions: LiveSessions
+    sessions: SessionHub
     workspace: Path
 
     async def begin(
@@ -74,7 +74,7 @@ class AgentModel:
 
     async def _place(
         self, user: User, request: Create, before: Record | None, lines: list[Line], find: Find
-    ) -> tuple[LiveSession, list[Line]]:
+    ) -> tuple[OpenSession, list[Line]]:
         """Where the turn goes on, and what is new there. A conversation that comes whole goes on in the session that has
         held its beginning; where there is none, a new one is told all of it."""
         known = num_known(lines)
@@ -91,7 +91,7 @@ class AgentModel:
                     raise
         return await self._session(user, request, None), lines
 
-    async def _session(self, user: User, request: Create, before: Record | None) -> LiveSession:
+    async def _session(self, user: User, request: Create, before: Record | None) -> OpenSession:
         """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
         if before is None:
             name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from holdfast.agent.events import Usage
 from holdfast.agent.models.resume import Resume, count
-from holdfast.agent.models.snapshots import Keeper, Saves
+from holdfast.agent.models.snapshots import Saves, Snapshots
 from holdfast.agent.server.access import stored_owner
 from holdfast.agent.server.responses.beginnings import Beginnings
 from holdfast.agent.server.responses.response import Record
@@ -35,12 +35,12 @@ class Idle:
 class Sequences:
     """All calls are made on the event loop."""
 
-    def __init__(self, engine: Engine, keeper: Keeper):
-        self._engine, self._keeper = engine, keeper
+    def __init__(self, engine: Engine, snapshots: Snapshots):
+        self._engine, self._snapshots = engine, snapshots
         self.beginnings = Beginnings(engine)
         self._idle: OrderedDict[str, Idle] = OrderedDict()
-        self._resume = Resume(engine, keeper, lambda problem: log.warning("%s", problem))
-        self._saves = Saves(keeper, MAX_SAVES)
+        self._resume = Resume(engine, snapshots, lambda problem: log.warning("%s", problem))
+        self._saves = Saves(snapshots, MAX_SAVES)
         self.settling: dict[str, asyncio.Future[None]] = {}  # responses that are over, but not given back yet
 
     async def claim(self, record: Record, ids: list[int], usage: Usage) -> Sequence:

@@ -67,7 +67,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 def _bytes_of(app: App, store: ResponseStore, name: str) -> int:
     """What a user's responses and sessions take on the disk."""
     sessions = [info.id for info in app.store.all() if info.owner == name]
-    return app.keeper.snapshots.bytes_needed([*store.sessions_of(name), *sessions])
+    return app.snapshots.store.bytes_needed([*store.sessions_of(name), *sessions])
 
 
 @dataclass(eq=False)
@@ -92,7 +92,7 @@ class Service:
     @asynccontextmanager
     async def open(cls, app: App, model: str, agent: AgentModel) -> AsyncIterator["Service"]:
         """On an open app; at the end whatever still runs is cancelled, and all state is saved."""
-        sequences = Sequences(app.engine, app.keeper)
+        sequences = Sequences(app.engine, app.snapshots)
         app.park_other = sequences.park
         async with asyncio.TaskGroup() as group:
             store = ResponseStore(app.database, app.store)
@@ -183,7 +183,7 @@ class Service:
         self.sequences.beginnings.forget(record.owner)
         if row is not None:
             tails = await asyncio.to_thread(self.responses.store.remove, row)
-            await asyncio.to_thread(self.app.keeper.snapshots.remove_unused, tails)
+            await asyncio.to_thread(self.app.snapshots.store.remove_unused, tails)
             self.quotas.forget(user)
         return True
 

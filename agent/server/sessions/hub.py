@@ -18,7 +18,7 @@ from holdfast.agent.events import ApprovalNeeded, Error, Event, TurnDone
 from holdfast.agent.server.event_log import Feed
 from holdfast.agent.server.json import ApiError, Json, bad
 from holdfast.agent.session.approvals import Approvals, Policy
-from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.agent.session.session import Session
 from holdfast.agent.threads import to_end
 from holdfast.memory import ResponseStore, SessionInfo, SessionInUse, StoreError
@@ -32,8 +32,8 @@ COUNTED = ("new", "from_memory", "from_disk", "prefilled_again", "output_tokens"
 
 
 @dataclass(eq=False)
-class LiveSession:
-    """One open session. Made by `LiveSessions`."""
+class OpenSession:
+    """One open session. Made by `SessionHub`."""
 
     session: Session
     approvals: Approvals
@@ -95,7 +95,9 @@ class LiveSession:
         self._questions.pop(call_id).set_result(is_approved)
         self.feed.emit({"type": "approval_done", "id": call_id, "approved": is_approved})
 
-    async def rewind(self, turn: int | None, token: int | None, branch: int | None, stores: Stores) -> list[str]:
+    async def rewind(
+        self, turn: int | None, token: int | None, branch: int | None, stores: SessionCatalog
+    ) -> list[str]:
         """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
         await self._settled()
         before, log = self.info, self.session.log
@@ -166,19 +168,22 @@ class LiveSession:
             self.feed.emit(event)
 
 
-class LiveSessions:
+class SessionHub:
     """All that are open, by owner and name. Made by `opened`."""
 
     def __init__(self, app: App, group: asyncio.TaskGroup):
-        self.app, self.stores = app, Stores(app.store, app.keeper.snapshots, ResponseStore(app.database, app.store))
+        self.app, self.stores = (
+            app,
+            SessionCatalog(app.store, app.snapshots.store, ResponseStore(app.database, app.store)),
+        )
         self.is_stopping = False
         self._group = group
-        self._open: dict[str, LiveSession] = {}
+        self._open: dict[str, OpenSession] = {}
         self._lock = asyncio.Lock()  # of opening and closing
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, app: App) -> AsyncIterator["LiveSessions"]:
+    async def opened(cls, app: App) -> AsyncIterator["SessionHub"]:
         """Until the block ends; see `aclose`."""
         async with asyncio.TaskGroup() as group:
             sessions = cls(app, group)
@@ -200,11 +205,11 @@ class LiveSessions:
         for name in list(self._open):
             await self.close(name)
 
-    def find(self, info: SessionInfo) -> LiveSession | None:
+    def find(self, info: SessionInfo) -> OpenSession | None:
         """The session, if it is open here."""
         return self._open.get(info.name)
 
-    async def open(self, info: SessionInfo) -> LiveSession:
+    async def open(self, info: SessionInfo) -> OpenSession:
         """The session, opened if it is not. Raises ApiError when another process has it or its workspace is gone, StoreError
         for a damaged one."""
         async with self._lock:
@@ -214,7 +219,7 @@ class LiveSessions:
             live.used_at = time.monotonic()
             return live
 
-    async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> LiveSession:
+    async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> OpenSession:
         """A fresh session; see `App.session`."""
         async with self._lock:
             return await self._opened(workspace, owner, name, is_new=True, prompt=prompt)
@@ -226,7 +231,7 @@ class LiveSessions:
 
     async def _opened(
         self, workspace: Path, owner: str, name: str | None, is_new: bool = False, prompt: str = ""
-    ) -> LiveSession:
+    ) -> OpenSession:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         await self._make_room(owner)
@@ -237,7 +242,7 @@ class LiveSessions:
             raise ApiError(409, str(e), "session_in_use") from None
         except UsageError as e:
             raise bad(str(e), "workspace") from None
-        live = LiveSession(session, approvals, self._group)
+        live = OpenSession(session, approvals, self._group)
         self._open[live.info.name] = live
         return live
 

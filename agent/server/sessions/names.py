@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.agent.config import UsageError, workspace_directory
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError, bad
-from holdfast.agent.server.sessions.hub import LiveSession, LiveSessions
+from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.session.places import belongs_elsewhere, gone, is_gone, moved_here
 from holdfast.memory import NAME_PATTERN, NAME_RULE, SessionInfo
 
@@ -21,7 +21,7 @@ def shown_name(info: SessionInfo) -> str:
     return info.name.rpartition("/")[2]
 
 
-async def find_session(sessions: LiveSessions, user: User, name: str) -> SessionInfo:
+async def find_session(sessions: SessionHub, user: User, name: str) -> SessionInfo:
     """The user's session of that name. Raises ApiError 404, also for one of another user."""
     info = await asyncio.to_thread(sessions.app.store.find, full_name(user, name)) if NAME.fullmatch(name) else None
     if info is None or not info.workspace:
@@ -29,7 +29,7 @@ async def find_session(sessions: LiveSessions, user: User, name: str) -> Session
     return info
 
 
-async def open_session(sessions: LiveSessions, user: User, name: str) -> LiveSession:
+async def open_session(sessions: SessionHub, user: User, name: str) -> OpenSession:
     """As `find_session`, and opened. Raises ApiError, also where the user may not work any more."""
     info = await find_session(sessions, user, name)
     if not user.may_work_in(Path(info.workspace)):
@@ -65,9 +65,9 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
 
 
 async def start_session(
-    sessions: LiveSessions, user: User, default: Path, given: str | None, name: str | None, resume: bool,
+    sessions: SessionHub, user: User, default: Path, given: str | None, name: str | None, resume: bool,
     create: bool = True, prompt: str = "",
-) -> LiveSession:  # fmt: skip
+) -> OpenSession:  # fmt: skip
     """The session that a client wants to work in: a fresh one, named or named after its first prompt, or with `resume` the
     named one or the workspace's latest, if there is one. Raises ApiError, also when there is none and `create` is false."""
     if name is not None and not NAME.fullmatch(name):

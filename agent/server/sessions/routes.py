@@ -17,13 +17,13 @@ from holdfast.agent.models.rolling import rolls_of
 from holdfast.agent.server.access import OWNER
 from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from holdfast.agent.server.json import ApiError, Json, bad, dumps
-from holdfast.agent.server.sessions.hub import LiveSession, LiveSessions
+from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import find_session, open_session, shown_name, start_session
 from holdfast.agent.server.validation import Body, Kind, checked
 from holdfast.agent.session.approvals import Policy
 from holdfast.memory import SessionInfo, SessionInUse, StoreError
 
-SESSIONS = web.AppKey("sessions", LiveSessions)
+SESSIONS = web.AppKey("sessions", SessionHub)
 WORKSPACE = web.AppKey("workspace", Path)  # where the owner of the data works unless they say otherwise
 MAX_EVENT_ID_CHARS = 64
 
@@ -59,7 +59,7 @@ async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
     return checked(kind, await read_json(request))
 
 
-async def summary(sessions: LiveSessions, info: SessionInfo) -> Json:
+async def summary(sessions: SessionHub, info: SessionInfo) -> Json:
     """A session as clients see it."""
     live = sessions.find(info)
     value = await asyncio.to_thread(sessions.stores.summary, info)
@@ -68,7 +68,7 @@ async def summary(sessions: LiveSessions, info: SessionInfo) -> Json:
     return {"id": shown["name"], "object": "holdfast:session", **value, **shown}
 
 
-async def context(sessions: LiveSessions, info: SessionInfo) -> Json:
+async def context(sessions: SessionHub, info: SessionInfo) -> Json:
     """How full its window is."""
     live, store = sessions.find(info), sessions.stores.sessions
     rolls = live.session.window.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
@@ -82,7 +82,7 @@ async def found(request: web.Request) -> SessionInfo:
     return await find_session(request.app[SESSIONS], request[USER], request.match_info["name"])
 
 
-async def opened(request: web.Request) -> LiveSession:
+async def opened(request: web.Request) -> OpenSession:
     return await open_session(request.app[SESSIONS], request[USER], request.match_info["name"])
 
 

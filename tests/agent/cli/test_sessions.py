@@ -14,7 +14,7 @@ import pytest
 
 import holdfast.agent.app
 from holdfast.agent.cli.main import main
-from holdfast.agent.session.catalog import Stores
+from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.memory import BlobStore, Database, ResponseStore, SessionStore, SnapshotStore, StoredResponse
 from tests.agent.scripted_engine import Reply, ScriptedEngine, calls, make_model, says
 
@@ -233,7 +233,7 @@ def test_a_repair_lets_lock_files_speak_that_are_right(tmp_path: Path, is_lost: 
             if is_lost:
                 connection.execute("DELETE FROM sessions WHERE name = 'sound'")
         before = database.id
-        _, left, repaired = Stores(sessions, snapshots, ResponseStore(database, sessions)).verify(repair=True)
+        _, left, repaired = SessionCatalog(sessions, snapshots, ResponseStore(database, sessions)).verify(repair=True)
         assert any("damaged is damaged at event 1" in line for line in left)
         assert (database.id != before) == is_lost == bool(repaired)
 
@@ -241,7 +241,7 @@ def test_a_repair_lets_lock_files_speak_that_are_right(tmp_path: Path, is_lost: 
 def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -> None:
     with closing(Database(tmp_path)) as database, closing(SnapshotStore(database, BlobStore(tmp_path))) as snapshots:
         sessions = SessionStore(database)
-        stores = Stores(sessions, snapshots, ResponseStore(database, sessions))
+        stores = SessionCatalog(sessions, snapshots, ResponseStore(database, sessions))
         counts, steps = [], [0]
         for number in range(60):
             log = sessions.open(sessions.create("/w", "m", f"s{number}"))

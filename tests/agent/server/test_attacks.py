@@ -316,7 +316,7 @@ def test_who_fills_the_disk_is_stopped_and_nobody_else(tmp_path: Path) -> None:
         assert e.value.status_code == 507 and e.value.code == "insufficient_storage"
         assert "delete" in str(e.value) and e.value.response.headers["x-should-retry"] == "false"
         assert len(made) > 2
-        usage = server.running.service.app.keeper.snapshots.usage
+        usage = server.running.service.app.snapshots.store.usage
         assert usage().bytes < 3e6
         for path, body in (("turns", {"prompt": "hi"}), ("fork", {"turn": 0, "name": "other"})):
             assert server.post(f"/v1/sessions/work/{path}", body, **as_ann).status_code == 507
