@@ -34,7 +34,7 @@ Result = tuple[Any, list[str]]  # for --json, for a person
 
 
 @contextmanager
-def _open_stores() -> Iterator[SessionCatalog]:
+def _open_catalog() -> Iterator[SessionCatalog]:
     home = stored_home()
     try:
         database = Database(home)
@@ -82,35 +82,35 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
 
 def run(args: argparse.Namespace) -> int:
     """One command; 1 when `verify` found damage, or could not put it right."""
-    with _open_stores() as stores:
-        value, lines = args.action(stores, args)
+    with _open_catalog() as catalog:
+        value, lines = args.action(catalog, args)
     print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
     return 1 if args.action is _verify and value["left"] else 0
 
 
-def _named(stores: SessionCatalog, name: str) -> SessionInfo:
+def _named(catalog: SessionCatalog, name: str) -> SessionInfo:
     """Raises UsageError that says which there are."""
-    found = stores.sessions.find(name)
+    found = catalog.sessions.find(name)
     if found is None:
-        known = ", ".join(s.name for s in stores.sessions.all()[:5])
+        known = ", ".join(s.name for s in catalog.sessions.all()[:5])
         raise UsageError(
             f"there is no session {printable(name)}: " + (f"known are {known}" if known else "there is none yet")
         )
     return found
 
 
-def _list(stores: SessionCatalog, args: argparse.Namespace) -> Result:
+def _list(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     values: list[dict[str, Any]] = []
     answers: list[dict[str, Any]] = []
-    damaged = stores.sessions.problems()
-    for session in stores.sessions.all():
+    damaged = catalog.sessions.problems()
+    for session in catalog.sessions.all():
         if (owner := owner_of(session)) is None:
             try:
-                values.append(stores.summary(session))
+                values.append(catalog.summary(session))
             except StoreError as e:  # it hurts this session alone
                 damaged.append(str(e))
         else:  # nobody talks in it: its branches are single answers
-            num = stores.responses.count(session)
+            num = catalog.responses.count(session)
             answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
     lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]
     lines += map(printable, damaged)
@@ -124,9 +124,9 @@ def _list(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     return [*values, *answers], [*_table(rows), *lines]
 
 
-def _show(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    session = _named(stores, args.name)
-    branches, origin = stores.tree(session, with_answers=True), stores.origin(session)
+def _show(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    session = _named(catalog, args.name)
+    branches, origin = catalog.tree(session, with_answers=True), catalog.origin(session)
     value = {
         "name": session.name, "workspace": session.workspace, "model": session.model, "forked_from": origin,
         "branches": branches,
@@ -138,14 +138,14 @@ def _show(stores: SessionCatalog, args: argparse.Namespace) -> Result:
         name = origin["name"] or "a session that was removed"
         lines.append(f"forked from {name}: {origin['turns']} turns and {origin['tokens']:,} tokens are shared with it")
     for b in branches:
-        lines += _branch_lines(b, _full_turns(stores, session, b["id"]) if args.full else None)
+        lines += _branch_lines(b, _full_turns(catalog, session, b["id"]) if args.full else None)
     return value, lines
 
 
-def _full_turns(stores: SessionCatalog, session: SessionInfo, branch: int) -> dict[int, list[str]]:
+def _full_turns(catalog: SessionCatalog, session: SessionInfo, branch: int) -> dict[int, list[str]]:
     """All that was said and done in each turn of a branch."""
     lines: dict[int, list[str]] = {}
-    for event in stores.sessions.events(session, branch):
+    for event in catalog.sessions.events(session, branch):
         text = _event_text(event)
         lines.setdefault(event.turn, []).extend(f"          {line}" for line in text.split("\n") if text)
     return lines
@@ -165,15 +165,15 @@ def _event_text(event: LoggedEvent) -> str:
     return ""
 
 
-def _branches(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    tree = stores.tree(_named(stores, args.name))
+def _branches(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    tree = catalog.tree(_named(catalog, args.name))
     values = [branch_value_of(branch) for branch in tree]
     return values, [branch_line(value) for value in values]
 
 
-def _move(stores: SessionCatalog, args: argparse.Namespace) -> Result:
+def _move(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     directory = workspace_directory(args.directory)
-    session = stores.sessions.move(_named(stores, args.name), str(directory))
+    session = catalog.sessions.move(_named(catalog, args.name), str(directory))
     value = {"name": session.name, "workspace": session.workspace}
     return value, [f"{session.name} goes on in {printable(session.workspace)}"]
 
@@ -196,18 +196,18 @@ def _branch_lines(branch: dict[str, Any], full: dict[int, list[str]] | None) -> 
     return lines
 
 
-def _fork(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    new = stores.fork(_named(stores, args.name), args.turn, args.token, args.new_name)
-    branch = next(b for b in stores.sessions.branches(new) if b.is_current)
+def _fork(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    new = catalog.fork(_named(catalog, args.name), args.turn, args.token, args.new_name)
+    branch = next(b for b in catalog.sessions.branches(new) if b.is_current)
     value = {"name": new.name, "from": args.name, "turns": branch.last_turn, "tokens": branch.num_tokens}
     return value, [
         f"{new.name}: {branch.last_turn} turns, {branch.num_tokens:,} tokens; open it with --session {new.name}"
     ]
 
 
-def _rewind(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    session = _named(stores, args.name)
-    log = stores.sessions.open(session)
+def _rewind(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    session = _named(catalog, args.name)
+    log = catalog.sessions.open(session)
     try:
         if log.open_turn is not None:
             raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
@@ -215,7 +215,7 @@ def _rewind(stores: SessionCatalog, args: argparse.Namespace) -> Result:
             left = log.switch(args.branch, CALLS)
         else:
             left = log.rewind(args.turn, args.token, CALLS)
-            stores.rewound(session, log)
+            catalog.rewound(session, log)
         value = {
             "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids),
             "files_changed": changed_files(left),
@@ -231,8 +231,8 @@ def rewound_lines(value: dict[str, Any]) -> list[str]:
     return [f"{value['name']} goes on after {place}", *([files] if files else [])]
 
 
-def _remove(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    freed = stores.remove(_named(stores, args.name))
+def _remove(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    freed = catalog.remove(_named(catalog, args.name))
     value = {"name": args.name, "freed_bytes": freed.num_bytes}
     return value, removed_lines(value)
 
@@ -241,8 +241,8 @@ def removed_lines(value: dict[str, Any]) -> list[str]:
     return [f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"]
 
 
-def _verify(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    report, damaged, repaired = stores.verify(args.repair)
+def _verify(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    report, damaged, repaired = catalog.verify(args.repair)
     forgotten = report.damaged if args.repair else []
     left = [*([] if args.repair else report.damaged), *damaged]
     found = [*report.damaged, *repaired, *damaged]
@@ -263,8 +263,8 @@ def _verify(stores: SessionCatalog, args: argparse.Namespace) -> Result:
     return value, [*found, f"{checked}: {len(found)} damaged; {end}"]
 
 
-def _collect(stores: SessionCatalog, args: argparse.Namespace) -> Result:
-    freed, usage = stores.snapshot_store.gc(), stores.snapshot_store.usage()
+def _collect(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
+    freed, usage = catalog.snapshot_store.gc(), catalog.snapshot_store.usage()
     value = {"freed_bytes": freed.num_bytes, "bytes": usage.bytes, "budget": usage.budget}
     return value, [f"{_size(freed.num_bytes)} freed, {_size(usage.bytes)} of {_size(usage.budget)} in use"]
 

@@ -140,7 +140,7 @@ class Turn:
 
 
 @dataclass
-class Step:
+class Reply:
     """One message of the model, as far as it has come."""
 
     thinking: str = ""
@@ -178,20 +178,20 @@ async def run_turn(turn: Turn) -> AsyncGenerator[Event, None]:
         await turn.window.checkpoint()
         for event in await _make_room(turn):
             yield event
-        step = Step()
-        async with aclosing(_speak(turn, step)) as events:
+        reply = Reply()
+        async with aclosing(_speak(turn, reply)) as events:
             async for event in events:
                 yield event
-        if not step.calls:
-            for event in _ending(turn, step):
+        if not reply.calls:
+            for event in _ending(turn, reply):
                 yield event
             return
         results = []
-        async with aclosing(_answer_calls(turn, step)) as events:
+        async with aclosing(_answer_calls(turn, reply)) as events:
             async for event in events:
                 results += [event] if isinstance(event, ToolResultGiven) else []
                 yield event
-        num_refused = 0 if all(is_acceptable(turn.toolbox.tools, call) for call in step.calls) else num_refused + 1
+        num_refused = 0 if all(is_acceptable(turn.toolbox.tools, call) for call in reply.calls) else num_refused + 1
         if num_refused > MAX_REFUSED_STEPS:
             yield Error(
                 message=f"the model made {num_refused} calls in a row that no tool accepts, the last one: {results[-1].output};"
@@ -233,8 +233,8 @@ def is_acceptable(tools: Mapping[str, Tool], call: ToolCallParsed) -> bool:
     return call.malformed is None
 
 
-async def _speak(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
-    """Let the model write its next message; fill `step`. However this ends, what was sampled is in the log."""
+async def _speak(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
+    """Let the model write its next message; fill `reply`. However this ends, what was sampled is in the log."""
     log, seq, tokenizer = turn.log, turn.window.seq, turn.window.model.tokenizer
     parser = StreamParser(thinking=turn.settings.thinking_mode == "thinking")
     decoded = tokenizer.stream()
@@ -245,46 +245,46 @@ async def _speak(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
                     yield item
                     continue
                 for delta in parser.feed(decoded.add(item)):
-                    if event := step.add(delta):
+                    if event := reply.add(delta):
                         yield event
                 if parser.ended:
-                    step.is_cut = False
+                    reply.is_cut = False
                     break
         for delta in parser.finish().tail:
-            if event := step.add(delta):
+            if event := reply.add(delta):
                 yield event
-        position = len(log.ids)  # grows from step to step, so the ids are unique in the session
-        step.made = [
+        position = len(log.ids)  # grows from message to message, so the ids are unique in the session
+        reply.made = [
             ToolCallMade(id=f"call_{position}_{number}", name=call.name, arguments=call.arguments_json)
-            for number, call in enumerate(step.calls, start=1)
+            for number, call in enumerate(reply.calls, start=1)
         ]
     finally:
         sampled = seq.token_ids[len(log.ids) :]
         turn.usage.output_tokens += len(sampled)
-        await to_end(log.append, step.entries(), sampled)
-    for call in step.made:
+        await to_end(log.append, reply.entries(), sampled)
+    for call in reply.made:
         yield call
 
 
-def _ending(turn: Turn, step: Step) -> list[Event]:
+def _ending(turn: Turn, reply: Reply) -> list[Event]:
     """The events after a message without calls: the answer, or why it is none."""
-    if step.is_cut and turn.window.used >= turn.window.model.max_context:
+    if reply.is_cut and turn.window.used >= turn.window.model.max_context:
         return [turn.context_full()]
     turn.usage.context_used = turn.window.used
     assert turn.log.open_turn is not None
-    done = TurnDone(session=turn.log.session.name, turn=turn.log.open_turn, text=step.text, usage=turn.usage)
+    done = TurnDone(session=turn.log.session.name, turn=turn.log.open_turn, text=reply.text, usage=turn.usage)
     limit = turn.settings.max_output_tokens
-    return [Notice(message=f"the answer was cut at {limit} tokens"), done] if step.is_cut else [done]
+    return [Notice(message=f"the answer was cut at {limit} tokens"), done] if reply.is_cut else [done]
 
 
-async def _answer_calls(turn: Turn, step: Step) -> AsyncGenerator[Event, None]:
+async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
     """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
     room, approvals = turn.room, turn.toolbox.approvals
 
     def count_tokens(text: str) -> int:
         return len(turn.window.model.tokenizer.encode(text))
 
-    for call, made in zip(step.calls, step.made, strict=True):
+    for call, made in zip(reply.calls, reply.made, strict=True):
         context = Context(turn.toolbox.workspace, budget=Budget(room, count_tokens))
         checked = await _check(turn, call, context)
         is_allowed = approvals.allows(checked.permission)

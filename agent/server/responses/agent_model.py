@@ -109,8 +109,8 @@ class AgentModel:
         log = live.session.log
         if (live.info.branch, log.num_turns) == (place["branch"], place["turn"]) and not live.is_running:
             return live
-        stores = self.sessions.stores
-        fork = await asyncio.to_thread(stores.fork, live.info, place["turn"], None, None, place["branch"])
+        catalog = self.sessions.catalog
+        fork = await asyncio.to_thread(catalog.fork, live.info, place["turn"], None, None, place["branch"])
         return await self.sessions.open(fork)
 
 

@@ -96,7 +96,7 @@ class OpenSession:
         self.feed.emit({"type": "approval_done", "id": call_id, "approved": is_approved})
 
     async def rewind(
-        self, turn: int | None, token: int | None, branch: int | None, stores: SessionCatalog
+        self, turn: int | None, token: int | None, branch: int | None, catalog: SessionCatalog
     ) -> list[str]:
         """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
         await self._settled()
@@ -106,7 +106,7 @@ class OpenSession:
         except StoreError as e:
             raise bad(str(e)) from None
         if branch is None:
-            await to_end(stores.rewound, before, log)
+            await to_end(catalog.rewound, before, log)
         self.used_at = time.monotonic()
         self.feed.begin_turn()
         self.feed.emit({"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)})
@@ -172,7 +172,7 @@ class SessionHub:
     """All that are open, by owner and name. Made by `opened`."""
 
     def __init__(self, app: App, group: asyncio.TaskGroup):
-        self.app, self.stores = (
+        self.app, self.catalog = (
             app,
             SessionCatalog(app.store, app.snapshots.store, ResponseStore(app.database, app.store)),
         )

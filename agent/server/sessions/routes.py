@@ -62,7 +62,7 @@ async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
 async def summary(sessions: SessionHub, info: SessionInfo) -> Json:
     """A session as clients see it."""
     live = sessions.find(info)
-    value = await asyncio.to_thread(sessions.stores.summary, info)
+    value = await asyncio.to_thread(sessions.catalog.summary, info)
     state = "closed" if live is None else "running" if live.is_running else "idle"
     shown = {"name": shown_name(info), "model": info.model, "created_at": info.created_at, "state": state}
     return {"id": shown["name"], "object": "holdfast:session", **value, **shown}
@@ -70,7 +70,7 @@ async def summary(sessions: SessionHub, info: SessionInfo) -> Json:
 
 async def context(sessions: SessionHub, info: SessionInfo) -> Json:
     """How full its window is."""
-    live, store = sessions.find(info), sessions.stores.sessions
+    live, store = sessions.find(info), sessions.catalog.sessions
     rolls = live.session.window.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
     branch = next(b for b in await asyncio.to_thread(store.branches, info) if b.is_current)
     used = branch.num_tokens - (rolls[-1].dropped_tokens if rolls else 0)
@@ -106,7 +106,7 @@ async def create_session(request: web.Request) -> web.StreamResponse:
 
 async def show_session(request: web.Request) -> web.StreamResponse:
     sessions, info = request.app[SESSIONS], await found(request)
-    branches = await asyncio.to_thread(sessions.stores.tree, info)
+    branches = await asyncio.to_thread(sessions.catalog.tree, info)
     return json_response({**await summary(sessions, info), **await context(sessions, info), "branches": branches})
 
 
@@ -118,7 +118,7 @@ async def delete_session(request: web.Request) -> web.StreamResponse:
         live.feed.emit({"type": "closed"})
         await sessions.close(info.name)
     try:
-        freed = await asyncio.to_thread(sessions.stores.remove, info)
+        freed = await asyncio.to_thread(sessions.catalog.remove, info)
     except SessionInUse as e:
         raise ApiError(409, str(e), "session_in_use") from None
     deleted: Json = {"id": shown_name(info), "object": "holdfast:session", "deleted": True}
@@ -135,7 +135,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         raise bad("branch must be a whole number", "branch")
 
     def read() -> str:
-        logged = sessions.stores.sessions.events(info, int(branch) if branch else None)
+        logged = sessions.catalog.sessions.events(info, int(branch) if branch else None)
         data = [{**event.payload, "type": event.type, "turn": event.turn} for event in logged if event.type != "shown"]
         return dumps({"object": "list", "data": data})
 
@@ -196,7 +196,7 @@ async def fork(request: web.Request) -> web.StreamResponse:
         raise bad("name a turn or a token, not both", "token")
     await request.app[SERVICE].quotas.check(request[USER])
     try:
-        new = await asyncio.to_thread(sessions.stores.fork, info, place.turn, place.token, place.name, place.branch)
+        new = await asyncio.to_thread(sessions.catalog.fork, info, place.turn, place.token, place.name, place.branch)
     except StoreError as e:
         raise bad(str(e)) from None
     return json_response(await summary(sessions, new), 201)
@@ -206,7 +206,7 @@ async def rewind(request: web.Request) -> web.StreamResponse:
     live, place, sessions = await opened(request), await body_of(request, Place), request.app[SESSIONS]
     if [place.turn, place.token, place.branch].count(None) != 2:
         raise bad("name one place: a turn, a token or a branch", "turn", "missing_required_parameter")
-    files = await live.rewind(place.turn, place.token, place.branch, sessions.stores)
+    files = await live.rewind(place.turn, place.token, place.branch, sessions.catalog)
     return json_response({**await summary(sessions, live.info), "files_changed": files})
 
 
@@ -214,7 +214,7 @@ async def usage(request: web.Request) -> web.StreamResponse:
     """Where its tokens are, and what it has cost since it was opened here."""
     sessions, info = request.app[SESSIONS], await found(request)
     live = sessions.find(info)
-    branch = await asyncio.to_thread(lambda: next(b for b in sessions.stores.tree(info) if b["is_current"]))
+    branch = await asyncio.to_thread(lambda: next(b for b in sessions.catalog.tree(info) if b["is_current"]))
     value: dict[str, Any] = {"object": "holdfast:usage", "tokens": branch["tokens"], **await context(sessions, info)}
     seq = live.session.window.seq if live else None
     value["resident_tokens"] = seq.num_tokens if seq and seq.slot >= 0 else 0

@@ -241,7 +241,7 @@ def test_a_repair_lets_lock_files_speak_that_are_right(tmp_path: Path, is_lost: 
 def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -> None:
     with closing(Database(tmp_path)) as database, closing(SnapshotStore(database, BlobStore(tmp_path))) as snapshots:
         sessions = SessionStore(database)
-        stores = SessionCatalog(sessions, snapshots, ResponseStore(database, sessions))
+        catalog = SessionCatalog(sessions, snapshots, ResponseStore(database, sessions))
         counts, steps = [], [0]
         for number in range(60):
             log = sessions.open(sessions.create("/w", "m", f"s{number}"))
@@ -253,7 +253,7 @@ def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -
             if number in (19, 59):
                 steps[0] = 0
                 database._connection.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 10)
-                values = [stores.summary(session) for session in sessions.all()]
+                values = [catalog.summary(session) for session in sessions.all()]
                 database._connection.set_progress_handler(None, 0)
                 counts.append(steps[0])
         assert counts[1] < 4 * counts[0]  # three times the sessions
