@@ -91,7 +91,7 @@ def edit_permission(args: EditArguments, context: Context) -> Permission:
     change = change_of(planned.file, planned.text)
     lines = preview(planned.file.text, planned.matches.places(), planned.new)
     head = f"{planned.told}, +{change.added} -{change.removed}"
-    return Permission(Risk.EDIT, (head, *lines), planned.file.digest)
+    return Permission(Risk.EDIT, (planned.file.path,), (head, *lines), planned.file.digest)
 
 
 def edit(args: EditArguments, context: Context) -> str:

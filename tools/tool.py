@@ -52,11 +52,13 @@ def unlisted(default: int) -> Any:
 class Permission:
     """What one call would do, read from the whole call before it runs.
 
+    `subjects` are what rules of permission match: the paths that it touches, relative to the workspace, or its command line.
     `preview` is lines for the person who decides, `digest` names the file contents that the preview was made of. `refusal` is
     why the call would fail: nobody need be asked about it.
     """
 
     risk: Risk
+    subjects: tuple[str, ...] = ()
     preview: tuple[str, ...] = ()
     digest: int | None = None
     refusal: str | None = None
