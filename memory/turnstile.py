@@ -7,6 +7,7 @@ lose commits. So every write and every checkpoint takes this lock first.
 import fcntl
 import os
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ class Turnstile:
     def __init__(self, home: Path):
         """Raises OSError when the file cannot be made."""
         self._fd = os.open(home / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._closing = weakref.finalize(self, os.close, self._fd)  # SQLite's connection ends with its owner too
 
     def enter(self, timeout_s: float) -> bool:
         """Take the lock; False after `timeout_s`."""
@@ -43,7 +45,7 @@ class Turnstile:
         return f"process {pid}{' (stopped: continue or end it)' if _is_stopped(pid) else ''}"
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._closing()
 
     def _try(self) -> bool:
         try:
