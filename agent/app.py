@@ -42,9 +42,14 @@ class App:
     """The engine and the store; `session` opens a timeline on them."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, database: Database, snapshots: Snapshots, texts: ProtocolTexts,
+        self,
+        settings: Settings,
+        engine: Engine,
+        database: Database,
+        snapshots: Snapshots,
+        texts: ProtocolTexts,
         opening_tokens: int = 0,
-    ):  # fmt: skip
+    ):
         self.settings, self.engine, self.database, self.snapshots, self.texts = (
             settings,
             engine,
@@ -94,9 +99,14 @@ class App:
                     yield cls(settings, engine, database, snapshots, texts, opening_tokens)
 
     async def session(
-        self, workspace: Path, approvals: Approvals, name: str | None = None, is_new: bool = False, owner: str = "",
+        self,
+        workspace: Path,
+        approvals: Approvals,
+        name: str | None = None,
+        is_new: bool = False,
+        owner: str = "",
         prompt: str = "",
-    ) -> Session:  # fmt: skip
+    ) -> Session:
         """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`. A
         new one without a name is named after its first prompt, if that is known.
 
@@ -116,9 +126,15 @@ class App:
             events = await to_end(log.events)
             directory.set_shown(shown_in(events))
             window = ContextWindow(
-                self.engine, self.snapshots, seq, log, rolls_of(events),
-                save_every=self.settings.save_every, shared_tokens=self._shared_tokens, tell=notices.append,
-            )  # fmt: skip
+                self.engine,
+                self.snapshots,
+                seq,
+                log,
+                rolls_of(events),
+                save_every=self.settings.save_every,
+                shared_tokens=self._shared_tokens,
+                tell=notices.append,
+            )
             toolbox = Toolbox(directory, toolset(directory, log.search), approvals)
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
             opened.pop_all()

@@ -43,11 +43,17 @@ class Attention:
         self.freqs = ops.array(frequencies)
         self.project = ops.weights(
             ProjectWeights(
-                weights.linear("wq_a.weight", "wkv.weight"), weights.value("q_norm.weight"),
-                weights.value("kv_norm.weight"), weights.linear(*queries), hadamard,
-                len(heads), config.index_n_heads if is_indexed else 0, numerics.rounds_rows, config.rms_norm_eps,
+                weights.linear("wq_a.weight", "wkv.weight"),
+                weights.value("q_norm.weight"),
+                weights.value("kv_norm.weight"),
+                weights.linear(*queries),
+                hadamard,
+                len(heads),
+                config.index_n_heads if is_indexed else 0,
+                numerics.rounds_rows,
+                config.rms_norm_eps,
             )
-        )  # fmt: skip
+        )
         self.attend = ops.weights(
             AttendWeights(weights.value("attn_sink", heads), dim**-0.5, config.sliding_window, ratio)
         )
@@ -64,10 +70,16 @@ class Attention:
             index_scale = (config.index_head_dim * config.index_n_heads) ** -0.5
             self.compress = ops.weights(
                 CompressWeights(
-                    *parts, hadamard, frequencies, ratio, is_indexed, index_scale, numerics.rounds_rows,
+                    *parts,
+                    hadamard,
+                    frequencies,
+                    ratio,
+                    is_indexed,
+                    index_scale,
+                    numerics.rounds_rows,
                     config.rms_norm_eps,
                 )
-            )  # fmt: skip
+            )
             self.hadamard, self.frequencies = hadamard, frequencies
             # neither rotated nor rounded
             as_they_are = {"freqs": torch.zeros_like(frequencies), "hadamard": torch.eye(len(hadamard))}

@@ -125,7 +125,7 @@ class Matcher:
 
     def __init__(
         self, state: LLMatcher, is_text: np.ndarray, stop_ids: frozenset[int], begins: frozenset[int] = frozenset()
-    ):  # fmt: skip
+    ):
         self._state, self._is_text, self._stop_ids = state, is_text, stop_ids  # is_text: bool [V]
         self._begins = begins
         self.is_free = bool(begins)

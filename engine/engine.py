@@ -120,9 +120,14 @@ class Engine:
         )  # not shared: what this one feeds is not what another one feeds
         chain.page_ids += stored.chain.page_ids[: position // self.config.page_tokens]
         return Sequence(
-            next(self._ids), chain, token_ids=list(stored.ids), num_tokens=position, least_tokens=position,
-            num_sealed=position // self.config.page_tokens, stored=stored,
-        )  # fmt: skip
+            next(self._ids),
+            chain,
+            token_ids=list(stored.ids),
+            num_tokens=position,
+            least_tokens=position,
+            num_sealed=position // self.config.page_tokens,
+            stored=stored,
+        )
 
     async def snapshot(self, seq: Sequence, is_followed: bool = False) -> Snapshot | None:
         """The state of an idle sequence, at its last token that another follows; None when it holds none in memory.
@@ -236,9 +241,13 @@ class Engine:
         await self._wait(seq, ids, on_prefill)
 
     async def _wait(
-        self, seq: Sequence, ids: Items[int], on_prefill: OnPrefill | None = None,
-        scores: list[Tensor] | None = None, is_load: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        seq: Sequence,
+        ids: Items[int],
+        on_prefill: OnPrefill | None = None,
+        scores: list[Tensor] | None = None,
+        is_load: bool = False,
+    ) -> None:
         """A request that samples nothing, from start to end."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exception | None] = loop.create_future()

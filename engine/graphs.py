@@ -28,10 +28,14 @@ class StaticRows:
 
     def __init__(self, num_rows: int, most_pages: int, page_tokens: int, device: torch.device):
         fields = {
-            "ids": (np.int32, (num_rows,)), "positions": (np.int64, (num_rows,)), "owners": (np.int32, (num_rows,)),
-            "starts": (np.int32, (num_rows + 1,)), "slots": (np.int32, (num_rows,)), "dropped": (np.int64, (num_rows,)),
+            "ids": (np.int32, (num_rows,)),
+            "positions": (np.int64, (num_rows,)),
+            "owners": (np.int32, (num_rows,)),
+            "starts": (np.int32, (num_rows + 1,)),
+            "slots": (np.int32, (num_rows,)),
+            "dropped": (np.int64, (num_rows,)),
             "pages": (np.int32, (num_rows, most_pages)),
-        }  # fmt: skip
+        }
         places, end = {}, 0
         for name, (dtype, shape) in fields.items():
             places[name] = (end, end + int(np.prod(shape)) * np.dtype(dtype).itemsize)

@@ -29,9 +29,16 @@ class Scheduler:
     and returns whether there is one: without an owner the state is dropped, and computed again when it is used."""
 
     def __init__(
-        self, cache: Cache, max_context: int, prefill_chunk: int, max_batch: int, num_drafts: int,
-        load: Callable[[Request, list[int]], None], ask_to_park: Callable[[Sequence], bool], pinned_pages: int,
-    ):  # fmt: skip
+        self,
+        cache: Cache,
+        max_context: int,
+        prefill_chunk: int,
+        max_batch: int,
+        num_drafts: int,
+        load: Callable[[Request, list[int]], None],
+        ask_to_park: Callable[[Sequence], bool],
+        pinned_pages: int,
+    ):
         self.cache, self.max_context = cache, max_context
         self.prefill_chunk, self.max_batch, self.num_drafts = prefill_chunk, max_batch, num_drafts
         self._load, self._ask_to_park = load, ask_to_park

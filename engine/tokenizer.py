@@ -24,14 +24,12 @@ SLACK = 1.1  # a count of arbitrary pieces may be so much too high
 # between words. It is tried with `CUT_PROBES` whether that is so for a tokenizer.
 CUT = re.compile(r"(?<=\n)(?=[^\W\d_])|(?<=[a-z])(?= [a-z])")
 CUT_PROBES = [
-    (left, right)
-    for left in ("a", "ab", "Ab", "1a", "'a", "_a")
-    for right in (" b", " ba b", " b.", " b1")
+    (left, right) for left in ("a", "ab", "Ab", "1a", "'a", "_a") for right in (" b", " ba b", " b.", " b1")
 ] + [
     (left, right)
     for left in ("\n", "a\n", "\n\n", " \n", "\n \n", ".\n", ");\r\n", "\t\n\n\n", "A\n", "1\n", "é\n", "字\n")
     for right in ("a", "A", "Ab", "é", "字", "ab c\n")
-]  # fmt: skip
+]
 
 
 class TooManyTokens(EngineError):

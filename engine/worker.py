@@ -112,17 +112,26 @@ class Worker:
         self.identity = model.identity
         self.max_context = min(allowed, cache.num_pages * config.page_tokens)
         self.scheduler = Scheduler(
-            cache, self.max_context, config.prefill_tokens(cache.placement), config.max_sequences, config.num_drafts,
-            self._start_load, self._ask_to_park, config.pinned_pages,
-        )  # fmt: skip
+            cache,
+            self.max_context,
+            config.prefill_tokens(cache.placement),
+            config.max_sequences,
+            config.num_drafts,
+            self._start_load,
+            self._ask_to_park,
+            config.pinned_pages,
+        )
         if not cache.placement.runs_triton:
             with model.ops.compiling(config.ranks, lambda *which: self._deliver([(self._on_compile, which)])):
                 self._warm_up()
         self.layout = digest(
-            b"state 1", self.identity.encode(), self.numerics.name.encode(), b"%d" % config.page_tokens,
+            b"state 1",
+            self.identity.encode(),
+            self.numerics.name.encode(),
+            b"%d" % config.page_tokens,
             b"%d" % config.pinned_pages,
             self._tokenizer_file(),
-        )  # fmt: skip
+        )
 
     def _tokenizer_file(self) -> bytes:
         try:

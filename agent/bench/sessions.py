@@ -117,10 +117,15 @@ async def _grow(model: Path, home: Path, context: int) -> list[Row]:
         pages = sum(f.stat().st_size for f in (home / "blobs" / "pages").iterdir())
         grown = {"row": "grow", "context": context, "seconds": time.perf_counter() - started - sum(saves)}
         saved = {
-            "row": "save", "context": context, "durable_points": len(saves), "median_s": statistics.median(saves),
-            "bytes_written": snapshots.bytes_written, "bytes_kept": usage.bytes,
-            "written_per_kept": snapshots.bytes_written / usage.bytes, "bytes_of_pages": pages,
-        }  # fmt: skip
+            "row": "save",
+            "context": context,
+            "durable_points": len(saves),
+            "median_s": statistics.median(saves),
+            "bytes_written": snapshots.bytes_written,
+            "bytes_kept": usage.bytes,
+            "written_per_kept": snapshots.bytes_written / usage.bytes,
+            "bytes_of_pages": pages,
+        }
         return [grown, saved]
 
 
@@ -149,12 +154,15 @@ async def _beside_saving(model: Path, home: Path) -> list[Row]:
             medians.append(statistics.median(beside) / statistics.median(before + after))
     return [
         {
-            "row": "decode beside a save", "rounds": ROUNDS, "p99_ratio": statistics.median(p99),
-            "p99_ratio_of_nothing": statistics.median(nothing), "median_ratio": statistics.median(medians),
+            "row": "decode beside a save",
+            "rounds": ROUNDS,
+            "p99_ratio": statistics.median(p99),
+            "p99_ratio_of_nothing": statistics.median(nothing),
+            "median_ratio": statistics.median(medians),
             "p99_ratios": [round(ratio, 3) for ratio in p99],
             "p99_ratios_of_nothing": [round(ratio, 3) for ratio in nothing],
         }
-    ]  # fmt: skip
+    ]
 
 
 def _p99(gaps: list[float]) -> float:
@@ -239,9 +247,13 @@ async def _resume(bench: Bench, ids: "array[int]", branch: int) -> Row:
     await engine.release(seq)
     num_bytes, read_s = _read_in_a_row(bench.home, stored.page_ids)
     return {
-        "seconds": ended - started, "load_s": loaded - started, "bytes": num_bytes, "read_s": read_s,
-        "times_reading": (ended - started) / read_s, "computed_tokens": len(ids) - len(stored.ids),
-    }  # fmt: skip
+        "seconds": ended - started,
+        "load_s": loaded - started,
+        "bytes": num_bytes,
+        "read_s": read_s,
+        "times_reading": (ended - started) / read_s,
+        "computed_tokens": len(ids) - len(stored.ids),
+    }
 
 
 async def _first_token(engine: Engine, seq: Sequence, ids: list[int]) -> None:
@@ -284,10 +296,14 @@ async def _roll(model: Path, home: Path, ids: "array[int]", context: int) -> Row
         seconds = time.perf_counter() - started
         num_tokens = seq.num_tokens - computed_before
     return {
-        "row": "roll", "context": context, "tokens": num_tokens, "rolls": len(rolls), "roll_s": statistics.median(rolls),
+        "row": "roll",
+        "context": context,
+        "tokens": num_tokens,
+        "rolls": len(rolls),
+        "roll_s": statistics.median(rolls),
         "tokens_per_s": num_tokens / seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }  # fmt: skip
+    }
 
 
 def _blobs(home: Path) -> list[Path]:

@@ -142,9 +142,12 @@ def command_line() -> Parser:
         help="a host name that the server goes by too; repeatable",
     )
     serve.add_argument(
-        "--allow-origin", action="append", default=[], metavar="ORIGIN",
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
         help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
-    )  # fmt: skip
+    )
     serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
     serve.add_argument("--workspace", metavar="DIR", help="where new agent sessions work (default: this directory)")
     serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")

@@ -128,9 +128,12 @@ def _show(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     session = _named(catalog, args.name)
     branches, origin = catalog.tree(session, with_answers=True), catalog.origin(session)
     value = {
-        "name": session.name, "workspace": session.workspace, "model": session.model, "forked_from": origin,
+        "name": session.name,
+        "workspace": session.workspace,
+        "model": session.model,
+        "forked_from": origin,
         "branches": branches,
-    }  # fmt: skip
+    }
     lines = [f"session {session.name} · {printable(session.workspace)} · model {session.model}"]
     if is_gone(session):
         lines.append(gone(session))
@@ -217,9 +220,12 @@ def _rewind(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
             left = log.rewind(args.turn, args.token, CALLS)
             catalog.rewound(session, log)
         value = {
-            "name": args.name, "branch": log.session.branch, "turns": log.num_turns, "tokens": len(log.ids),
+            "name": args.name,
+            "branch": log.session.branch,
+            "turns": log.num_turns,
+            "tokens": len(log.ids),
             "files_changed": changed_files(left),
-        }  # fmt: skip
+        }
     finally:
         log.close()
     return value, rewound_lines(value)
@@ -247,9 +253,14 @@ def _verify(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     left = [*([] if args.repair else report.damaged), *damaged]
     found = [*report.damaged, *repaired, *damaged]
     value = {
-        "pages": report.num_pages, "tails": report.num_tails, "bytes": report.num_bytes,
-        "damaged": found, "forgotten": forgotten, "repaired": repaired, "left": left,
-    }  # fmt: skip
+        "pages": report.num_pages,
+        "tails": report.num_tails,
+        "bytes": report.num_bytes,
+        "damaged": found,
+        "forgotten": forgotten,
+        "repaired": repaired,
+        "left": left,
+    }
     checked = f"{report.num_pages:,} pages and {report.num_tails:,} tails, {_size(report.num_bytes)}"
     if not found:
         return value, [f"{checked}: all is well"]

@@ -42,9 +42,12 @@ class NotPossible(ValueError):
 
 
 def calls_constraint(
-    tokenizer: Tokenizer, functions: Iterable[Mapping[str, Any]], before: str | None = None, may_be_many: bool = True,
+    tokenizer: Tokenizer,
+    functions: Iterable[Mapping[str, Any]],
+    before: str | None = None,
+    may_be_many: bool = True,
     instead: Constraint | None = None,
-) -> Constraint:  # fmt: skip
+) -> Constraint:
     """A block of calls of these functions: name, parameters. `before` comes first; None: the block may lack its new
     lines and its bracket, as far as they were written already. `instead`: JSON that may come in its place.
 

@@ -32,9 +32,12 @@ CONTROL = re.compile(r'｜|</?think>|</?tool_result>|<\|EOT\|>|" string="|</?dsm
 
 MAX_ENCODER_BYTES = 1 << 20
 ENCODER_CONSTANTS = (
-    "TOOLS_TEMPLATE", "response_format_template",
-    "REASONING_EFFORT_MAX", "REASONING_EFFORT_PROMPTS", "DEFAULT_REASONING_EFFORT",
-)  # fmt: skip
+    "TOOLS_TEMPLATE",
+    "response_format_template",
+    "REASONING_EFFORT_MAX",
+    "REASONING_EFFORT_PROMPTS",
+    "DEFAULT_REASONING_EFFORT",
+)
 OUR_TOOLS_TEMPLATE = """## Tools
 
 To use tools, write one block like this:

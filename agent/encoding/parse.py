@@ -38,12 +38,26 @@ INVOKE = re.compile(rf'<{DSML}invoke name="([^"]*)">\n')
 PARAMETER = re.compile(rf'<{DSML}parameter name="([^"]*)" string="(true|false)">(.*?){PARAMETER_END}\n', re.DOTALL)
 
 STOPS = (EOS, USER)
-OPENERS = [f"{new_lines}{bracket}{DSML}{tag}" for tag in ("tool_calls", "toolcalls", "invoke", "parameter")
-           for new_lines in ("\n\n", "\n", "") for bracket in ("<", "")]  # fmt: skip
+OPENERS = [
+    f"{new_lines}{bracket}{DSML}{tag}"
+    for tag in ("tool_calls", "toolcalls", "invoke", "parameter")
+    for new_lines in ("\n\n", "\n", "")
+    for bracket in ("<", "")
+]
 STRAY = (
-    THINK, END_THINK, BOS, ASSISTANT, LATEST_REMINDER, *TASKS.values(), "<｜▁pad▁｜>", "<｜begin▁sys｜>", "<｜end▁sys｜>",
-    f"</{DSML}", f"<{DSML}", DSML,
-)  # fmt: skip
+    THINK,
+    END_THINK,
+    BOS,
+    ASSISTANT,
+    LATEST_REMINDER,
+    *TASKS.values(),
+    "<｜▁pad▁｜>",
+    "<｜begin▁sys｜>",
+    "<｜end▁sys｜>",
+    f"</{DSML}",
+    f"<{DSML}",
+    DSML,
+)
 INVOKE_START = re.compile(rf"<?{DSML}invoke")
 TAG = re.compile(rf"</{DSML}(?P<closing>\w+)>?|<?{DSML}(?P<opening>\w+)")
 HEADER = re.compile(r'((?:[^">\n｜]|"[^"\n｜]*")*)>')

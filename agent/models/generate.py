@@ -16,9 +16,14 @@ from holdfast.engine import SamplingParams, Sequence
 
 
 async def generate(
-    model: Model, seq: Sequence, ids: Items[int], params: SamplingParams | None, usage: Usage,
-    places: Iterable[int] = (), at_place: Callable[[], Awaitable[None]] | None = None,
-) -> AsyncGenerator[PrefillProgress | int, None]:  # fmt: skip
+    model: Model,
+    seq: Sequence,
+    ids: Items[int],
+    params: SamplingParams | None,
+    usage: Usage,
+    places: Iterable[int] = (),
+    at_place: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncGenerator[PrefillProgress | int, None]:
     """Make `ids` the tokens of `seq`, whose beginning it has, and sample; nothing is sampled without `params`.
 
     At each of `places`, positions in `ids` in order, the sequence is idle while `at_place` is waited for. Gives progress

@@ -37,9 +37,14 @@ class Resume:
         return None
 
     async def from_disk(
-        self, ids: Items[int], branch: int, owner: str, rolls: Iterable[Roll] = (), session_id: int | None = None,
+        self,
+        ids: Items[int],
+        branch: int,
+        owner: str,
+        rolls: Iterable[Roll] = (),
+        session_id: int | None = None,
         unread: Stored | None = None,
-    ) -> Sequence:  # fmt: skip
+    ) -> Sequence:
         """A sequence with the longest stored state that `ids` begin with, see `Snapshots.find`; an empty one where none can
         be read, or only one that could not be read before (`unread`)."""
         while True:

@@ -150,9 +150,14 @@ class Saves:
         return len(self._tasks) >= self._most
 
     async def begin(
-        self, key: Hashable, seq: LiveSequence, branch: int, failed: Callable[[str], None],
-        is_followed: bool = False, is_urgent: bool = False,
-    ) -> bool:  # fmt: skip
+        self,
+        key: Hashable,
+        seq: LiveSequence,
+        branch: int,
+        failed: Callable[[str], None],
+        is_followed: bool = False,
+        is_urgent: bool = False,
+    ) -> bool:
         """Whether there was a state to save: see `Snapshots.begin_save`. `failed` is called when it cannot be written."""
         try:
             writing = await self._snapshots.begin_save(seq, branch, is_followed, is_urgent)

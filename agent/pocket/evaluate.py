@@ -24,9 +24,19 @@ from holdfast.agent.pocket.phrases import SUBJECTS
 from holdfast.agent.pocket.repos import Repo
 
 KINDS = {
-    "where": 20, "missing_where": 5, "outline": 13, "missing_outline": 3, "uses": 13, "missing_uses": 4,
-    "replace": 16, "missing_replace": 3, "read": 13, "missing_read": 3, "decline": 7, "recall": 8,
-}  # fmt: skip
+    "where": 20,
+    "missing_where": 5,
+    "outline": 13,
+    "missing_outline": 3,
+    "uses": 13,
+    "missing_uses": 4,
+    "replace": 16,
+    "missing_replace": 3,
+    "read": 13,
+    "missing_read": 3,
+    "decline": 7,
+    "recall": 8,
+}
 # What `tools.run_tool` and the loop answer to a call that no tool took.
 REFUSED = re.compile(
     r"error: (no tool |arguments of |\w+ needs argument |\w+ has no argument |\w+: .* is wrong: |.*malformed)"

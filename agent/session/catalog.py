@@ -40,10 +40,15 @@ class SessionCatalog:
         seen = self.sessions.overview(session)
         first = self.sessions.first_event(session)
         return {
-            "name": session.name, "workspace": session.workspace, "turns": seen.num_turns, "tokens": seen.num_tokens,
-            "branches": seen.num_branches, "tail_bytes": seen.tail_bytes, "used_at": session.used_at,
+            "name": session.name,
+            "workspace": session.workspace,
+            "turns": seen.num_turns,
+            "tokens": seen.num_tokens,
+            "branches": seen.num_branches,
+            "tail_bytes": seen.tail_bytes,
+            "used_at": session.used_at,
             "first_prompt": first.payload["text"][:MAX_PROMPT_CHARS] if first and first.type == "user" else "",
-        }  # fmt: skip
+        }
 
     def origin(self, session: SessionInfo) -> Value | None:
         """What a fork was forked from, and how much of it the two share; None for another session. The name is None when
@@ -64,27 +69,40 @@ class SessionCatalog:
             first = 1 if branch.parent_turn is None else branch.parent_turn + 1
             turns = [
                 {
-                    "number": t.number, "state": t.state, "start": t.start_position, "end": t.end_position,
-                    "started_at": t.started_at, "prompt": prompts.get(t.number, ""),
+                    "number": t.number,
+                    "state": t.state,
+                    "start": t.start_position,
+                    "end": t.end_position,
+                    "started_at": t.started_at,
+                    "prompt": prompts.get(t.number, ""),
                     **({"answer": answers.get(t.number, "")} if with_answers else {}),
                 }
                 for t in self.sessions.turn_list(session, branch.id)
                 if t.number >= first
-            ]  # fmt: skip
+            ]
             tails = sorted(position for position, _, _ in self.snapshot_store.tails_of([branch.id]))
             branches.append(
                 {
-                    "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn,
-                    "parent_position": branch.parent_position, "is_current": branch.is_current,
-                    "tokens": branch.num_tokens, "stored_at": tails, "turns": turns,
+                    "id": branch.id,
+                    "parent": branch.parent_id,
+                    "parent_turn": branch.parent_turn,
+                    "parent_position": branch.parent_position,
+                    "is_current": branch.is_current,
+                    "tokens": branch.num_tokens,
+                    "stored_at": tails,
+                    "turns": turns,
                 }
-            )  # fmt: skip
+            )
         return branches
 
     def fork(
-        self, session: SessionInfo, turn: int | None = None, token: int | None = None, name: str | None = None,
+        self,
+        session: SessionInfo,
+        turn: int | None = None,
+        token: int | None = None,
+        name: str | None = None,
         branch: int | None = None,
-    ) -> SessionInfo:  # fmt: skip
+    ) -> SessionInfo:
         """A new session that goes on from a point of this one, and finds its state. See `SessionStore.fork`."""
         new = self.sessions.fork(session, turn=turn, position=token, name=name, branch=branch)
         begun = next(b for b in self.sessions.branches(new) if b.is_current)

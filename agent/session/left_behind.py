@@ -49,9 +49,14 @@ def branch_value(branch: BranchInfo, own_events: Iterable[LoggedEvent]) -> dict[
     """A branch for `--json`; `prompt` is the first of its own."""
     prompts = (event.payload["text"] for event in own_events if event.type == "user")
     return {
-        "id": branch.id, "parent": branch.parent_id, "parent_turn": branch.parent_turn, "turns": branch.last_turn,
-        "tokens": branch.num_tokens, "is_current": branch.is_current, "prompt": next(prompts, ""),
-    }  # fmt: skip
+        "id": branch.id,
+        "parent": branch.parent_id,
+        "parent_turn": branch.parent_turn,
+        "turns": branch.last_turn,
+        "tokens": branch.num_tokens,
+        "is_current": branch.is_current,
+        "prompt": next(prompts, ""),
+    }
 
 
 def branch_value_of(branch: dict[str, Any]) -> dict[str, Any]:

@@ -29,9 +29,14 @@ class Session:
     """Open from `App.session` until `aclose`. One turn at a time."""
 
     def __init__(
-        self, log: SessionLog, window: ContextWindow, toolbox: Toolbox, settings: Settings, texts: ProtocolTexts,
+        self,
+        log: SessionLog,
+        window: ContextWindow,
+        toolbox: Toolbox,
+        settings: Settings,
+        texts: ProtocolTexts,
         notices: list[str],
-    ):  # fmt: skip
+    ):
         """`notices` are shown with the next turn; the window's are added to them."""
         self.log, self.window, self.toolbox, self.settings, self.texts = log, window, toolbox, settings, texts
         self.name = log.session.name

@@ -25,9 +25,16 @@ class ContextWindow:
     """Open as long as its session. `tell` gets what the user should know, a line each."""
 
     def __init__(
-        self, model: Stateful, snapshots: Snapshots, seq: Sequence, log: SessionLog, rolls: list[Roll],
-        save_every: int, shared_tokens: int, tell: Callable[[str], None],
-    ):  # fmt: skip
+        self,
+        model: Stateful,
+        snapshots: Snapshots,
+        seq: Sequence,
+        log: SessionLog,
+        rolls: list[Roll],
+        save_every: int,
+        shared_tokens: int,
+        tell: Callable[[str], None],
+    ):
         """`rolls` are those that the log went through; at `shared_tokens` a new session is saved for others that begin
         alike; afterwards state is saved every `save_every` tokens."""
         self.model, self.seq, self.rolls = model, seq, rolls

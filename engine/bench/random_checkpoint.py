@@ -20,16 +20,38 @@ from holdfast.kernels.quant import FP4_VALUES
 # The published models, by the names of their config.json (V4 spec 1.1).
 MODELS = {
     "flash": ModelConfig(
-        vocab_size=129_280, hidden_size=4096, num_hidden_layers=43, num_attention_heads=64, head_dim=512,
-        q_lora_rank=1024, o_groups=8, o_lora_rank=1024, index_topk=512, n_routed_experts=256, num_experts_per_tok=6,
-        moe_intermediate_size=2048, routed_scaling_factor=1.5, compress_ratios=(0, 0, *(4, 128) * 20, 4, 0),
+        vocab_size=129_280,
+        hidden_size=4096,
+        num_hidden_layers=43,
+        num_attention_heads=64,
+        head_dim=512,
+        q_lora_rank=1024,
+        o_groups=8,
+        o_lora_rank=1024,
+        index_topk=512,
+        n_routed_experts=256,
+        num_experts_per_tok=6,
+        moe_intermediate_size=2048,
+        routed_scaling_factor=1.5,
+        compress_ratios=(0, 0, *(4, 128) * 20, 4, 0),
     ),
     "pro": ModelConfig(
-        vocab_size=129_280, hidden_size=7168, num_hidden_layers=61, num_attention_heads=128, head_dim=512,
-        q_lora_rank=1536, o_groups=16, o_lora_rank=1024, index_topk=1024, n_routed_experts=384, num_experts_per_tok=6,
-        moe_intermediate_size=3072, routed_scaling_factor=2.5, compress_ratios=(128, 128, *(4, 128) * 29, 4, 0),
+        vocab_size=129_280,
+        hidden_size=7168,
+        num_hidden_layers=61,
+        num_attention_heads=128,
+        head_dim=512,
+        q_lora_rank=1536,
+        o_groups=16,
+        o_lora_rank=1024,
+        index_topk=1024,
+        n_routed_experts=384,
+        num_experts_per_tok=6,
+        moe_intermediate_size=3072,
+        routed_scaling_factor=2.5,
+        compress_ratios=(128, 128, *(4, 128) * 29, 4, 0),
     ),
-}  # fmt: skip
+}
 FP4_SPREAD = math.sqrt(sum(v * v for v in FP4_VALUES) / len(FP4_VALUES))  # of random codes
 
 

@@ -50,10 +50,16 @@ def run_random_bench(name: str, layers: int | None, experts: int | None, context
     model = Model(checkpoint, placement.numerics(settings.numerics), placement)
     bandwidth = _copy_bandwidth(placement)
     yield {
-        "row": "weights", "model": name, "layers": config.num_hidden_layers, "experts": config.n_routed_experts,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "torch": torch.__version__,
-        "bytes": checkpoint.num_bytes, "seconds": time.perf_counter() - started, "copy_bytes_per_s": bandwidth,
-    }  # fmt: skip
+        "row": "weights",
+        "model": name,
+        "layers": config.num_hidden_layers,
+        "experts": config.n_routed_experts,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "bytes": checkpoint.num_bytes,
+        "seconds": time.perf_counter() - started,
+        "copy_bytes_per_s": bandwidth,
+    }
     chunk = settings.prefill_tokens(placement)
     for context in contexts or CONTEXTS:
         if not 1 <= context <= config.max_position_embeddings:
@@ -87,8 +93,8 @@ def _check_memory(checkpoint: RandomCheckpoint, placement: Placement) -> None:
 
 
 def _at_context(
-    model: Model, checkpoint: RandomCheckpoint, context: int, chunk: int, bandwidth: float, placement: Placement,
-) -> Iterator[Row]:  # fmt: skip
+    model: Model, checkpoint: RandomCheckpoint, context: int, chunk: int, bandwidth: float, placement: Placement
+) -> Iterator[Row]:
     page_tokens = EngineConfig().page_tokens
     new_tokens = PREFILL_CHUNKS * chunk + STEPS + WARM_UPS
     own_pages = -(-new_tokens // page_tokens) + 1
@@ -105,9 +111,14 @@ def _at_context(
         seconds = _decode(runner, sequences[:batch])
         floor = step_bytes(checkpoint, context, batch) / bandwidth
         yield {
-            "row": "decode", "context": context, "batch": batch, "ms_per_step": seconds * 1e3, "tokens_per_s": batch / seconds,
-            "floor_ms": floor * 1e3, "share_of_floor": floor / seconds,
-        }  # fmt: skip
+            "row": "decode",
+            "context": context,
+            "batch": batch,
+            "ms_per_step": seconds * 1e3,
+            "tokens_per_s": batch / seconds,
+            "floor_ms": floor * 1e3,
+            "share_of_floor": floor / seconds,
+        }
     seconds = _prefill(runner, sequences[0], chunk)
     yield {"row": "prefill", "context": context, "chunk": chunk, "tokens_per_s": chunk / seconds}
     yield from _save_and_restore(cache, sequences[0], min(shared, SAVED_TOKENS // page_tokens), bandwidth)

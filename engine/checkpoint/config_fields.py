@@ -52,21 +52,54 @@ QUANTIZATION: dict[str, Any] = {
 # YaRN has no factor on attention here, and its bounds are rounded to whole channels.
 ROPE: dict[str, Any] = {"attention_factor": 1, "mscale": None, "mscale_all_dim": None, "truncate": True}
 ROPE_READ = {
-    "type", "rope_type", "factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "rope_theta",
+    "type",
+    "rope_type",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "original_max_position_embeddings",
+    "rope_theta",
     "partial_rotary_factor",
-}  # fmt: skip
+}
 # Read in engine/checkpoint/config.py beside the fields of `ModelConfig`.
 STRUCTURE = {
-    "compress_rates", "layer_types", "mlp_layer_types", "model_type", "partial_rotary_factor", "quantization_config",
-    "rope_parameters", "rope_scaling",
-}  # fmt: skip
+    "compress_rates",
+    "layer_types",
+    "mlp_layer_types",
+    "model_type",
+    "partial_rotary_factor",
+    "quantization_config",
+    "rope_parameters",
+    "rope_scaling",
+}
 # Of training, of generation, or only said: types of weights are those of the tensors.
 INERT = {
-    "architectures", "attention_dropout", "aux_loss_alpha", "auto_map", "chunk_size_feed_forward", "dtype", "ep_size",
-    "expert_dtype", "id2label", "initializer_range", "label2id", "output_attentions", "output_hidden_states",
-    "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef",
-    "router_jitter_noise", "seq_aux", "torch_dtype", "transformers_version", "unsloth_fixed", "use_cache",
-}  # fmt: skip
+    "architectures",
+    "attention_dropout",
+    "aux_loss_alpha",
+    "auto_map",
+    "chunk_size_feed_forward",
+    "dtype",
+    "ep_size",
+    "expert_dtype",
+    "id2label",
+    "initializer_range",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "seq_aux",
+    "torch_dtype",
+    "transformers_version",
+    "unsloth_fixed",
+    "use_cache",
+}
 
 
 def check_fields(fields: dict[str, Any], read: set[str], source: str) -> None:

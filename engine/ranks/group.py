@@ -49,9 +49,13 @@ class Ranks:
     engine must end."""
 
     def __init__(
-        self, directory: Path, config: EngineConfig, numerics: Numerics, threads: int,
+        self,
+        directory: Path,
+        config: EngineConfig,
+        numerics: Numerics,
+        threads: int,
         on_lost: Callable[[RankLost], None],
-    ):  # fmt: skip
+    ):
         self.ranks, self._on_lost = config.ranks, on_lost
         self._meeting = Path(tempfile.mkdtemp(prefix="holdfast-ranks-"))
         self._changed = threading.Condition()
@@ -61,10 +65,15 @@ class Ranks:
         self._ranks: list[_Rank] = []
         self._watchers: list[threading.Thread] = []
         settings = {
-            "ranks": self.ranks, "directory": str(directory.absolute()), "numerics": numerics.name, "threads": threads,
-            "device": config.device, "page_tokens": config.page_tokens, "num_slots": config.max_sequences,
+            "ranks": self.ranks,
+            "directory": str(directory.absolute()),
+            "numerics": numerics.name,
+            "threads": threads,
+            "device": config.device,
+            "page_tokens": config.page_tokens,
+            "num_slots": config.max_sequences,
             "pinned_pages": config.pinned_pages,
-        }  # fmt: skip
+        }
         try:
             for number in range(1, self.ranks):
                 self._ranks.append(_started(number))

@@ -36,9 +36,17 @@ class Rank:
     """One rank's model and cache; executes the messages of rank 0 on them."""
 
     def __init__(
-        self, rank: int, ranks: int, directory: str, numerics: str, device: str, page_tokens: int, num_slots: int,
-        pinned_pages: int, threads: int,
-    ):  # fmt: skip
+        self,
+        rank: int,
+        ranks: int,
+        directory: str,
+        numerics: str,
+        device: str,
+        page_tokens: int,
+        num_slots: int,
+        pinned_pages: int,
+        threads: int,
+    ):
         torch.set_num_threads(threads)
         self.parallel, self.placement = Parallel(rank, ranks), place(device, rank)
         self.page_tokens, self.num_slots, self.pinned_pages = page_tokens, num_slots, pinned_pages

@@ -47,9 +47,14 @@ class Cache:
     """All layers' state for `num_pages` pages and `num_slots` live sequences. The MTP block's ring comes last."""
 
     def __init__(
-        self, config: ModelConfig, numerics: Numerics, page_tokens: int, num_pages: int, num_slots: int,
+        self,
+        config: ModelConfig,
+        numerics: Numerics,
+        page_tokens: int,
+        num_pages: int,
+        num_slots: int,
         placement: Placement = CPU,
-    ):  # fmt: skip
+    ):
         if page_tokens % 128:
             raise EngineError(f"page_tokens={page_tokens} is not a multiple of 128, the longest compressed block")
         self.page_tokens, self.num_pages, self.num_slots = page_tokens, num_pages, num_slots

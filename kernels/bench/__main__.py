@@ -52,9 +52,13 @@ def main(argv: list[str] | None = None) -> int:
 def about(device: torch.device, limits: Ceilings) -> Row:
     """The first row: the machine, and what it can do."""
     return {
-        "device": torch.cuda.get_device_name(device), "torch": torch.__version__, "triton": jit.VERSION,
-        "cuda": torch.version.cuda, "date": datetime.date.today().isoformat(), **dataclasses.asdict(limits),
-    }  # fmt: skip
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "triton": jit.VERSION,
+        "cuda": torch.version.cuda,
+        "date": datetime.date.today().isoformat(),
+        **dataclasses.asdict(limits),
+    }
 
 
 def in_order(families: Iterable[str]) -> list[Case]:
@@ -66,9 +70,12 @@ def in_order(families: Iterable[str]) -> list[Case]:
 
 
 def rows(
-    cases: list[Case], device: torch.device, limits: Ceilings, seconds: float,
+    cases: list[Case],
+    device: torch.device,
+    limits: Ceilings,
+    seconds: float,
     measured: Callable[[Case, torch.device, Ceilings], Row] = measure,
-) -> Iterator[Row]:  # fmt: skip
+) -> Iterator[Row]:
     """A row for each case, an error where one fails; after `seconds` a last one that names those left out."""
     end = time.monotonic() + seconds
     for at, case in enumerate(cases):

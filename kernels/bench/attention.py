@@ -103,9 +103,18 @@ def compressor(shape: Shape, ratio: int, device: torch.device) -> CompressWeight
         return torch.randn(*size, device=device)
 
     return CompressWeights(
-        random(2 * width + num_heads, shape.hidden_size).bfloat16(), random(ratio, width), random(shape.head_dim), random(index_dim),
-        random(index_dim, index_dim), random(shape.qk_rope_head_dim // 2).double(), ratio, ratio == 4, 0.01, True, 1e-6,
-    )  # fmt: skip
+        random(2 * width + num_heads, shape.hidden_size).bfloat16(),
+        random(ratio, width),
+        random(shape.head_dim),
+        random(index_dim),
+        random(index_dim, index_dim),
+        random(shape.qk_rope_head_dim // 2).double(),
+        ratio,
+        ratio == 4,
+        0.01,
+        True,
+        1e-6,
+    )
 
 
 def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
@@ -147,9 +156,16 @@ def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
     weight_bytes = outputs * shape.hidden_size * 2
     name = "CSA" if ratio == 4 else "HCA"
     yield Case(
-        f"block_rows {name}", shape, num_rows, 0, weight_bytes + num_rows * (row_bytes + 2 * shape.hidden_size),
-        2 * num_rows * outputs * shape.hidden_size, build_products, None, library,
-    )  # fmt: skip
+        f"block_rows {name}",
+        shape,
+        num_rows,
+        0,
+        weight_bytes + num_rows * (row_bytes + 2 * shape.hidden_size),
+        2 * num_rows * outputs * shape.hidden_size,
+        build_products,
+        None,
+        library,
+    )
     slots = 8 if ratio == 4 else ratio
     yield Case(f"complete_blocks {name}", shape, num_rows, 0, blocks * slots * row_bytes, 0, build_blocks)
     yield Case(f"store {name}", shape, num_rows, 0, num_rows * (row_bytes + 2 * shape.head_dim) * 2, 0, build_store)

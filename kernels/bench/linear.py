@@ -47,17 +47,35 @@ def _small(shape: Shape, rows: int) -> Iterator[Case]:
     yield Case("embed", shape, rows, 0, streams + 2 * rows * d, 0, partial(_build_embed, shape, rows))
     yield Case("rope_table", shape, rows, 0, 8 * rows * (num_pairs + 1), 0, partial(_build_rope_table, shape, rows))
     yield Case(
-        "hc_pre", shape, rows, 0, streams + 2 * rows * d + 4 * outs * (m * d + rows), 2 * rows * m * d * (outs + 2),
-        partial(_build_hc_pre, shape, rows), partial(_twin_hc_pre, shape, rows),
-    )  # fmt: skip
+        "hc_pre",
+        shape,
+        rows,
+        0,
+        streams + 2 * rows * d + 4 * outs * (m * d + rows),
+        2 * rows * m * d * (outs + 2),
+        partial(_build_hc_pre, shape, rows),
+        partial(_twin_hc_pre, shape, rows),
+    )
     yield Case(
-        "hc_post", shape, rows, 0, 2 * streams + 2 * rows * d + 4 * outs * rows, 2 * rows * m * d * (m + 1),
-        partial(_build_hc_post, shape, rows), partial(_twin_hc_post, shape, rows),
-    )  # fmt: skip
+        "hc_post",
+        shape,
+        rows,
+        0,
+        2 * streams + 2 * rows * d + 4 * outs * rows,
+        2 * rows * m * d * (m + 1),
+        partial(_build_hc_post, shape, rows),
+        partial(_twin_hc_post, shape, rows),
+    )
     yield Case(
-        "hc_next", shape, rows, 0, 3 * streams + 4 * rows * d + 4 * outs * (m * d + 2 * rows), 2 * rows * m * d * (outs + m + 3),
-        partial(_build_hc_next, shape, rows), partial(_twin_hc_next, shape, rows),
-    )  # fmt: skip
+        "hc_next",
+        shape,
+        rows,
+        0,
+        3 * streams + 4 * rows * d + 4 * outs * (m * d + 2 * rows),
+        2 * rows * m * d * (outs + m + 3),
+        partial(_build_hc_next, shape, rows),
+        partial(_twin_hc_next, shape, rows),
+    )
 
 
 def _project(shape: Shape, rows: int, index_heads: int) -> Case:
@@ -65,11 +83,16 @@ def _project(shape: Shape, rows: int, index_heads: int) -> Case:
     queries = shape.num_attention_heads * dim + index_heads * shape.index_head_dim
     num_weights = d * (rank + dim) + rank * queries
     return Case(
-        "project" if index_heads else "project without indexer", shape, rows, 0,
-        _fp8_bytes(num_weights) + 2 * rows * (d + dim + queries), 2 * rows * num_weights,
-        partial(_build_project, shape, rows, index_heads), partial(_twin_project, shape, rows, index_heads),
+        "project" if index_heads else "project without indexer",
+        shape,
+        rows,
+        0,
+        _fp8_bytes(num_weights) + 2 * rows * (d + dim + queries),
+        2 * rows * num_weights,
+        partial(_build_project, shape, rows, index_heads),
+        partial(_twin_project, shape, rows, index_heads),
         partial(_library, rows, [(d, rank + dim), (rank, queries)]),
-    )  # fmt: skip
+    )
 
 
 def _output(shape: Shape, rows: int) -> Case:
@@ -77,19 +100,32 @@ def _output(shape: Shape, rows: int) -> Case:
     width = shape.num_attention_heads * shape.head_dim
     num_weights = width * shape.o_lora_rank + low * d
     return Case(
-        "output", shape, rows, 0, _fp8_bytes(num_weights) + 2 * rows * (width + d), 2 * rows * num_weights,
-        partial(_build_output, shape, rows), partial(_twin_output, shape, rows),
+        "output",
+        shape,
+        rows,
+        0,
+        _fp8_bytes(num_weights) + 2 * rows * (width + d),
+        2 * rows * num_weights,
+        partial(_build_output, shape, rows),
+        partial(_twin_output, shape, rows),
         partial(_library, rows, [(width // shape.o_groups, shape.o_lora_rank)] * shape.o_groups + [(low, d)]),
-    )  # fmt: skip
+    )
 
 
 def _lm_head(shape: Shape, rows: int) -> Case:
     d, m, vocab = shape.hidden_size, shape.hc_mult, shape.vocab_size
     num_bytes = 2 * vocab * d + 4 * m * m * d + rows * (2 * m * d + 4 * vocab)
     return Case(
-        "head", shape, rows, 0, num_bytes, 2 * rows * d * (vocab + m * m),
-        partial(_build_lm_head, shape, rows), partial(_twin_lm_head, shape, rows), partial(_library, rows, [(d, vocab)]),
-    )  # fmt: skip
+        "head",
+        shape,
+        rows,
+        0,
+        num_bytes,
+        2 * rows * d * (vocab + m * m),
+        partial(_build_lm_head, shape, rows),
+        partial(_twin_lm_head, shape, rows),
+        partial(_library, rows, [(d, vocab)]),
+    )
 
 
 def _build_embed(shape: Shape, rows: int, device: torch.device) -> Call:

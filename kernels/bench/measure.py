@@ -76,12 +76,20 @@ def measure(case: Case, device: torch.device, limits: Ceilings) -> dict[str, Any
     del ours
     floor = max(case.num_bytes / limits.copy_bytes_per_s, case.num_ops / limits.bf16_ops_per_s)
     row: dict[str, Any] = {
-        "case": case.name, "op": case.op, "model": case.shape.name, "rows": case.rows, "context": case.context,
-        "us": median * 1e6, "least_us": least * 1e6, "bytes": case.num_bytes, "ops": case.num_ops,
+        "case": case.name,
+        "op": case.op,
+        "model": case.shape.name,
+        "rows": case.rows,
+        "context": case.context,
+        "us": median * 1e6,
+        "least_us": least * 1e6,
+        "bytes": case.num_bytes,
+        "ops": case.num_ops,
         "share_of_copy": case.num_bytes / median / limits.copy_bytes_per_s,
-        "share_of_bf16": case.num_ops / median / limits.bf16_ops_per_s, "share_of_floor": floor / median,
+        "share_of_bf16": case.num_ops / median / limits.bf16_ops_per_s,
+        "share_of_floor": floor / median,
         "largest_error": error,
-    }  # fmt: skip
+    }
     for name, build in (("twin", case.twin), ("library", case.library)):
         if build is not None:
             row[f"{name}_ratio"] = _eager_seconds(build(device)) / median

@@ -151,9 +151,13 @@ def _attend(start, stop, q, kv, freqs_cis, rows, ring, pool, chosen, w, out):
                 seen = max(0, t + i - w.window + 1)
                 for h in range(heads):
                     totals[i * heads + h] = _softmax(
-                        near[i * heads + h, :whole], seen - base, t + i + 1 - seen,
-                        far[far_at + h, :whole_entries], num_entries, w.sink[h],
-                    )  # fmt: skip
+                        near[i * heads + h, :whole],
+                        seen - base,
+                        t + i + 1 - seen,
+                        far[far_at + h, :whole_entries],
+                        num_entries,
+                        w.sink[h],
+                    )
                 if k > 0:
                     to = at + i * heads * dim
                     gemm(far, 0, far_step, entries, 0, dim, out, to, dim, heads, whole_entries, dim, False)

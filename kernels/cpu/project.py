@@ -83,9 +83,20 @@ def _project(start, stop, x, freqs_cis, w, q, kv, index_q):
                 rotate(projected[i, index_at + h * index_dim : index_at + (h + 1) * index_dim], freqs_cis[row], ONE)
             if w.num_index_heads > 0:
                 gemm(
-                    projected, i * wide + index_at, index_dim, w.hadamard, 0, index_dim, index_q,
-                    row * w.num_index_heads * index_dim, index_dim, w.num_index_heads, index_dim, index_dim, False,
-                )  # fmt: skip
+                    projected,
+                    i * wide + index_at,
+                    index_dim,
+                    w.hadamard,
+                    0,
+                    index_dim,
+                    index_q,
+                    row * w.num_index_heads * index_dim,
+                    index_dim,
+                    w.num_index_heads,
+                    index_dim,
+                    index_dim,
+                    False,
+                )
 
 
 @inlined
@@ -95,9 +106,20 @@ def _lower(o, wo_a, first, count, low, low_at):
     groups, inner, rank = wo_a.shape
     for g in range(groups):
         gemm(
-            o, first * wide + g * inner, wide, wo_a, g * inner * rank, rank,
-            low, low_at + g * rank, groups * rank, count, inner, rank, False,
-        )  # fmt: skip
+            o,
+            first * wide + g * inner,
+            wide,
+            wo_a,
+            g * inner * rank,
+            rank,
+            low,
+            low_at + g * rank,
+            groups * rank,
+            count,
+            inner,
+            rank,
+            False,
+        )
 
 
 @kernel

@@ -64,14 +64,24 @@ def attend(
         count = min(chunk, n - first)
         gather(kv, rows, ring, pool, chosen, band, entries, first, count, lists, num_slots, shape)
         launch(
-            attend_rows, (count, -(-heads // HEAD_TILE), num_splits), q, band, entries, chosen, rows.positions, rows.owners, rows.dropped,
-            partial, stats, first, chunk, heads, num_splits, num_slots, room, w.scale * math.log2(math.e), **shape,
-            SPLIT=split, HEAD_TILE=HEAD_TILE,
-        )  # fmt: skip
+            attend_rows,
+            (count, -(-heads // HEAD_TILE), num_splits),
+            *(q, band, entries, chosen, rows.positions, rows.owners, rows.dropped, partial, stats),
+            *(first, chunk, heads, num_splits, num_slots, room, w.scale * math.log2(math.e)),
+            **shape,
+            SPLIT=split,
+            HEAD_TILE=HEAD_TILE,
+        )
         launch(
-            combine_splits, (count, heads), partial, stats, w.sink, rows.owners, freqs_cis, o, first, chunk, num_splits, HEADS=heads, DIM=dim,
-            BLOCK=block, ROPE=2 * freqs_cis.shape[1],
-        )  # fmt: skip
+            combine_splits,
+            (count, heads),
+            *(partial, stats, w.sink, rows.owners, freqs_cis, o),
+            *(first, chunk, num_splits),
+            HEADS=heads,
+            DIM=dim,
+            BLOCK=block,
+            ROPE=2 * freqs_cis.shape[1],
+        )
     return o
 
 
@@ -84,36 +94,119 @@ def gather(kv, rows, ring, pool, chosen, band, entries, first, count, lists, num
     entry_programs = 0 if first and is_shared else lists * (room // GATHERED)
     rope = 0 if not shape["RATIO"] else rope_channels(dim, pool.shape[1])
     launch(
-        gather_rows, (band_programs + entry_programs,), kv, ring, pool, chosen, rows.positions, rows.owners, rows.starts, rows.slots,
-        rows.dropped, rows.pages, band, entries, n, len(rows.slots), first, count, band_programs, rows.pages.shape[1],
-        num_slots, room, ring.shape[1], pool.shape[-1], rows.page_tokens // max(shape["RATIO"], 1), **shape, ROPE=rope, COUNT=GATHERED,
-    )  # fmt: skip
+        gather_rows,
+        (band_programs + entry_programs,),
+        *(kv, ring, pool, chosen),
+        *(rows.positions, rows.owners, rows.starts, rows.slots, rows.dropped, rows.pages),
+        *(band, entries),
+        *(n, len(rows.slots), first, count, band_programs, rows.pages.shape[1], num_slots, room),
+        *(ring.shape[1], pool.shape[-1], rows.page_tokens // max(shape["RATIO"], 1)),
+        **shape,
+        ROPE=rope,
+        COUNT=GATHERED,
+    )
 
 
 @kernel
 def gather_rows(
-    kv, ring, pool, chosen, positions, owners, starts, slots, dropped, pages, band, entries, num_rows, num_segments, num_before,
-    num_chunk, num_band_programs, num_pages, num_slots, num_room, ring_length, stride, per_page, WINDOW: tl.constexpr,
-    RATIO: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, IS_CHOSEN: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    kv,
+    ring,
+    pool,
+    chosen,
+    positions,
+    owners,
+    starts,
+    slots,
+    dropped,
+    pages,
+    band,
+    entries,
+    num_rows,
+    num_segments,
+    num_before,
+    num_chunk,
+    num_band_programs,
+    num_pages,
+    num_slots,
+    num_room,
+    ring_length,
+    stride,
+    per_page,
+    WINDOW: tl.constexpr,
+    RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    IS_CHOSEN: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """COUNT rows of the band, or of the entries."""
     pid = tl.program_id(0)
     if pid < num_band_programs:
         gather_window(
-            pid, kv, ring, positions, owners, starts, slots, band, num_rows, num_segments, ring_length, WINDOW, BLOCK, DIM, COUNT
-        )  # fmt: skip
+            pid,
+            kv,
+            ring,
+            positions,
+            owners,
+            starts,
+            slots,
+            band,
+            num_rows,
+            num_segments,
+            ring_length,
+            WINDOW,
+            BLOCK,
+            DIM,
+            COUNT,
+        )
     elif RATIO:
         gather_entries(
-            pid - num_band_programs, pool, chosen, positions, owners, starts, dropped, pages, entries, num_rows, num_segments,
-            num_before, num_chunk, num_pages, num_slots, num_room, stride, per_page, RATIO, BLOCK, DIM, ROPE, IS_CHOSEN, COUNT,
-        )  # fmt: skip
+            pid - num_band_programs,
+            pool,
+            chosen,
+            positions,
+            owners,
+            starts,
+            dropped,
+            pages,
+            entries,
+            num_rows,
+            num_segments,
+            num_before,
+            num_chunk,
+            num_pages,
+            num_slots,
+            num_room,
+            stride,
+            per_page,
+            RATIO,
+            BLOCK,
+            DIM,
+            ROPE,
+            IS_CHOSEN,
+            COUNT,
+        )
 
 
 @kernel
 def gather_window(
-    pid, kv, ring, positions, owners, starts, slots, band, num_rows, num_segments, ring_length, WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr, DIM: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    pid,
+    kv,
+    ring,
+    positions,
+    owners,
+    starts,
+    slots,
+    band,
+    num_rows,
+    num_segments,
+    ring_length,
+    WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """The band has, for each segment, the WINDOW - 1 rows before its first, from the ring, then its own: a window is a run of WINDOW
     rows. What is not there is zero."""
     i = pid * COUNT + tl.arange(0, COUNT)
@@ -139,10 +232,31 @@ def gather_window(
 
 @kernel
 def gather_entries(
-    pid, pool, chosen, positions, owners, starts, dropped, pages, entries, num_rows, num_segments, num_before, num_chunk, num_pages,
-    num_slots, num_room, stride, per_page, RATIO: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr,
-    IS_CHOSEN: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    pid,
+    pool,
+    chosen,
+    positions,
+    owners,
+    starts,
+    dropped,
+    pages,
+    entries,
+    num_rows,
+    num_segments,
+    num_before,
+    num_chunk,
+    num_pages,
+    num_slots,
+    num_room,
+    stride,
+    per_page,
+    RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    IS_CHOSEN: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Lists of num_room entries, one for each row of the chunk (chosen) or for each segment that has rows in it. Entries past the
     last one are zero as far as a tile of keys reaches."""
     at = pid // (num_room // COUNT)
@@ -170,10 +284,30 @@ def gather_entries(
 
 @kernel
 def attend_rows(
-    q, band, entries, chosen, positions, owners, dropped, partial, stats, num_before, num_chunk, num_heads, num_splits, num_slots,
-    num_room, scale, WINDOW: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
-    SPLIT: tl.constexpr, HEAD_TILE: tl.constexpr, IS_CHOSEN: tl.constexpr,
-):  # fmt: skip
+    q,
+    band,
+    entries,
+    chosen,
+    positions,
+    owners,
+    dropped,
+    partial,
+    stats,
+    num_before,
+    num_chunk,
+    num_heads,
+    num_splits,
+    num_slots,
+    num_room,
+    scale,
+    WINDOW: tl.constexpr,
+    RATIO: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    IS_CHOSEN: tl.constexpr,
+):
     """One split of one row for some heads: its unnormalised output, the largest score and the sum of weights, in powers of two."""
     at = tl.program_id(0)
     row = (num_before + at).to(tl.int64)
@@ -225,9 +359,20 @@ def attend_rows(
 
 @kernel
 def combine_splits(
-    partial, stats, sink, owners, freqs_cis, o, num_before, num_chunk, num_splits,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, ROPE: tl.constexpr,
-):  # fmt: skip
+    partial,
+    stats,
+    sink,
+    owners,
+    freqs_cis,
+    o,
+    num_before,
+    num_chunk,
+    num_splits,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROPE: tl.constexpr,
+):
     """One head of one row: the splits in order, after the sink, which has no value; then rotated back. Padding rows get zeros."""
     at, head = tl.program_id(0), tl.program_id(1)
     row = (num_before + at).to(tl.int64)

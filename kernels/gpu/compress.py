@@ -27,17 +27,35 @@ def block_rows(x: Tensor, rows: DeviceRows, w: Any) -> tuple[Tensor, Tensor]:
     mixed = products.new_empty(len(x), 2 * width)
     head_weights = products.new_empty(len(x), products.shape[1] - 2 * width)
     launch(
-        split_products, (len(x), -(-products.shape[1] // 1024)), products, rows.positions, w.ape, mixed, head_weights, w.index_scale,
-        RATIO=ratio, WIDTH=width, NUM_HEADS=head_weights.shape[1], COUNT=1024,
-    )  # fmt: skip
+        split_products,
+        (len(x), -(-products.shape[1] // 1024)),
+        products,
+        rows.positions,
+        w.ape,
+        mixed,
+        head_weights,
+        w.index_scale,
+        RATIO=ratio,
+        WIDTH=width,
+        NUM_HEADS=head_weights.shape[1],
+        COUNT=1024,
+    )
     return mixed, head_weights
 
 
 @kernel
 def split_products(
-    products, positions, ape, mixed, head_weights, index_scale, RATIO: tl.constexpr, WIDTH: tl.constexpr, NUM_HEADS: tl.constexpr,
+    products,
+    positions,
+    ape,
+    mixed,
+    head_weights,
+    index_scale,
+    RATIO: tl.constexpr,
+    WIDTH: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     COUNT: tl.constexpr,
-):  # fmt: skip
+):
     """COUNT columns of one row: gates get the bias of their place in the block, head weights their scale."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COUNT + tl.arange(0, COUNT)
@@ -62,20 +80,71 @@ def complete_blocks(mixed: Tensor, rows: DeviceRows, ring: Tensor, pool: Tensor,
     is_packed = pool.dtype == torch.uint8
     assert is_packed == w.rounds_rows, (pool.dtype, w.rounds_rows)
     launch(
-        complete_block, (len(mixed), 1 + has_index), mixed, rows.positions, rows.owners, rows.starts, rows.slots, rows.dropped,
-        rows.pages, ring, pool, index_pool, w.entry_norm, w.index_norm, w.hadamard, w.freqs, w.eps, rows.pages.shape[1],
-        ring.shape[1], rows.page_tokens // w.ratio, pool.shape[1], RATIO=w.ratio, WIDTH=w.ape.shape[1], DIM=head_dim,
-        BLOCK=max(64, next_power_of_two(head_dim)), INDEX_DIM=index_dim, ROTATED=2 * len(w.freqs), ROPE=rope_channels(head_dim, pool.shape[1]) if is_packed else 0,
-        OVERLAPS=w.overlaps, IS_PACKED=is_packed, num_warps=8,
-    )  # fmt: skip
+        complete_block,
+        (len(mixed), 1 + has_index),
+        mixed,
+        rows.positions,
+        rows.owners,
+        rows.starts,
+        rows.slots,
+        rows.dropped,
+        rows.pages,
+        ring,
+        pool,
+        index_pool,
+        w.entry_norm,
+        w.index_norm,
+        w.hadamard,
+        w.freqs,
+        w.eps,
+        rows.pages.shape[1],
+        ring.shape[1],
+        rows.page_tokens // w.ratio,
+        pool.shape[1],
+        RATIO=w.ratio,
+        WIDTH=w.ape.shape[1],
+        DIM=head_dim,
+        BLOCK=max(64, next_power_of_two(head_dim)),
+        INDEX_DIM=index_dim,
+        ROTATED=2 * len(w.freqs),
+        ROPE=rope_channels(head_dim, pool.shape[1]) if is_packed else 0,
+        OVERLAPS=w.overlaps,
+        IS_PACKED=is_packed,
+        num_warps=8,
+    )
 
 
 @kernel
 def complete_block(
-    mixed, positions, owners, starts, slots, dropped, pages, ring, pool, index_pool, entry_norm, index_norm, hadamard, freqs, eps,
-    num_pages, ring_length, per_page, stride, RATIO: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
-    INDEX_DIM: tl.constexpr, ROTATED: tl.constexpr, ROPE: tl.constexpr, OVERLAPS: tl.constexpr, IS_PACKED: tl.constexpr,
-):  # fmt: skip
+    mixed,
+    positions,
+    owners,
+    starts,
+    slots,
+    dropped,
+    pages,
+    ring,
+    pool,
+    index_pool,
+    entry_norm,
+    index_norm,
+    hadamard,
+    freqs,
+    eps,
+    num_pages,
+    ring_length,
+    per_page,
+    stride,
+    RATIO: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INDEX_DIM: tl.constexpr,
+    ROTATED: tl.constexpr,
+    ROPE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+    IS_PACKED: tl.constexpr,
+):
     """The entry, or with program 1 of axis 1 the index key, of the block that ends with a row, if one does."""
     row = tl.program_id(0)
     owner = tl.load(owners + row)
@@ -116,9 +185,18 @@ def complete_block(
 
 @kernel
 def pool_block(
-    new, old, block, first, ring_length, FROM: tl.constexpr, RATIO: tl.constexpr, WIDTH: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr, OVERLAPS: tl.constexpr,
-):  # fmt: skip
+    new,
+    old,
+    block,
+    first,
+    ring_length,
+    FROM: tl.constexpr,
+    RATIO: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
     """Channels FROM ... FROM + DIM of a block: per channel, a softmax over its slots weighs the values; rounded to bf16, zero past DIM.
 
     With overlap the previous block's slots give their A half and the block's own their B half. Eight slots at a time,
@@ -198,16 +276,40 @@ def store(rows: DeviceRows, *pairs: tuple[Tensor, Tensor]) -> None:
     (source, ring), (other, other_ring) = pairs[0], pairs[-1]
     width, other_width = source.shape[1], other.shape[1] if len(pairs) == 2 else 0
     launch(
-        store_rows, (len(source), -(-width // 1024) + -(-other_width // 1024)), rows.positions, rows.owners, rows.starts, rows.slots,
-        source, ring, ring.shape[1], other, other_ring, other_ring.shape[1], WIDTH=width, OTHER_WIDTH=other_width, COUNT=1024,
-    )  # fmt: skip
+        store_rows,
+        (len(source), -(-width // 1024) + -(-other_width // 1024)),
+        rows.positions,
+        rows.owners,
+        rows.starts,
+        rows.slots,
+        source,
+        ring,
+        ring.shape[1],
+        other,
+        other_ring,
+        other_ring.shape[1],
+        WIDTH=width,
+        OTHER_WIDTH=other_width,
+        COUNT=1024,
+    )
 
 
 @kernel
 def store_rows(
-    positions, owners, starts, slots, source, ring, ring_length, other, other_ring, other_length,
-    WIDTH: tl.constexpr, OTHER_WIDTH: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    positions,
+    owners,
+    starts,
+    slots,
+    source,
+    ring,
+    ring_length,
+    other,
+    other_ring,
+    other_length,
+    WIDTH: tl.constexpr,
+    OTHER_WIDTH: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Grid (rows, parts of COUNT columns of the one, then of the other)."""
     part = tl.program_id(1)
     parts: tl.constexpr = (WIDTH + COUNT - 1) // COUNT

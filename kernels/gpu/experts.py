@@ -31,12 +31,30 @@ def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: flo
     num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
     launch(
-        _gate_up, (plan.arrivals.shape[1] * 256 // rows, num_shared_tiles + len(plan.tiles)),
-        x, *w13, shared.data, shared.scale, plan.weights, plan.order, plan.num_tiles, plan.tiles, plan.arrivals,
-        hidden[:num_pairs], hidden[num_pairs:], num_rows, num_shared_tiles, width, inner, limit,
-        SLOTS=plan.weights.shape[1], ROWS=rows, TOKENS=tokens,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+        _gate_up,
+        (plan.arrivals.shape[1] * 256 // rows, num_shared_tiles + len(plan.tiles)),
+        x,
+        *w13,
+        shared.data,
+        shared.scale,
+        plan.weights,
+        plan.order,
+        plan.num_tiles,
+        plan.tiles,
+        plan.arrivals,
+        hidden[:num_pairs],
+        hidden[num_pairs:],
+        num_rows,
+        num_shared_tiles,
+        width,
+        inner,
+        limit,
+        SLOTS=plan.weights.shape[1],
+        ROWS=rows,
+        TOKENS=tokens,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
     return hidden
 
 
@@ -48,15 +66,38 @@ def down(routed: Tensor, shared: Tensor, plan: Plan, w2: PackedFp4, shared_w2: F
     rows, num_warps, num_stages = _tile(tokens)
     routed_out, shared_out = shared.new_empty(len(routed), width), shared.new_empty(num_rows, width)
     launch(
-        _down, (width // rows, num_shared_tiles + len(plan.tiles)),
-        routed, shared, *w2, shared_w2.data, shared_w2.scale, plan.order, plan.num_tiles, plan.tiles, routed_out, shared_out,
-        num_rows, num_shared_tiles, width, inner, ROWS=rows, TOKENS=tokens,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+        _down,
+        (width // rows, num_shared_tiles + len(plan.tiles)),
+        routed,
+        shared,
+        *w2,
+        shared_w2.data,
+        shared_w2.scale,
+        plan.order,
+        plan.num_tiles,
+        plan.tiles,
+        routed_out,
+        shared_out,
+        num_rows,
+        num_shared_tiles,
+        width,
+        inner,
+        ROWS=rows,
+        TOKENS=tokens,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
     out = torch.empty_like(shared_out)
     launch(
-        _add, (num_rows, -(-width // 1024)), routed_out, shared_out, out, width, SLOTS=plan.weights.shape[1], COLUMNS=1024,
-    )  # fmt: skip
+        _add,
+        (num_rows, -(-width // 1024)),
+        routed_out,
+        shared_out,
+        out,
+        width,
+        SLOTS=plan.weights.shape[1],
+        COLUMNS=1024,
+    )
     return out
 
 
@@ -67,10 +108,27 @@ def _tile(tokens: int) -> tuple[int, int, int]:
 
 @kernel
 def _gate_up(
-    x, codes, scale, shared_data, shared_scale, weights, order, num_tiles, tiles, arrivals, routed, shared,
-    num_rows, num_shared_tiles, width, inner, limit,
-    SLOTS: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
+    x,
+    codes,
+    scale,
+    shared_data,
+    shared_scale,
+    weights,
+    order,
+    num_tiles,
+    tiles,
+    arrivals,
+    routed,
+    shared,
+    num_rows,
+    num_shared_tiles,
+    width,
+    inner,
+    limit,
+    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """Grid (rows of weights, tiles): ROWS / 2 columns of hidden, for the rows of one tile."""
     block, tile = tl.program_id(0), tl.program_id(1)
     counter = arrivals + tile * (tl.num_programs(0) * ROWS // 256) + block * (ROWS // 2) // 128
@@ -96,9 +154,24 @@ def _gate_up(
 
 @kernel
 def _down(
-    routed, shared, codes, scale, shared_data, shared_scale, order, num_tiles, tiles, routed_out, shared_out,
-    num_rows, num_shared_tiles, width, inner, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-):  # fmt: skip
+    routed,
+    shared,
+    codes,
+    scale,
+    shared_data,
+    shared_scale,
+    order,
+    num_tiles,
+    tiles,
+    routed_out,
+    shared_out,
+    num_rows,
+    num_shared_tiles,
+    width,
+    inner,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
     """Grid (rows of weights, tiles): ROWS columns of the products, for the rows of one tile; those of a pair go to its number."""
     block, tile = tl.program_id(0), tl.program_id(1)
     token, column = tl.arange(0, TOKENS), block * ROWS + tl.arange(0, ROWS)

@@ -100,11 +100,29 @@ def _linear(
     out = torch.empty(num_rows, groups * width, dtype=out_dtype, device=x.device)
     parts = torch.empty((splits if own else 0, num_rows, groups * width), device=x.device)
     launch(
-        _linear_kernel, (tiles, groups, splits if own else 1),
-        x, x_scale, weight, scale, out, parts, arrivals(x.device), num_rows,
-        GROUPS=groups, OUT=width, K=depth, SPLITS=splits, STEPS=-(-steps // splits), OWN=own, MODE=mode,
-        BLOCK_OUT=block_out, BLOCK_ROWS=block_rows, BLOCK_K=BLOCK_K, num_warps=num_warps, num_stages=4 if num_rows <= FEW_ROWS else 3,
-    )  # fmt: skip
+        _linear_kernel,
+        (tiles, groups, splits if own else 1),
+        x,
+        x_scale,
+        weight,
+        scale,
+        out,
+        parts,
+        arrivals(x.device),
+        num_rows,
+        GROUPS=groups,
+        OUT=width,
+        K=depth,
+        SPLITS=splits,
+        STEPS=-(-steps // splits),
+        OWN=own,
+        MODE=mode,
+        BLOCK_OUT=block_out,
+        BLOCK_ROWS=block_rows,
+        BLOCK_K=BLOCK_K,
+        num_warps=num_warps,
+        num_stages=4 if num_rows <= FEW_ROWS else 3,
+    )
     return out
 
 
@@ -125,11 +143,25 @@ def arrivals(device: torch.device) -> Tensor:
 
 @kernel
 def _linear_kernel(
-    x, x_scale, weight, scale, out, parts, counters, num_rows,
-    GROUPS: tl.constexpr, OUT: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
-    OWN: tl.constexpr, MODE: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_scale,
+    weight,
+    scale,
+    out,
+    parts,
+    counters,
+    num_rows,
+    GROUPS: tl.constexpr,
+    OUT: tl.constexpr,
+    K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    STEPS: tl.constexpr,
+    OWN: tl.constexpr,
+    MODE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Grid (tiles, groups, parts of K): one tile of [out, rows]. MODE says what multiplies: "fp8" e4m3 rows, "quantise" rows that
     are rounded to e4m3 here, "widen" bf16 rows and e4m3 weights, "bf16" bf16 both."""
     row_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
@@ -153,9 +185,20 @@ def _linear_kernel(
     for s in range(1 if OWN else SPLITS):
         first = (split if OWN else s) * STEPS
         total += _part(
-            w_at, x_at, scale_at, x_scale_at, first, tl.minimum(first + STEPS, blocks), columns, num_rows,
-            K, MODE, BLOCK_OUT, BLOCK_ROWS, BLOCK_K,
-        )  # fmt: skip
+            w_at,
+            x_at,
+            scale_at,
+            x_scale_at,
+            first,
+            tl.minimum(first + STEPS, blocks),
+            columns,
+            num_rows,
+            K,
+            MODE,
+            BLOCK_OUT,
+            BLOCK_ROWS,
+            BLOCK_K,
+        )
     kept = (outs < OUT)[:, None] & (rows < num_rows)[None, :]
     at = (rows.to(tl.int64) * (GROUPS * OUT))[None, :] + (group * OUT + outs)[:, None]
     if OWN:
@@ -175,9 +218,20 @@ def _linear_kernel(
 
 @kernel
 def _part(
-    w_at, x_at, scale_at, x_scale_at, first, last, columns, num_rows,
-    K: tl.constexpr, MODE: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    w_at,
+    x_at,
+    scale_at,
+    x_scale_at,
+    first,
+    last,
+    columns,
+    num_rows,
+    K: tl.constexpr,
+    MODE: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """The sum over steps first ... last - 1 of K: float32 [BLOCK_OUT, BLOCK_ROWS]. Tensor cores add FP8 products with few bits, so
     each step starts anew."""
     sums = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)

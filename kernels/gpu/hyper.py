@@ -76,15 +76,45 @@ def _reduce(
     x = torch.empty(num_rows, d, dtype=torch.bfloat16, device=streams.device)
     block_rows, num_warps = (FEW_ROWS, 4) if num_rows <= FEW_ROWS else (64, 8)
     launch(
-        _mix, (-(-num_rows // block_rows), num_parts), streams, w.fn, parts, *(source or (None,) * 4), num_rows,
-        M=m, D=d, COUNT=count, WRITES=bool(source), PARTS=num_parts, PART=PART, MIXED=MIXED, STEP=64, BLOCK_ROWS=block_rows, num_warps=num_warps,
-    )  # fmt: skip
+        _mix,
+        (-(-num_rows // block_rows), num_parts),
+        streams,
+        w.fn,
+        parts,
+        *(source or (None,) * 4),
+        num_rows,
+        M=m,
+        D=d,
+        COUNT=count,
+        WRITES=bool(source),
+        PARTS=num_parts,
+        PART=PART,
+        MIXED=MIXED,
+        STEP=64,
+        BLOCK_ROWS=block_rows,
+        num_warps=num_warps,
+    )
     launch(
-        _read, (1 if comb is None else 2, num_rows),
-        streams, parts, w.base, w.norm, x, post, comb, w.hc_eps, w.norm_eps,
-        M=m, D=d, ITERS=iters, PARTS=num_parts, MIXED=MIXED,
-        BLOCK_D=next_power_of_two(d), BLOCK_PARTS=next_power_of_two(num_parts), num_warps=8,
-    )  # fmt: skip
+        _read,
+        (1 if comb is None else 2, num_rows),
+        streams,
+        parts,
+        w.base,
+        w.norm,
+        x,
+        post,
+        comb,
+        w.hc_eps,
+        w.norm_eps,
+        M=m,
+        D=d,
+        ITERS=iters,
+        PARTS=num_parts,
+        MIXED=MIXED,
+        BLOCK_D=next_power_of_two(d),
+        BLOCK_PARTS=next_power_of_two(num_parts),
+        num_warps=8,
+    )
     return x
 
 
@@ -101,10 +131,24 @@ def _embed(ids, table, streams, COPIES: tl.constexpr, D: tl.constexpr, BLOCK: tl
 
 @kernel
 def _mix(
-    streams, fn, parts, out, old, post, comb, num_rows,
-    M: tl.constexpr, D: tl.constexpr, COUNT: tl.constexpr, WRITES: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr,
-    MIXED: tl.constexpr, STEP: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-):  # fmt: skip
+    streams,
+    fn,
+    parts,
+    out,
+    old,
+    post,
+    comb,
+    num_rows,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    COUNT: tl.constexpr,
+    WRITES: tl.constexpr,
+    PARTS: tl.constexpr,
+    PART: tl.constexpr,
+    MIXED: tl.constexpr,
+    STEP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
     """Grid (tiles of rows, parts of K = M * D): the products of fn [COUNT, K] with the rows over PART columns, to parts
     [N, PARTS, MIXED]. With WRITES the rows' streams come of old ones, and are stored."""
     K: tl.constexpr = M * D
@@ -139,10 +183,23 @@ def _mix(
 
 @kernel
 def _read(
-    streams, parts, base, norm, x, post, comb, hc_eps, norm_eps,
-    M: tl.constexpr, D: tl.constexpr, ITERS: tl.constexpr, PARTS: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_PARTS: tl.constexpr,
-):  # fmt: skip
+    streams,
+    parts,
+    base,
+    norm,
+    x,
+    post,
+    comb,
+    hc_eps,
+    norm_eps,
+    M: tl.constexpr,
+    D: tl.constexpr,
+    ITERS: tl.constexpr,
+    PARTS: tl.constexpr,
+    MIXED: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+):
     """Grid (2, N), or (1, N) for the head: the first program of a row makes x, the second post and comb, which are needed later."""
     row = tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)

@@ -38,20 +38,63 @@ def select(index_q: Tensor, head_weights: Tensor, rows: DeviceRows, index_pool: 
     for first in range(0, n, chunk):
         last = min(first + chunk, n)
         launch(
-            score_entries, (num_blocks * (count // KEY_TILE), -(-(last - first) // queries)), index_q, head_weights, index_pool, *where,
-            rows.starts, rows.pages, scores, first, last, num_pages, num_blocks * count, per_page, k, RATIO=ratio, HEADS=heads,
-            HEAD_TILE=max(16, next_power_of_two(heads)), DIM=dim, TILE=KEY_TILE, QUERIES=queries,
-        )  # fmt: skip
+            score_entries,
+            (num_blocks * (count // KEY_TILE), -(-(last - first) // queries)),
+            index_q,
+            head_weights,
+            index_pool,
+            *where,
+            rows.starts,
+            rows.pages,
+            scores,
+            first,
+            last,
+            num_pages,
+            num_blocks * count,
+            per_page,
+            k,
+            RATIO=ratio,
+            HEADS=heads,
+            HEAD_TILE=max(16, next_power_of_two(heads)),
+            DIM=dim,
+            TILE=KEY_TILE,
+            QUERIES=queries,
+        )
         grid = (last - first, num_blocks)
         for level in range(2):
             launch(
-                count_scores, grid, scores, *where, high, low, first, num_blocks, k, RATIO=ratio, COUNT=count, LEVEL=level,
+                count_scores,
+                grid,
+                scores,
+                *where,
+                high,
+                low,
+                first,
+                num_blocks,
+                k,
+                RATIO=ratio,
+                COUNT=count,
+                LEVEL=level,
                 num_warps=num_warps,
-            )  # fmt: skip
+            )
         launch(
-            choose, grid, scores, *where, rows.pages, high, low, chosen, first, num_blocks, num_pages, per_page, k,
-            RATIO=ratio, COUNT=count, num_warps=num_warps,
-        )  # fmt: skip
+            choose,
+            grid,
+            scores,
+            *where,
+            rows.pages,
+            high,
+            low,
+            chosen,
+            first,
+            num_blocks,
+            num_pages,
+            per_page,
+            k,
+            RATIO=ratio,
+            COUNT=count,
+            num_warps=num_warps,
+        )
     return chosen
 
 
@@ -65,10 +108,28 @@ def visible_entries(row, positions, owners, dropped, RATIO: tl.constexpr):
 
 @kernel
 def score_entries(
-    index_q, head_weights, index_pool, positions, owners, dropped, starts, pages, scores, num_before, num_last, num_pages, num_room,
-    per_page, num_chosen, RATIO: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
-    TILE: tl.constexpr, QUERIES: tl.constexpr,
-):  # fmt: skip
+    index_q,
+    head_weights,
+    index_pool,
+    positions,
+    owners,
+    dropped,
+    starts,
+    pages,
+    scores,
+    num_before,
+    num_last,
+    num_pages,
+    num_room,
+    per_page,
+    num_chosen,
+    RATIO: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    QUERIES: tl.constexpr,
+):
     """Scores of TILE entries for QUERIES rows, as int16 that order as the scores do. Rows that see no more than num_chosen need none."""
     first_row = num_before + tl.program_id(1) * QUERIES
     last_row = tl.minimum(first_row + QUERIES, num_last)
@@ -83,17 +144,52 @@ def score_entries(
         most = visible_entries(tl.maximum(end - 1, 0), positions, owners, dropped, RATIO)
         if (begin < end) & (first < most) & (most > num_chosen):
             score_segment(
-                index_q, head_weights, index_pool, positions, owners, dropped, pages + tl.cast(segment, tl.int64) * num_pages, scores, begin,
-                end, first, most, num_before, num_room, per_page, RATIO, HEADS, HEAD_TILE, DIM, TILE,
-            )  # fmt: skip
+                index_q,
+                head_weights,
+                index_pool,
+                positions,
+                owners,
+                dropped,
+                pages + tl.cast(segment, tl.int64) * num_pages,
+                scores,
+                begin,
+                end,
+                first,
+                most,
+                num_before,
+                num_room,
+                per_page,
+                RATIO,
+                HEADS,
+                HEAD_TILE,
+                DIM,
+                TILE,
+            )
 
 
 @kernel
 def score_segment(
-    index_q, head_weights, index_pool, positions, owners, dropped, pages, scores, begin, end, first, most, num_before, num_room,
-    per_page, RATIO: tl.constexpr, HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, DIM: tl.constexpr,
+    index_q,
+    head_weights,
+    index_pool,
+    positions,
+    owners,
+    dropped,
+    pages,
+    scores,
+    begin,
+    end,
+    first,
+    most,
+    num_before,
+    num_room,
+    per_page,
+    RATIO: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    DIM: tl.constexpr,
     TILE: tl.constexpr,
-):  # fmt: skip
+):
     """Of rows begin ... end, which are of one segment, and entries from `first` on."""
     e = first + tl.arange(0, TILE)
     page = tl.load(pages + e // per_page, mask=e < most, other=0).to(tl.int64)
@@ -132,9 +228,19 @@ def read_index_keys(pool, page, place, seen, per_page, DIM: tl.constexpr, TILE: 
 
 @kernel
 def count_scores(
-    scores, positions, owners, dropped, high, low, num_before, num_blocks, num_chosen, RATIO: tl.constexpr, COUNT: tl.constexpr,
+    scores,
+    positions,
+    owners,
+    dropped,
+    high,
+    low,
+    num_before,
+    num_blocks,
+    num_chosen,
+    RATIO: tl.constexpr,
+    COUNT: tl.constexpr,
     LEVEL: tl.constexpr,
-):  # fmt: skip
+):
     """Of one block of one row: how often each upper byte (level 0) or, among scores with the upper byte of the k-th best, each lower
     byte (level 1) occurs. What is past the end counts as the lowest score."""
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -174,9 +280,22 @@ def find_byte(counts, num_blocks, block, wanted):
 
 @kernel
 def choose(
-    scores, positions, owners, dropped, pages, high, low, chosen, num_before, num_blocks, num_pages, per_page, num_chosen,
-    RATIO: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    scores,
+    positions,
+    owners,
+    dropped,
+    pages,
+    high,
+    low,
+    chosen,
+    num_before,
+    num_blocks,
+    num_pages,
+    per_page,
+    num_chosen,
+    RATIO: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """The chosen ones among the entries of one block, for one row: those above the k-th best score, and as many as are wanted of
     those equal to it, the lower first."""
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)

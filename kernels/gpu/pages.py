@@ -36,17 +36,37 @@ def _copy(pool: Tensor, pages: Tensor, fmt: RowFormat, per_page: int, stored: Te
     )
     per_page_blocks = -(-per_page * (fmt.width // word.itemsize) // COUNT)
     launch(
-        copy_pages, (min(PROGRAMS, len(pages) * per_page_blocks),), pool.view(word), pages, stored.view(word), len(pages), per_page,
-        pool.shape[1] // word.itemsize, WIDTH=fmt.width // word.itemsize, CODES=codes_bytes // word.itemsize,
-        STRIDE=stride // word.itemsize, TO_POOL=to_pool, COUNT=COUNT, num_warps=8,
-    )  # fmt: skip
+        copy_pages,
+        (min(PROGRAMS, len(pages) * per_page_blocks),),
+        pool.view(word),
+        pages,
+        stored.view(word),
+        len(pages),
+        per_page,
+        pool.shape[1] // word.itemsize,
+        WIDTH=fmt.width // word.itemsize,
+        CODES=codes_bytes // word.itemsize,
+        STRIDE=stride // word.itemsize,
+        TO_POOL=to_pool,
+        COUNT=COUNT,
+        num_warps=8,
+    )
 
 
 @kernel
 def copy_pages(
-    pool, pages, stored, num_pages, per_page, row_words, WIDTH: tl.constexpr, CODES: tl.constexpr, STRIDE: tl.constexpr,
-    TO_POOL: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    pool,
+    pages,
+    stored,
+    num_pages,
+    per_page,
+    row_words,
+    WIDTH: tl.constexpr,
+    CODES: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TO_POOL: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """All sizes are in words of the pool. A page of a pool has its rows' codes STRIDE apart, then the rest of each row."""
     page_blocks = tl.cdiv(per_page * WIDTH, COUNT)
     for part in range(tl.program_id(0), num_pages * page_blocks, tl.num_programs(0)):

@@ -29,20 +29,45 @@ def project(x: Tensor, freqs_cis: Tensor, w: Any) -> tuple[Tensor, Tensor, Tenso
     codes, scale = quantised_like(num_rows, rank, x.device)
     kv = torch.empty(num_rows, dim, dtype=torch.bfloat16, device=x.device)
     launch(
-        _norms, (2, num_rows), joint, freqs_cis, w.q_norm, w.kv_norm, codes, scale, kv, num_rows, w.eps,
-        RANK=rank, DIM=dim, ROPE=rope, ROUNDS=w.rounds_rows, RANK_BLOCKS=next_power_of_two(rank // 128),
+        _norms,
+        (2, num_rows),
+        joint,
+        freqs_cis,
+        w.q_norm,
+        w.kv_norm,
+        codes,
+        scale,
+        kv,
+        num_rows,
+        w.eps,
+        RANK=rank,
+        DIM=dim,
+        ROPE=rope,
+        ROUNDS=w.rounds_rows,
+        RANK_BLOCKS=next_power_of_two(rank // 128),
         BLOCK=next_power_of_two(dim),
-    )  # fmt: skip
+    )
     queries = linear_quantised(codes, scale, w.wq_b)
     index_heads, index_dim = w.num_index_heads, len(w.hadamard)
     q = torch.empty(num_rows, w.num_heads, dim, dtype=torch.bfloat16, device=x.device)
     index_q = torch.empty(num_rows, index_heads, index_dim, dtype=torch.bfloat16, device=x.device)
     launch(
-        _queries, (-(-w.num_heads // HEADS) + -(-index_heads // INDEX_HEADS), num_rows),
-        queries, freqs_cis, q, index_q, w.eps,
-        HEADS=w.num_heads, DIM=dim, ROPE=rope, INDEX_HEADS=index_heads, INDEX_DIM=index_dim,
-        BLOCK_HEADS=HEADS, BLOCK=next_power_of_two(dim), BLOCK_INDEX=INDEX_HEADS,
-    )  # fmt: skip
+        _queries,
+        (-(-w.num_heads // HEADS) + -(-index_heads // INDEX_HEADS), num_rows),
+        queries,
+        freqs_cis,
+        q,
+        index_q,
+        w.eps,
+        HEADS=w.num_heads,
+        DIM=dim,
+        ROPE=rope,
+        INDEX_HEADS=index_heads,
+        INDEX_DIM=index_dim,
+        BLOCK_HEADS=HEADS,
+        BLOCK=next_power_of_two(dim),
+        BLOCK_INDEX=INDEX_HEADS,
+    )
     return q, kv, index_q
 
 
@@ -63,10 +88,22 @@ def output_columns(low: Tensor, w: Any) -> Tensor:
 
 @kernel
 def _norms(
-    joint, freqs_cis, q_norm, kv_norm, codes, scale, kv, num_rows, eps,
-    RANK: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, ROUNDS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
+    joint,
+    freqs_cis,
+    q_norm,
+    kv_norm,
+    codes,
+    scale,
+    kv,
+    num_rows,
+    eps,
+    RANK: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    RANK_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """Grid (2, N), of joint [N, RANK + DIM]: the first program of a row makes what the queries come from, the second its window
     row."""
     row = tl.program_id(1).to(tl.int64)
@@ -110,10 +147,20 @@ def _window_row(
 
 @kernel
 def _queries(
-    queries, freqs_cis, q, index_q, eps,
-    HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, INDEX_HEADS: tl.constexpr, INDEX_DIM: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_INDEX: tl.constexpr,
-):  # fmt: skip
+    queries,
+    freqs_cis,
+    q,
+    index_q,
+    eps,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    INDEX_HEADS: tl.constexpr,
+    INDEX_DIM: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_INDEX: tl.constexpr,
+):
     """Grid (tiles of heads, then of index heads; N), of queries [N, HEADS * DIM + INDEX_HEADS * INDEX_DIM]."""
     tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     source, row_freqs_cis = queries + row * (HEADS * DIM + INDEX_HEADS * INDEX_DIM), freqs_cis + row * ROPE
@@ -129,9 +176,17 @@ def _queries(
 
 @kernel
 def _turn_heads(
-    source, freqs_cis, target, first, eps,
-    HEADS: tl.constexpr, DIM: tl.constexpr, ROPE: tl.constexpr, BLOCK_HEADS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    source,
+    freqs_cis,
+    target,
+    first,
+    eps,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    ROPE: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Normalise heads and rotate them."""
     head = (first + tl.arange(0, BLOCK_HEADS))[:, None]
     columns = tl.arange(0, BLOCK)[None, :]

@@ -40,35 +40,88 @@ def plan(x: Tensor, scores: Tensor, ids: Tensor, w: Any, tokens: int, groups: in
         return torch.empty(shape, dtype=torch.int32, device=device)
 
     out = Plan(
-        torch.empty(num_rows, k, device=device), ints(num_rows, k), ints(pairs), ints(1), ints(most_tiles, 3),
+        torch.empty(num_rows, k, device=device),
+        ints(num_rows, k),
+        ints(pairs),
+        ints(1),
+        ints(most_tiles, 3),
         ints(most_tiles + -(-num_rows // tokens), groups),
-    )  # fmt: skip
+    )
     rounded = torch.empty_like(x)
     counts = ints(num_blocks, num_experts)
     hashed, alone = len(w.tid2eid) > 0, num_blocks == 1
     bins = next_power_of_two(num_experts)
     shape = {"ROWS": 1 if num_rows == 1 else BLOCK_ROWS, "K": k, "SLOTS": next_power_of_two(k)}
     launch(
-        _route, (num_blocks + -(-num_rows * width // 2048),),
-        x, rounded, num_rows * width // 128, scores, ids, w.tid2eid if hashed else w.bias, counts, *out, num_rows,
-        num_blocks, num_experts, tokens, w.factor, out.arrivals.numel(), BINS=bins, HASHED=hashed, ALONE=alone, **shape,
-    )  # fmt: skip
+        _route,
+        (num_blocks + -(-num_rows * width // 2048),),
+        x,
+        rounded,
+        num_rows * width // 128,
+        scores,
+        ids,
+        w.tid2eid if hashed else w.bias,
+        counts,
+        *out,
+        num_rows,
+        num_blocks,
+        num_experts,
+        tokens,
+        w.factor,
+        out.arrivals.numel(),
+        BINS=bins,
+        HASHED=hashed,
+        ALONE=alone,
+        **shape,
+    )
     if not alone:
         launch(
-            _scan, (1,), counts, out.num_tiles, out.tiles, out.arrivals, num_blocks, num_experts, tokens,
-            out.arrivals.numel(), BINS=bins, BLOCKS=16, num_warps=8,
-        )  # fmt: skip
+            _scan,
+            (1,),
+            counts,
+            out.num_tiles,
+            out.tiles,
+            out.arrivals,
+            num_blocks,
+            num_experts,
+            tokens,
+            out.arrivals.numel(),
+            BINS=bins,
+            BLOCKS=16,
+            num_warps=8,
+        )
         launch(_place, (num_blocks,), counts, out.experts, out.order, num_rows, num_experts, **shape)
     return out, rounded
 
 
 @kernel
 def _route(
-    x, rounded, num_x_blocks, scores, ids, table, counts, weights, experts, order, num_tiles, tiles, arrivals, num_rows,
-    num_blocks, num_experts, num_tokens, factor, num_arrivals,
-    BINS: tl.constexpr, HASHED: tl.constexpr, ALONE: tl.constexpr,
-    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    x,
+    rounded,
+    num_x_blocks,
+    scores,
+    ids,
+    table,
+    counts,
+    weights,
+    experts,
+    order,
+    num_tiles,
+    tiles,
+    arrivals,
+    num_rows,
+    num_blocks,
+    num_experts,
+    num_tokens,
+    factor,
+    num_arrivals,
+    BINS: tl.constexpr,
+    HASHED: tl.constexpr,
+    ALONE: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """The first `num_blocks` programs choose experts, the others round x. A block that is alone also sorts."""
     block = tl.program_id(0)
     if block >= num_blocks:
@@ -93,16 +146,22 @@ def _route(
 
 @kernel
 def _scan(
-    counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals,
-    BINS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+    counts,
+    num_tiles,
+    tiles,
+    arrivals,
+    num_blocks,
+    num_experts,
+    num_tokens,
+    num_arrivals,
+    BINS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
     _order_experts(counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals, BINS, BLOCKS)
 
 
 @kernel
-def _place(
-    counts, experts, order, num_rows, num_experts, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr
-):  # fmt: skip
+def _place(counts, experts, order, num_rows, num_experts, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr):
     _place_block(counts, experts, order, tl.program_id(0), num_rows, num_experts, ROWS, K, SLOTS)
 
 
@@ -128,9 +187,16 @@ def activation(y):
 
 @kernel
 def _best(
-    scores, bias, row, num_rows, num_experts,
-    BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    scores,
+    bias,
+    row,
+    num_rows,
+    num_experts,
+    BINS: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """The K best of score + bias, ties to the lower expert: int32 [ROWS, SLOTS]."""
     expert, slot = tl.arange(0, BINS)[None, :], tl.arange(0, SLOTS)[None, :]
     exists = expert < num_experts
@@ -146,9 +212,18 @@ def _best(
 
 @kernel
 def _weigh(
-    scores, chosen, row, num_rows, weights, experts, num_experts, factor,
-    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    scores,
+    chosen,
+    row,
+    num_rows,
+    weights,
+    experts,
+    num_experts,
+    factor,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """Store the weights and numbers of the chosen experts [ROWS, SLOTS], in ascending order."""
     slot = tl.arange(0, SLOTS)[None, :]
     valid = (slot < K) & (row < num_rows)[:, None]
@@ -173,9 +248,16 @@ def _pairs(experts, block, num_rows, ROWS: tl.constexpr, K: tl.constexpr, SLOTS:
 
 @kernel
 def _count(
-    counts, experts, block, num_rows, num_experts,
-    BINS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    counts,
+    experts,
+    block,
+    num_rows,
+    num_experts,
+    BINS: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """Store how many pairs of a block go to each expert."""
     _, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     bins = tl.arange(0, BINS)
@@ -186,9 +268,17 @@ def _count(
 
 @kernel
 def _order_experts(
-    counts, num_tiles, tiles, arrivals, num_blocks, num_experts, num_tokens, num_arrivals,
-    BINS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
+    counts,
+    num_tiles,
+    tiles,
+    arrivals,
+    num_blocks,
+    num_experts,
+    num_tokens,
+    num_arrivals,
+    BINS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
     """Replace the counts of blocks by where their pairs start in the order; list the tiles, of at most `num_tokens` rows."""
     expert, step = tl.arange(0, BINS), tl.arange(0, BLOCKS)
     total = tl.zeros((BINS,), tl.int32)
@@ -222,9 +312,8 @@ def _inside(block, num_blocks, expert, num_experts):
 
 @kernel
 def _place_block(
-    starts, experts, order, block, num_rows, num_experts,
-    ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    starts, experts, order, block, num_rows, num_experts, ROWS: tl.constexpr, K: tl.constexpr, SLOTS: tl.constexpr
+):
     """Write the pairs of a block of rows at their places in the order, those of one expert by row."""
     pair, expert = _pairs(experts, block, num_rows, ROWS, K, SLOTS)
     same_before = (expert[None, :] == expert[:, None]) & (pair[None, :] < pair[:, None])

@@ -58,9 +58,7 @@ def prompt(bench: Bench, text: str = "def open(self, path):\n    return self.fil
 
 
 def closed(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 NAME = {"type": "string", "maxLength": 12}

@@ -32,15 +32,20 @@ SCHEMAS = {
     "enum": {"enum": ["read", "réad", "日本語 🙂", 'quo"te\\n', 17, None, [1, "a"]]},
     "nested": closed(
         rows={
-            "type": "array", "minItems": 2, "maxItems": 3,
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 3,
             "items": {"type": "array", "maxItems": 3, "items": {"anyOf": [SMALL, closed(deep=NAME)]}},
         },
         kind={"const": {"ü": ["\u2028", 1.5]}},
     ),
     "unicode": {"type": "string", "minLength": 4, "maxLength": 6, "pattern": "^[äöü日本🙂]+$"},
     "optional": {"type": "object", "properties": {"a": NAME, "b": SMALL}, "additionalProperties": False},
-    "reference": {"$defs": {"pair": closed(x=SMALL, y=SMALL)}, **closed(a={"$ref": "#/$defs/pair"}, b={"$ref": "#/$defs/pair"})},
-}  # fmt: skip
+    "reference": {
+        "$defs": {"pair": closed(x=SMALL, y=SMALL)},
+        **closed(a={"$ref": "#/$defs/pair"}, b={"$ref": "#/$defs/pair"}),
+    },
+}
 TYPES = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
 
 

@@ -88,12 +88,14 @@ TOO_LARGE = {
     "choices of choices": lambda: Constraint.json_schema(
         {"allOf": [{"anyOf": [closed(**{f"a{n}": NAME}), closed(**{f"b{n}": SMALL})]} for n in range(12)]}
     ),
-    "properties": lambda: Constraint.json_schema({"type": "object", "properties": {f"p{n}": NAME for n in range(1000)}}),
+    "properties": lambda: Constraint.json_schema(
+        {"type": "object", "properties": {f"p{n}": NAME for n in range(1000)}}
+    ),
     "a late one": lambda: Constraint.regex("[a-z](((a{100}){100}){100}){100}"),
     "no end": lambda: Constraint.json_schema({"$defs": {"n": closed(c={"$ref": "#/$defs/n"})}, "$ref": "#/$defs/n"}),
     "half a surrogate": lambda: Constraint.json_schema({"const": "\ud800"}),
     "no JSON": lambda: Constraint.json_schema({"const": float("nan")}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)

@@ -98,18 +98,34 @@ def compress_weights(ratio: int, rounds: bool) -> compress.CompressWeights:
     width, heads, index_dim = (2 * (DIM + INDEX_DIM), INDEX_HEADS, INDEX_DIM) if indexed else (DIM, 0, 0)
     hadamard = hadamard_matrix(index_dim) if indexed else torch.zeros(0, 0)
     return compress.CompressWeights(
-        randn(D, 2 * width + heads, seed=1) / 7, randn(ratio, width, seed=2), randn(DIM, seed=3), randn(index_dim, seed=4),
-        hadamard, FREQS, ratio, indexed, 0.25, rounds, 1e-6,
-    )  # fmt: skip
+        randn(D, 2 * width + heads, seed=1) / 7,
+        randn(ratio, width, seed=2),
+        randn(DIM, seed=3),
+        randn(index_dim, seed=4),
+        hadamard,
+        FREQS,
+        ratio,
+        indexed,
+        0.25,
+        rounds,
+        1e-6,
+    )
 
 
 def moe_weights(hashed: bool, limit: float) -> moe.MoEWeights:
     table = torch.stack([torch.arange(VOCAB) % EXPERTS, (torch.arange(VOCAB) + 2) % EXPERTS], 1)
     return moe.MoEWeights(
-        randn(D, EXPERTS, seed=5) / 7, torch.zeros(0) if hashed else randn(EXPERTS, seed=6), table if hashed else table[:0],
-        randn(EXPERTS, D, 2 * INNER, seed=1) / 4, randn(EXPERTS, INNER, D, seed=2) / 6,
-        randn(D, 2 * INNER, seed=3) / 4, randn(INNER, D, seed=4) / 6, 2, 1.5, limit,
-    )  # fmt: skip
+        randn(D, EXPERTS, seed=5) / 7,
+        torch.zeros(0) if hashed else randn(EXPERTS, seed=6),
+        table if hashed else table[:0],
+        randn(EXPERTS, D, 2 * INNER, seed=1) / 4,
+        randn(EXPERTS, INNER, D, seed=2) / 6,
+        randn(D, 2 * INNER, seed=3) / 4,
+        randn(INNER, D, seed=4) / 6,
+        2,
+        1.5,
+        limit,
+    )
 
 
 def freqs_cis(ops: Ops, rows: Rows) -> Any:

@@ -239,10 +239,17 @@ def dense_experts(x: Tensor, w: MoEWeights) -> Tensor:
 @pytest.mark.parametrize("limit", [10.0, 0.5])
 def test_experts_against_a_dense_float64_statement(count: int, limit: float) -> None:
     weights = MoEWeights(
-        randn(64, 6, seed=5) / 8, randn(6, seed=6), torch.zeros(0, 2, dtype=torch.int64),
-        randn(6, 64, 96, seed=1) / 4, randn(6, 48, 64, seed=2) / 7, randn(64, 96, seed=3) / 4, randn(48, 64, seed=4) / 7,
-        2, 1.5, limit,
-    )  # fmt: skip
+        randn(64, 6, seed=5) / 8,
+        randn(6, seed=6),
+        torch.zeros(0, 2, dtype=torch.int64),
+        randn(6, 64, 96, seed=1) / 4,
+        randn(6, 48, 64, seed=2) / 7,
+        randn(64, 96, seed=3) / 4,
+        randn(48, 64, seed=4) / 7,
+        2,
+        1.5,
+        limit,
+    )
     x = randn(count, 64)
     got = moe(x, np.zeros(count, np.int64), weights, num=EXACT)
     torch.testing.assert_close(got.double(), dense_experts(x, weights), atol=1e-5, rtol=1e-5)

@@ -217,8 +217,10 @@ def test_a_rewind_keeps_what_it_leaves(store: SessionStore) -> None:
     log.end_turn("done")
     second = log.session.branch
     assert log.turns() == [(1, "done"), (2, "done")] and log.ids.tolist() == [1] * 4 + [10] * 6 + [7]
-    listed = [(b.id, b.parent_id, b.parent_turn, b.parent_position, b.num_turns, b.last_turn, b.num_tokens, b.is_current)
-              for b in store.branches(log.session)]  # fmt: skip
+    listed = [
+        (b.id, b.parent_id, b.parent_turn, b.parent_position, b.num_turns, b.last_turn, b.num_tokens, b.is_current)
+        for b in store.branches(log.session)
+    ]
     assert listed == [(first, None, 0, 0, 3, 3, 30, False), (second, first, 1, 10, 1, 2, 11, True)]
     log.switch(first)
     assert log.num_turns == 3 and log.ids.tolist()[-1] == 30

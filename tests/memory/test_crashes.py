@@ -12,16 +12,18 @@ from holdfast.memory import blobs
 from tests.memory.stored_state import files, is_as_saved, kill_at, load, open_store, save
 
 POINTS = [
-    *((f"{when} {step} of {kind}", times)
-      for kind, counts in (("pages", (1, 3)), ("tails", (1,)))
-      for step in ("write", "fsync", "rename")
-      for when in ("before", "after")
-      for times in counts
-      if (when, step) != ("after", "write")),
+    *(
+        (f"{when} {step} of {kind}", times)
+        for kind, counts in (("pages", (1, 3)), ("tails", (1,)))
+        for step in ("write", "fsync", "rename")
+        for when in ("before", "after")
+        for times in counts
+        if (when, step) != ("after", "write")
+    ),
     *((f"{when} sync of {kind}", 1) for kind in ("pages", "tails") for when in ("before", "after")),
     ("before commit", 1),
     ("after commit", 1),
-]  # fmt: skip
+]
 
 
 def _save_and_die(home: Path, point: str, times: int) -> None:

@@ -38,8 +38,11 @@ def test_a_session_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
     command = 'mount -t tmpfs -o size=48m tmpfs "$1" 2>/dev/null || exit 77; exec "$2" -c "$3" "$1"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", command, "sh", str(tmp_path), sys.executable, SCRIPT],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("no file system may be mounted here")
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr

@@ -75,8 +75,28 @@ def test_special_characters_are_words_like_others(log: SessionLog, query: str, s
 
 
 @pytest.mark.parametrize(
-    "query", ["", " ", '"', "*", "()", "\0", "a\0b", "\udce9", "_", "^", "AND", "NEAR", "-x", ":", "'", "b1", "x" * 100_000, "w " * 50_000]
-)  # fmt: skip
+    "query",
+    [
+        "",
+        " ",
+        '"',
+        "*",
+        "()",
+        "\0",
+        "a\0b",
+        "\udce9",
+        "_",
+        "^",
+        "AND",
+        "NEAR",
+        "-x",
+        ":",
+        "'",
+        "b1",
+        "x" * 100_000,
+        "w " * 50_000,
+    ],
+)
 def test_no_query_fails(log: SessionLog, query: str) -> None:
     assert set(seqs(log, query)) <= {event.seq for event in log.events()}
 

@@ -69,9 +69,19 @@ def test_a_file_that_others_may_write_is_refused(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "5", '{"url": 5, "pid": 1, "model": "/"}', '{"url": "http://h:1", "pid": "1", "model": "/"}',
-             '{"url": "ftp://h:1", "pid": 1, "model": "/"}', "{" * 100_000, "\udcff"]
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "5",
+        '{"url": 5, "pid": 1, "model": "/"}',
+        '{"url": "http://h:1", "pid": "1", "model": "/"}',
+        '{"url": "ftp://h:1", "pid": 1, "model": "/"}',
+        "{" * 100_000,
+        "\udcff",
+    ],
+)
 def test_a_file_that_says_nothing_is_one_line(tmp_path: Path, text: str) -> None:
     with open(tmp_path / "server.json", "w", errors="surrogateescape") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

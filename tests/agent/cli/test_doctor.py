@@ -38,9 +38,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_is_named_and_nothing_is_made(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = report(capfd)
     assert list(found) == [
-        "holdfast", "python", "cpu", "memory", "torch", "device", "threads", "kernels", "triton", "tree-sitter",
-        "model", "sqlite", "data", "server", "sandbox",
-    ]  # fmt: skip
+        "holdfast",
+        "python",
+        "cpu",
+        "memory",
+        "torch",
+        "device",
+        "threads",
+        "kernels",
+        "triton",
+        "tree-sitter",
+        "model",
+        "sqlite",
+        "data",
+        "server",
+        "sandbox",
+    ]
     assert VERSION in found["holdfast"] and platform.python_version() in found["python"]
     assert f"of {os.cpu_count()} cores" in found["cpu"] and " GB" in found["memory"]
     assert sqlite3.sqlite_version in found["sqlite"] and "made by the first start" in found["data"]
@@ -67,9 +80,13 @@ def test_a_home_that_cannot_be_written_is_a_failure(
     ("number", "kind"), [((3, 40, 1), "note"), ((3, 51, 2), "note"), ((3, 51, 3), "ok"), ((3, 52, 0), "ok")]
 )
 def test_an_old_sqlite_is_a_note(
-    home: Path, quick: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    number: tuple[int, int, int], kind: str,
-) -> None:  # fmt: skip
+    home: Path,
+    quick: None,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: tuple[int, int, int],
+    kind: str,
+) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", number)
     line = report(capfd)["sqlite"]
     assert line.startswith(kind) and ("WAL-reset" in line) is ("they are safe from it" in line) is (kind == "note")
@@ -92,8 +109,9 @@ def test_kernels_are_said_to_be_compiled_when_they_are(
     assert line.startswith("note kernels: not compiled yet") and f"in {tmp_path}/cache" in line
 
 
-def test_a_server_that_runs_is_named(tmp_path: Path, quick: None, capfd: pytest.CaptureFixture[str],
-                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_server_that_runs_is_named(
+    tmp_path: Path, quick: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ExitStack() as stack:
         place = Place(tmp_path, stack).script(says("One."))
         server = place.serve()

@@ -16,9 +16,22 @@ pytestmark = pytest.mark.skipif(not HOLDFAST.exists(), reason="the command is no
 
 # Modules that a start imports, or that Python itself would; torch names two of its own files without a directory.
 MODULES = (
-    "holdfast", "torch", "numpy", "numba", "yaml", "json", "readline", "platformdirs", "safetensors",
-    "sitecustomize", "usercustomize", "conftest", "test_app", "_ops", "_classes",
-)  # fmt: skip
+    "holdfast",
+    "torch",
+    "numpy",
+    "numba",
+    "yaml",
+    "json",
+    "readline",
+    "platformdirs",
+    "safetensors",
+    "sitecustomize",
+    "usercustomize",
+    "conftest",
+    "test_app",
+    "_ops",
+    "_classes",
+)
 # `unittest.__main__` imports every test_*.py of the working directory.
 FILES = {
     ".numba_config.yaml": "cache_locator_classes: unittest.__main__.x\ncache_dir: {here}/cache\n",
@@ -69,8 +82,13 @@ def environment(there: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_of_the_working_directory_runs_or_configures(there: Path, name: str) -> None:
     done = subprocess.run(
-        [HOLDFAST, *COMMANDS[name]], cwd=there, env=environment(there), stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )  # fmt: skip
+        [HOLDFAST, *COMMANDS[name]],
+        cwd=there,
+        env=environment(there),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == (2 if name == "list" else 0), done.stderr  # nothing is stored yet
     assert "Traceback" not in done.stderr and "numba" not in done.stderr.lower(), done.stderr
 

@@ -69,8 +69,10 @@ def test_json_is_one_event_per_line_and_nothing_else(ws: Path, capfd: pytest.Cap
     out, err = capfd.readouterr()
     events = events_of(out)
     assert [e["type"] for e in events if e["type"] not in ("text", "prefill_progress")] == [
-        "tool_call", "tool_result", "turn_done",
-    ]  # fmt: skip
+        "tool_call",
+        "tool_result",
+        "turn_done",
+    ]
     assert events[-1]["text"] == "Sí, “fox”." and events[-1]["usage"]["input_tokens"] > 0
     assert json.loads(next(e for e in events if e["type"] == "tool_call")["arguments"]) == {"path": "a.py"}
     assert err == ""
@@ -128,9 +130,15 @@ AGAIN = calls("edit", path="a.py", old="cat = 1", new="cat = 2\ncow = 3")
     ],
 )
 def test_the_program_says_what_changed_on_disk(
-    ws: Path, capfd: pytest.CaptureFixture[str], policy: str, replies: list[Reply], code: int, line: str | None,
-    files: list[tuple[str, int, int]], not_done: list[str],
-) -> None:  # fmt: skip
+    ws: Path,
+    capfd: pytest.CaptureFixture[str],
+    policy: str,
+    replies: list[Reply],
+    code: int,
+    line: str | None,
+    files: list[tuple[str, int, int]],
+    not_done: list[str],
+) -> None:
     (ws / "a.py").write_text("fox = 1\n")
     assert run(ws, "--approve", policy, replies=replies) == code
     lines = capfd.readouterr().err.splitlines()

@@ -110,8 +110,10 @@ def test_show_has_answers_and_what_a_fork_shares(run: Run, capsys: pytest.Captur
     line = f"forked from first: 1 turns and {tokens:,} tokens are shared with it"
     assert line in sessions(capsys, "show", "mine")
     assert json.loads(sessions(capsys, "show", "mine", "--json")[0])["forked_from"] == {
-        "name": "first", "turns": 1, "tokens": tokens,
-    }  # fmt: skip
+        "name": "first",
+        "turns": 1,
+        "tokens": tokens,
+    }
     sessions(capsys, "rm", "first")
     assert line.replace("first", "a session that was removed", 1) in sessions(capsys, "show", "mine")
 
@@ -203,9 +205,12 @@ def test_a_data_directory_is_backed_up_and_put_back(
 @pytest.mark.parametrize("is_directory", [False, True])
 @pytest.mark.parametrize("command", ["sessions list", "sessions show work", "sessions verify --repair", "backup FILE"])
 def test_a_data_directory_that_vanished_is_not_taken_for_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
     is_directory: bool,
-) -> None:  # fmt: skip
+) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("HOLDFAST_HOME", str(home))
     if is_directory:  # such as where a disk is mounted
@@ -271,9 +276,13 @@ def test_a_list_costs_the_same_few_statements_for_each_session(tmp_path: Path) -
     ids=["answer", "branch", "event", "search"],
 )
 def test_verify_looks_at_everything_and_claims_what_it_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str, named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    named: str,
     is_repaired: bool,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
     with closing(Database(tmp_path)) as database:
         sessions = SessionStore(database)

@@ -74,8 +74,10 @@ def test_an_argument_fits_its_schema(bench: Bench, schema: dict[str, Any], is_ri
 
 
 @pytest.mark.parametrize(
-    "schema", [TEXT, True, {"anyOf": [TEXT, {"type": "null"}]}, {"type": ["string", "null"]}, {"$ref": "#/$defs/name"}], ids=str
-)  # fmt: skip
+    "schema",
+    [TEXT, True, {"anyOf": [TEXT, {"type": "null"}]}, {"type": ["string", "null"]}, {"$ref": "#/$defs/name"}],
+    ids=str,
+)
 def test_a_text_stands_as_it_is(bench: Bench, schema: Any) -> None:
     """Markup that does not close it, quotes and new lines may be in it."""
     value = 'a "b"\n</｜DSML｜invoke> <｜DSML｜x> <think> 数'
@@ -137,7 +139,7 @@ def test_arguments_that_are_any_have_any_names(bench: Bench) -> None:
     [
         ({"anyOf": [closed(a=SMALL), closed(b=SMALL)]}, "anyOf"),
         ({**closed(a=SMALL), "patternProperties": {}}, "patternProperties"),
-        (closed(**{'a"b': SMALL}), "a\"b"),
+        (closed(**{'a"b': SMALL}), 'a"b'),
         ({**closed(a=SMALL), "required": ["z"]}, "'z'"),
         (closed(a={"$ref": "#"}), "$ref"),
         (closed(a={"$ref": "#/$defs/none"}), "none"),
@@ -145,7 +147,7 @@ def test_arguments_that_are_any_have_any_names(bench: Bench) -> None:
         ({"type": "array"}, "object"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_cannot_be_expressed_is_refused(bench: Bench, parameters: dict[str, Any], said: str) -> None:
     with pytest.raises(NotPossible) as error:
         calls_constraint(bench.engine.tokenizer, [function("f", parameters)])

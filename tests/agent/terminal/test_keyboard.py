@@ -168,9 +168,15 @@ def test_what_is_a_command() -> None:
     ):
         assert command_of(line) == [], line
     for line, words in {
-        "exit\n": ["/quit"], "quit ": ["/quit"], "?": ["/help"], "/new": ["/new"], "/": ["/"],
-        "/rewind 3": ["/rewind", "3"], "!ls -l": ["!", "!ls -l"], "/usrx is missing": ["/usrx", "is", "missing"],
-    }.items():  # fmt: skip
+        "exit\n": ["/quit"],
+        "quit ": ["/quit"],
+        "?": ["/help"],
+        "/new": ["/new"],
+        "/": ["/"],
+        "/rewind 3": ["/rewind", "3"],
+        "!ls -l": ["!", "!ls -l"],
+        "/usrx is missing": ["/usrx", "is", "missing"],
+    }.items():
         assert command_of(line) == words, line
 
 

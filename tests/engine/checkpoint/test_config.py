@@ -112,9 +112,12 @@ def test_a_value_that_changes_nothing_is_accepted(name, value):
 def test_what_transformers_saves_of_a_config_reads_back_as_it_computes():
     transformers = pytest.importorskip("transformers")
     theirs = transformers.DeepseekV4Config(
-        num_hidden_layers=5, mlp_layer_types=["hash_moe"] + ["moe"] * 4, head_dim=96, partial_rotary_factor=1 / 3,
+        num_hidden_layers=5,
+        mlp_layer_types=["hash_moe"] + ["moe"] * 4,
+        head_dim=96,
+        partial_rotary_factor=1 / 3,
         rope_parameters=YARN | {"rope_type": "yarn", "factor": 8.0},
-    )  # fmt: skip
+    )
     ours = ModelConfig.from_dict(json.loads(theirs.to_json_string(use_diff=False)))
     assert (ours.qk_rope_head_dim, ours.num_hash_layers, ours.rope_factor) == (32, 1, 8.0)
     assert [ours.ratio(layer) for layer in range(5)] == [128, 128, 128, 4, 128]

@@ -50,9 +50,15 @@ def device_rows(rows: Rows, device: torch.device, num_padding: int = 0) -> Devic
 
     last = int(rows.starts[-1])
     return DeviceRows(
-        padded(step.ids, 0), padded(step.positions, 0), padded(step.owners, -1), padded(step.starts, last), padded(step.slots, 0),
-        padded(step.dropped, 0), padded(step.pages, 0), step.page_tokens,
-    )  # fmt: skip
+        padded(step.ids, 0),
+        padded(step.positions, 0),
+        padded(step.owners, -1),
+        padded(step.starts, last),
+        padded(step.slots, 0),
+        padded(step.dropped, 0),
+        padded(step.pages, 0),
+        step.page_tokens,
+    )
 
 
 def one_segment(rows: Rows, segment: int, start: int, end: int) -> Rows:

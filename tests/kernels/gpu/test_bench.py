@@ -50,9 +50,18 @@ def test_decode_comes_first() -> None:
 
 
 SMALL = replace(
-    FLASH, hidden_size=256, moe_intermediate_size=128, n_routed_experts=8, num_attention_heads=8, head_dim=128, q_lora_rank=128,
-    o_groups=4, o_lora_rank=128, index_n_heads=16, vocab_size=64,
-)  # fmt: skip
+    FLASH,
+    hidden_size=256,
+    moe_intermediate_size=128,
+    n_routed_experts=8,
+    num_attention_heads=8,
+    head_dim=128,
+    q_lora_rank=128,
+    o_groups=4,
+    o_lora_rank=128,
+    index_n_heads=16,
+    vocab_size=64,
+)
 
 
 @pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")

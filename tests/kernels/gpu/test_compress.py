@@ -34,10 +34,18 @@ class Layer:
         self.rows, self.ratio, self.width = rows, ratio, width
         self.key, self.index = RowFormat(dim, rope, "key"), RowFormat(index_dim, 0, "index")
         self.w = CompressWeights(
-            torch.randn(hidden, 2 * width + num_heads).bfloat16().float() / 8, torch.randn(ratio, width), torch.rand(dim) + 0.5,
-            torch.rand(index_dim) + 0.5, hadamard_matrix(index_dim) if index_dim else torch.zeros(0, 0),
-            rope_frequencies(rope, 160_000.0, None), ratio, bool(index_dim), 0.125, True, 1e-6,
-        )  # fmt: skip
+            torch.randn(hidden, 2 * width + num_heads).bfloat16().float() / 8,
+            torch.randn(ratio, width),
+            torch.rand(dim) + 0.5,
+            torch.rand(index_dim) + 0.5,
+            hadamard_matrix(index_dim) if index_dim else torch.zeros(0, 0),
+            rope_frequencies(rope, 160_000.0, None),
+            ratio,
+            bool(index_dim),
+            0.125,
+            True,
+            1e-6,
+        )
         length = (2 * ratio if index_dim else ratio) + 16
         self.ring = torch.randn(len(rows.slots), length, 2 * width)
         self.mixed = torch.randn(len(rows.positions), 2 * width)
