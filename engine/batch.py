@@ -38,7 +38,7 @@ class Step:
     def __init__(self, rows: Rows, prefixes: list[tuple[PinnedPrefix, Rows]], ops: Ops):
         self.host_rows, self.prefixes, self._ops = rows, prefixes, ops
         ends = [int(rows.positions[stop - 1]) + 1 for stop in rows.starts[1:].tolist()]
-        self._spans = list(zip(rows.dropped.tolist(), ends))
+        self._spans: list[tuple[int, int]] = list(zip(rows.dropped.tolist(), ends))
         self._freqs_cis: dict[bool, Any] = {}
 
     @cached_property

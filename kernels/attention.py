@@ -42,7 +42,17 @@ def attend(
     return num.bf16(rotate_(num.bf16(o), freqs_cis.conj().unsqueeze(1)))
 
 
-def _attend_segment(q, kv, rows, segment, ring, pool, chosen, w, num) -> Tensor:
+def _attend_segment(
+    q: Tensor,
+    kv: Tensor,
+    rows: Rows,
+    segment: int,
+    ring: Tensor,
+    pool: Tensor,
+    chosen: Tensor | None,
+    w: AttendWeights,
+    num: Rounding,
+) -> Tensor:
     start, end = rows.starts[segment : segment + 2].tolist()
     t = torch.from_numpy(rows.positions[start:end]).unsqueeze(1)  # [n, 1]
     own = int(t[0])

@@ -61,9 +61,14 @@ def pack_codes(codes: Tensor) -> Tensor:
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
 
 
+def in_blocks(x: Tensor, size: int) -> Tensor:
+    """[..., K] -> [..., K / size, size]."""
+    return torch.unflatten(x, -1, (-1, size))
+
+
 def quant_fp8(x: Tensor, block: int, least: float = 1e-4) -> tuple[Tensor, Tensor]:
     """x [..., K] in blocks along K -> (e4m3 [..., K], scale float32 [..., K/block]) (spec 5.1)."""
-    blocks = x.float().unflatten(-1, (-1, block))
+    blocks = in_blocks(x.float(), block)
     scale = pow2_scale(blocks.abs().amax(-1).clamp_min(least), FP8_MAX)
     q = (blocks / scale.unsqueeze(-1)).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     return q.flatten(-2), scale
@@ -72,19 +77,19 @@ def quant_fp8(x: Tensor, block: int, least: float = 1e-4) -> tuple[Tensor, Tenso
 def fake_fp8(x: Tensor, block: int) -> Tensor:
     """Quantise to FP8 and back, in x's dtype."""
     q, scale = quant_fp8(x, block)
-    return (q.float().unflatten(-1, (-1, block)) * scale.unsqueeze(-1)).flatten(-2).to(x.dtype)
+    return (in_blocks(q.float(), block) * scale.unsqueeze(-1)).flatten(-2).to(x.dtype)
 
 
 def quant_fp4(x: Tensor, block: int = 32) -> tuple[Tensor, Tensor]:
     """x [..., K] -> (values on the e2m1 grid [..., K], scale float32 [..., K/block]) (spec 5.2)."""
-    blocks = x.float().unflatten(-1, (-1, block))
+    blocks = in_blocks(x.float(), block)
     scale = pow2_scale(blocks.abs().amax(-1).clamp_min(6 * 2.0**-126), FP4_MAX)
     return round_e2m1(blocks / scale.unsqueeze(-1)).flatten(-2), scale
 
 
 def fake_fp4(x: Tensor, block: int = 32) -> Tensor:
     q, scale = quant_fp4(x, block)
-    return (q.unflatten(-1, (-1, block)) * scale.unsqueeze(-1)).flatten(-2).to(x.dtype)
+    return (in_blocks(q, block) * scale.unsqueeze(-1)).flatten(-2).to(x.dtype)
 
 
 def dequant_fp8_weight(weight: Tensor, scale: Tensor, row: int = 0) -> Tensor:
@@ -99,7 +104,7 @@ def dequant_fp8_weight(weight: Tensor, scale: Tensor, row: int = 0) -> Tensor:
 
 def dequant_fp4_weight(packed: Tensor, scale: Tensor) -> Tensor:
     """Packed [out, in/2] with e8m0 [out, in/32] -> float32 [out, in], exact."""
-    return (unpack_fp4(packed).unflatten(-1, (-1, 32)) * from_e8m0(scale).unsqueeze(-1)).flatten(-2)
+    return (in_blocks(unpack_fp4(packed), 32) * from_e8m0(scale).unsqueeze(-1)).flatten(-2)
 
 
 def pack_fp8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +119,7 @@ def pack_fp8_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack_fp4_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float [out, in] -> (packed int8 [out, in/2], e8m0 [out, in/32])."""
-    blocks = weight.float().unflatten(-1, (-1, 32))
+    blocks = in_blocks(weight.float(), 32)
     scale = pow2_scale(blocks.abs().amax(-1).clamp_min(1e-10), FP4_MAX)
     q = round_e2m1(blocks / scale.unsqueeze(-1)).flatten(-2)
     return pack_codes(e2m1_codes(q)).view(torch.int8), to_e8m0(scale).view(torch.float8_e8m0fnu)
@@ -127,14 +132,15 @@ def hadamard_matrix(n: int) -> Tensor:
     h = torch.ones(1, 1)
     while h.shape[0] < n:
         h = torch.cat((torch.cat((h, h), 1), torch.cat((h, -h), 1)))
-    return h * n**-0.5
+    orthonormal: Tensor = h * n**-0.5
+    return orthonormal
 
 
 def round_kv_rows(rows: Tensor, rope: int) -> Tensor:
     """What unpack_kv_rows(pack_kv_rows(rows)) gives, without the bytes between."""
     nope = rows.shape[-1] - rope
     out = rows.bfloat16().float()
-    blocks = rows[:, :nope].unflatten(-1, (-1, 64))
+    blocks = in_blocks(rows[:, :nope], 64)
     scale = pow2_scale(blocks.abs().amax(-1, keepdim=True).clamp_min_(1e-4), FP8_MAX)
     out[:, :nope] = ((blocks / scale).to(torch.float8_e4m3fn).float() * scale).flatten(-2)
     return out
@@ -154,7 +160,7 @@ def pack_kv_rows(rows: Tensor, rope: int) -> Tensor:
 
 def unpack_kv_rows(packed: Tensor, nope: int, rope: int) -> Tensor:
     """The inverse of pack_kv_rows: float32 [n, nope + rope]."""
-    q = packed[:, :nope].contiguous().view(torch.float8_e4m3fn).float().unflatten(-1, (-1, 64))
+    q = in_blocks(packed[:, :nope].contiguous().view(torch.float8_e4m3fn).float(), 64)
     scale = from_e8m0(packed[:, nope + 2 * rope :][:, : nope // 64].contiguous())
     tail = packed[:, nope : nope + 2 * rope].contiguous().view(torch.bfloat16).float()
     return torch.cat(((q * scale.unsqueeze(-1)).flatten(-2), tail), -1)
@@ -167,5 +173,5 @@ def pack_index_rows(rows: Tensor) -> Tensor:
 
 
 def unpack_index_rows(packed: Tensor, dim: int) -> Tensor:
-    values = unpack_fp4(packed[:, : dim // 2].contiguous()).unflatten(-1, (-1, 32))
+    values = in_blocks(unpack_fp4(packed[:, : dim // 2].contiguous()), 32)
     return (values * from_e8m0(packed[:, dim // 2 :].contiguous()).unsqueeze(-1)).flatten(-2)

@@ -73,7 +73,8 @@ def _run(arguments: list[str]) -> int:
     try:
         args = command_line().parse_args(arguments)
         check_working_directory()
-        return args.command(args)
+        code: int = args.command(args)
+        return code
     except UsageError as e:
         return fails(str(e), 2)
     except (Failure, StoreError, EncodingError) as e:

@@ -13,7 +13,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """[N, rows, columns] -> the same shape with singular values pulled towards one."""
     a, b, c = 3.4445, -4.7750, 2.0315  # quintic coefficients of the Muon write-up
     tall = g.shape[-2] > g.shape[-1]
-    x = g.transpose(-1, -2) if tall else g
+    x: Tensor = g.transpose(-1, -2) if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         s = x @ x.transpose(-1, -2)
@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:

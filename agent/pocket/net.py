@@ -195,7 +195,7 @@ class Attention(nn.Module):
         q = rotate((qr @ rounding.fp8(ix.wq_b).t()).view(B, T, H, d), cos[:T, None], sin[:T, None])
         k = rotate(ix.compressor(x, c.rms_norm_eps), cos[:T:4], sin[:T:4])
         q, k = rounding.index_row(q @ turn), rounding.index_row(k @ turn)
-        a = (x @ ix.weights_proj.t()) * (d**-0.5 * H**-0.5)  # [B, T, H]
+        a: Tensor = (x @ ix.weights_proj.t()) * (d**-0.5 * H**-0.5)  # [B, T, H]
         s = F.relu(q.reshape(B, T * H, d) @ k.transpose(1, 2)).view(B, T, H, -1)
         return (s * a.unsqueeze(-1)).sum(2)
 
@@ -240,7 +240,7 @@ class MoE(nn.Module):
         w2 = torch.cat((rounding.fp4(self.w2).transpose(0, 1).flatten(1), rounding.fp8(self.shared_w2)), 1)
         gate = (x @ w1.t()).clamp(max=c.swiglu_limit)
         up = (x @ w3.t()).clamp(-c.swiglu_limit, c.swiglu_limit)
-        hidden = (F.silu(gate) * up).unflatten(-1, (-1, c.moe_intermediate_size)) * weights.unsqueeze(-1)
+        hidden: Tensor = (F.silu(gate) * up).unflatten(-1, (-1, c.moe_intermediate_size)) * weights.unsqueeze(-1)
         return hidden.flatten(-2) @ w2.t()
 
 
@@ -305,7 +305,9 @@ class Block(nn.Module):
         self.ffn_norm = nn.Parameter(torch.ones(config.hidden_size))
         self.hc_attn, self.hc_ffn = HyperConnection(config), HyperConnection(config)
 
-    def forward(self, X: Tensor, ids: Tensor, tables: "Tables", rounding: Rounding, select: bool):
+    def forward(
+        self, X: Tensor, ids: Tensor, tables: "Tables", rounding: Rounding, select: bool
+    ) -> tuple[Tensor, Tensor]:
         y, post, comb = self.hc_attn(X)
         o, index_loss = self.attn(rms(y, self.attn_norm, self.eps), tables, rounding, select)
         X = hc_post(o, X, post, comb)
@@ -375,5 +377,6 @@ class Net(nn.Module):
         eps, m = self.config.rms_norm_eps, self.mtp
         e = rms(rounding.bf16(self.embed)[next_ids], m.enorm, eps) @ rounding.fp8(m.e_proj).t()
         h = rms(X, m.hnorm, eps) @ rounding.fp8(m.h_proj).t()
-        X, _ = m.block(e.unsqueeze(2) + h, next_ids, tables, rounding, False)
-        return m.reduce(X) @ rounding.bf16(self.head).t()
+        after, _ = m.block(e.unsqueeze(2) + h, next_ids, tables, rounding, False)
+        logits: Tensor = m.reduce(after) @ rounding.bf16(self.head).t()
+        return logits

@@ -13,7 +13,9 @@ import shutil
 import sysconfig
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from holdfast.tools import Context, Workspace, run_tool, toolset
@@ -169,7 +171,7 @@ def _copy_installed(root: Path, split: str, rng: random.Random) -> None:
 
 def _write_generated(root: Path, split: str, rng: random.Random) -> None:
     """Modules with classes, functions and constants of random names that call each other."""
-    snake = lambda: make_name(split, rng, "snake")  # noqa: E731 - three short aliases for one call
+    snake = partial(make_name, split, rng, "snake")
     functions = [snake() for _ in range(rng.randint(6, 24))]
     folders = [*rng.sample(FOLDERS, 3), make_name(split, rng, "snake")]
     for _ in range(rng.randint(4, 10)):
@@ -191,7 +193,7 @@ def _write_generated(root: Path, split: str, rng: random.Random) -> None:
         target.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _function(name: str, functions: list[str], indent: str, rng: random.Random, snake) -> list[str]:
+def _function(name: str, functions: list[str], indent: str, rng: random.Random, snake: Callable[[], str]) -> list[str]:
     argument, local = snake(), snake()
     receiver = "self, " if indent else ""
     body = [f"{indent}def {name}({receiver}{argument}):"]

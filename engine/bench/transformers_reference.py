@@ -39,7 +39,8 @@ def load_oracle(directory: Path) -> DeepseekV4ForCausalLM:
     # a tensor that it does not find is made up, silently
     wrong = {what: keys for what, keys in info.items() if keys}
     assert not wrong, wrong
-    return model.eval()
+    oracle: DeepseekV4ForCausalLM = model.eval()
+    return oracle
 
 
 def new_cache(model: DeepseekV4ForCausalLM) -> DynamicCache:
@@ -53,4 +54,6 @@ def oracle_logits(
 ) -> Tensor:
     """Logits [len(ids), vocab] after the tokens in `cache`, which grows by `ids`; only the last rows where `last` is given."""
     inputs = torch.tensor([list(ids)])
-    return model(input_ids=inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=last).logits[0]
+    output = model(input_ids=inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=last)
+    logits: Tensor = output.logits[0]
+    return logits

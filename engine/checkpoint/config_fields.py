@@ -35,12 +35,12 @@ NEUTRAL: dict[str, Any] = {
 }
 # Another name of a field, or what follows from others: it must say the same.
 DERIVED = {
-    "intermediate_size": lambda c: c.moe_intermediate_size,
-    "num_local_experts": lambda c: c.n_routed_experts,
-    "num_experts": lambda c: c.n_routed_experts,
-    "qk_head_dim": lambda c: c.head_dim,
-    "qk_nope_head_dim": lambda c: c.nope_head_dim,
-    "v_head_dim": lambda c: c.head_dim,
+    "intermediate_size": "moe_intermediate_size",
+    "num_local_experts": "n_routed_experts",
+    "num_experts": "n_routed_experts",
+    "qk_head_dim": "head_dim",
+    "qk_nope_head_dim": "nope_head_dim",
+    "v_head_dim": "head_dim",
 }
 QUANTIZATION: dict[str, Any] = {
     "activation_scheme": "dynamic",
@@ -146,8 +146,8 @@ def check_rope(yarn: dict[str, Any], main: dict[str, Any], source: str) -> None:
 
 def check_derived(config: Any, fields: dict[str, Any], source: str) -> None:
     """Raises CheckpointError for a field of DERIVED that contradicts the fields it follows from."""
-    for name, derive in DERIVED.items():
-        value, expected = fields.get(name), derive(config)
+    for name, source_field in DERIVED.items():
+        value, expected = fields.get(name), getattr(config, source_field)
         if value is not None and value != expected:
             raise CheckpointError(
                 f"{source}: {name} is {short(value)}: other fields make it {expected}, correct the file"

@@ -176,6 +176,7 @@ class Checkpoint:
         place = self.stored[name]
         if place.path not in self._files:
             self._files[place.path] = safe_open(place.path, framework="pt")
+        tensor: Tensor
         if rows is None:
             tensor = self._files[place.path].get_tensor(place.key)
         else:

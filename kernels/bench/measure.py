@@ -42,7 +42,7 @@ def ceilings(device: torch.device) -> Ceilings:
 
 
 @kernel
-def _nothing(x):
+def _nothing(x):  # type: ignore[no-untyped-def]  # its types are Triton's
     """A launch that does no work."""
 
 
@@ -106,7 +106,7 @@ def largest_error(got: Any, expected: Any) -> float:
 
 def _eager_seconds(call: Callable[[], object]) -> float:
     """Median seconds of a call that cannot be captured, such as a twin that looks at values."""
-    times = []
+    times: list[float] = []
     for _ in range(5):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()

@@ -12,13 +12,15 @@ from holdfast.kernels.bench.case import DECODE_ROWS, FLASH, PREFILL_ROWS, PRO, C
 from holdfast.kernels.bench.inputs import fp8, fp8_values, random, scale_byte
 from holdfast.kernels.gpu.fp4 import PackedFp4
 from holdfast.kernels.gpu.moe import PackedExperts, moe, pack_experts
-from holdfast.kernels.gpu.weights import Fp4Weight
+from holdfast.kernels.gpu.weights import Fp4Weight, Fp8Weight
 from holdfast.kernels.moe import MoEWeights
 from holdfast.kernels.moe import moe as twin
-from holdfast.kernels.quant import from_e8m0, unpack_fp4
+from holdfast.kernels.quant import dequant_fp4_weight
 from holdfast.kernels.rounding import Rounding
 
 OFFICIAL = Rounding(official=True)
+# of `MoEWeights`: gate, bias, table of a hash layer; both products of the shared expert; k, factor and limit
+Unpacked = tuple[Tensor, Tensor, Tensor, Fp8Weight, Fp8Weight, int, float, float]
 EXPERTS_OF_TWIN = 32  # dequantised ones that fit a GPU beside everything else
 
 
@@ -48,21 +50,21 @@ def _case(op: str, shape: Shape, rows: int) -> Case:
 def _build(shape: Shape, rows: int, device: torch.device) -> Call:
     x, ids, weights = _inputs(shape, rows, device)
     packed = _packed(shape, device) if device.type == "meta" else pack_experts(*_experts(shape, device))
-    bundle = MoEWeights(*weights[:3], *packed, *weights[3:])  # type: ignore[arg-type, call-arg]
+    bundle = MoEWeights(*weights[:3], *packed, *weights[3:])  # type: ignore[arg-type]
     return lambda: moe(x, ids, bundle)
 
 
 def _twin(shape: Shape, rows: int, device: torch.device) -> Call:
     x, _, weights = _inputs(shape, rows, device)
     w1, w3, w2 = (_values(weight) for weight in _experts(shape, device))
-    gate, bias, table, shared13, shared2, *rest = weights
+    gate, bias, table, shared13, shared2, k, factor, limit = weights
     shared = fp8_values(shared13), fp8_values(shared2)
-    bundle = MoEWeights(gate.float().t(), bias, table.long(), torch.cat((w1, w3), 2), w2, *shared, *rest)
+    bundle = MoEWeights(gate.float().t(), bias, table.long(), torch.cat((w1, w3), 2), w2, *shared, k, factor, limit)
     numbers = np.zeros(rows, np.int64)
     return lambda: twin(x.float(), numbers, bundle, num=OFFICIAL)
 
 
-def _inputs(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Tensor, tuple]:
+def _inputs(shape: Shape, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Unpacked]:
     """x, ids and the other weights, the same for our op and its twin."""
     width, inner = shape.hidden_size, shape.moe_intermediate_size
     gate = (random(device, shape.n_routed_experts, width) * width**-0.5).bfloat16()
@@ -89,8 +91,7 @@ def _experts(shape: Shape, device: torch.device) -> list[Fp4Weight]:
 
 def _values(weight: Fp4Weight) -> Tensor:
     """[E, out, in / 2] -> float32 [E, in, out]."""
-    values = unpack_fp4(weight.data).unflatten(-1, (-1, 32)) * from_e8m0(weight.scale).unsqueeze(-1)
-    return values.flatten(-2).transpose(1, 2)
+    return dequant_fp4_weight(weight.data, weight.scale).transpose(1, 2)
 
 
 def _packed(shape: Shape, device: torch.device) -> PackedExperts:

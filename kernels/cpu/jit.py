@@ -81,10 +81,10 @@ def kernel(function: Function) -> Function:
     """A function that Python calls: compiled by its first call, runs without the interpreter lock."""
     if not AVAILABLE:
         return function
-    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled = inlined(function)
     _kernels.append(compiled)
     if numba.config.CACHE_DIR:  # `keep_machine_code` came first
-        compiled.enable_caching()
+        _kernels[-1].enable_caching()
     return compiled
 
 
@@ -114,7 +114,7 @@ def on_compile(report: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
-    class Listener(event.Listener):
+    class Listener(event.Listener):  # type: ignore[misc]  # numba has no types
         def on_start(self, started: Any) -> None:
             if started.data["dispatcher"] in _kernels:  # others are what a kernel calls
                 report()
