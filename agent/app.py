@@ -68,13 +68,17 @@ class App:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: Settings, tell: Callable[[Notice], None] | None = None) -> AsyncIterator["App"]:
-        """`tell` gets what a start that takes long is doing. Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model."""
+        """`tell` gets what a start that takes long is doing.
+
+        Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model.
+        """
         texts = ProtocolTexts.from_dir(settings.model_dir)
         try:
             database = Database(settings.home)
         except OSError as e:
             raise UsageError(
-                f"data directory {settings.home} cannot be used: {e.strerror}; set HOLDFAST_HOME to one that can be written"
+                f"data directory {settings.home} cannot be used: {e.strerror};"
+                f" set HOLDFAST_HOME to one that can be written"
             ) from None
         with (
             logged(settings.home),
@@ -107,11 +111,12 @@ class App:
         owner: str = "",
         prompt: str = "",
     ) -> Session:
-        """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`. A
-        new one without a name is named after its first prompt, if that is known.
+        """The named session of that owner, else the workspace's latest; created when there is none, or when `is_new`.
 
-        Raises UsageError when the workspace is not a directory any more, StoreError when the session is open elsewhere, damaged,
-        of another workspace or of another model.
+        A new one without a name is named after its first prompt, if that is known.
+
+        Raises UsageError when the workspace is not a directory any more, StoreError when the session is open elsewhere,
+        damaged, of another workspace or of another model.
         """
         found, notices = await to_end(self._found, workspace, name, is_new, owner)
         if why := self.engine.kernels_not_kept:
@@ -186,7 +191,8 @@ class App:
         other = next((session for session in sessions if session.workspace == str(workspace)), None)
         if other is not None:
             return [
-                f"session {other.name} of this workspace was written by another model, and stays as it is; this is a new one"
+                f"session {other.name} of this workspace was written by another model,"
+                f" and stays as it is; this is a new one"
             ]
         moved = moved_here(sessions, workspace, owner)
         return [moved] if moved else []
@@ -206,7 +212,10 @@ class App:
 async def sessions_here(
     settings: Settings, workspace: Path, approve: str, ask: Ask | None, tell: Callable[[Notice], None]
 ) -> AsyncIterator[OpenSession]:
-    """Gives what opens sessions of a workspace in this process, see `App.session`. `tell` and errors as in `App.open`."""
+    """Gives what opens sessions of a workspace in this process, see `App.session`.
+
+    `tell` and errors as in `App.open`.
+    """
     approvals = Approvals(Policy(approve), ask)
     async with App.open(settings, tell) as app:
 

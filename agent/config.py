@@ -28,10 +28,13 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change while the program runs. `max_output_tokens` bounds one answer or round of tool calls.
+    """What does not change while the program runs.
+
+    `max_output_tokens` bounds one answer or round of tool calls.
 
     `max_context` tokens at most are in the window (None: what the model supports); then the oldest roll out. State is
-    saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most. The model runs on `ranks` processes.
+    saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most. The
+    model runs on `ranks` processes.
     """
 
     home: Path
@@ -54,8 +57,10 @@ def data_home() -> Path:
 
 
 def stored_home() -> Path:
-    """The data directory, for a command that needs what is stored there. Raises UsageError where nothing is: a directory
-    that vanished must not be taken for a new one."""
+    """The data directory, for a command that needs what is stored there.
+
+    Raises UsageError where nothing is: a directory that vanished must not be taken for a new one.
+    """
     home = data_home()
     if not any((home / name).exists() for name in ("holdfast.db", "locks")):
         raise UsageError(f"nothing is stored in {printable(str(home))}: begin a session, or set HOLDFAST_HOME")
@@ -108,7 +113,7 @@ def output_limit(model_dir: Path) -> int:
 
 
 def check_working_directory() -> None:
-    """Raises UsageError when it was removed: no relative path means anything then, and libraries that ask for it abort."""
+    """Raises UsageError when the working directory was removed: libraries that ask for it would abort."""
     try:
         os.getcwd()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Events: what a turn tells whoever watches it, in the terminal, over HTTP and in `--json`, and as the event log keeps it.
+"""Events: what a turn tells the terminal, HTTP clients, `--json` and the event log.
 
 Owns the wire format. Must not know where an event comes from or how it is drawn.
 """
@@ -58,7 +58,10 @@ class Rolled(Wire):
 
 
 class Shown(Wire):
-    """Which files the model was shown by a call, and a digest of each. In the event log only; see `Workspace.take_shown`."""
+    """Which files the model was shown by a call, and a digest of each.
+
+    In the event log only; see `Workspace.take_shown`.
+    """
 
     type: Literal["shown"] = "shown"
     files: dict[str, int]
@@ -96,7 +99,10 @@ class FileChange(Wire):
 
 
 class ToolResultGiven(Wire):
-    """What the model gets to read for a call; `changed` is what it did on disk, `refused` that it was not allowed to run."""
+    """What the model reads as the result of a call.
+
+    `changed` is what the call did on disk, `refused` that it was not allowed to run.
+    """
 
     type: Literal["tool_result"] = "tool_result"
     id: str

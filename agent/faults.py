@@ -1,4 +1,7 @@
-"""The log of our own faults: tracebacks of tools that failed, in `faults.log` of the data directory. Owns where it is and how large."""
+"""The log of our own faults: tracebacks of tools that failed, in `faults.log` of the data directory.
+
+Owns where it is and how large.
+"""
 
 import logging
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """The models that are released under names: what `--model deepseek-v4-flash` means where there is no such directory.
 
-Owns names and sizes, as `holdfast model inspect` computes them from the published configurations. Must not load the engine.
+Owns names and sizes, as `holdfast model inspect` computes them from the published configurations. Must not load the
+engine.
 """
 
 import os
@@ -25,7 +26,8 @@ class Release:
         """What it is, where it is to be had, and what this machine lacks for it."""
         return (
             f"{self.name} is not on this machine ({self.parameters} parameters): download its"
-            f" {self.disk_bytes / 1e9:.0f} GB, for example with `hf download deepseek-ai/{self.name} --local-dir DIR`, and"
+            f" {self.disk_bytes / 1e9:.0f} GB, for example with `hf download deepseek-ai/{self.name}"
+            f" --local-dir DIR`, and"
             f" name it with --model DIR; it takes {self.disk_bytes / 1e9:.0f} GB of memory on GPUs, or"
             f" {self.cpu_bytes / 1e12:.1f} TB on a CPU; {self._lacks()}"
         )

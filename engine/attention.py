@@ -104,8 +104,11 @@ class Attention:
         return self.parallel.columns(ops.output_columns(low, self.output), self.width, ops)
 
     def _entries(self, x: Any, index_q: Any, batch: Step, cache: LayerCache) -> tuple[Any, Any, Any, Any]:
-        """Complete this step's blocks: the pool of entries, and which of them each row attends to (None: all it may see); what
-        later blocks will need of these rows, and the ring for it."""
+        """Complete this step's blocks of tokens.
+
+        Returns the pool of entries, which of them each row attends to (None: all it may see), what later blocks
+        need of these rows, and the ring for that.
+        """
         assert cache.keys is not None and cache.blocks is not None
         ops, rows = self.ops, batch.rows
         pool, blocks = ops.array(cache.keys.rows), ops.array(cache.blocks)
@@ -134,7 +137,10 @@ def _group_size(config: ModelConfig) -> int:
 
 
 def _heads_of(low: range, config: ModelConfig) -> range:
-    """Those that these outputs of `wo_a` read: whole groups. Where ranks are more than groups, those of one group have the same."""
+    """Those that these outputs of `wo_a` read: whole groups.
+
+    Where ranks are more than groups, those of one group have the same.
+    """
     size, rank = _group_size(config), config.o_lora_rank
     return range(low.start // rank * size, -(-low.stop // rank) * size)
 
@@ -146,7 +152,7 @@ def _pooled_parts(weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _indexed_parts(weights: Weights, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The main and the indexer's compressor as one, and the head weights, which read the same input (see CompressWeights)."""
+    """The main and the indexer's compressor as one, with the head weights, which read the same input."""
     prefixes = {"compressor.": config.head_dim, "indexer.compressor.": config.index_head_dim}
 
     def halves(name: str) -> list[Part]:

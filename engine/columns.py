@@ -94,14 +94,17 @@ def check_ranks(config: ModelConfig, placement: Placement, ranks: int) -> None:
         heads, kind = config.num_attention_heads, "a GPU" if placement.runs_triton else "a CPU"
         possible = [str(n) for n in range(1, heads + 1) if _fits(config, placement, n)]
         raise EngineError(
-            f"ranks={ranks} cannot share the {heads} heads in {config.o_groups} groups, {config.hidden_size} channels and"
+            f"ranks={ranks} cannot share the {heads} heads in {config.o_groups} groups,"
+            f" {config.hidden_size} channels and"
             f" {config.moe_intermediate_size} columns of an expert of this model on {kind}: use {' or '.join(possible)}"
         )
 
 
 def _fits(config: ModelConfig, placement: Placement, ranks: int) -> bool:
-    """Ranks have whole groups of heads, or an even part of what one group gives. Triton's kernels compute experts in tiles of
-    128 columns."""
+    """Ranks have whole groups of heads, or an even part of what one group gives.
+
+    Triton's kernels compute experts in tiles of 128 columns.
+    """
     if ranks == 1:
         return True
     if config.num_attention_heads % ranks or (config.o_groups % ranks and ranks % config.o_groups):

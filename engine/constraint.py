@@ -106,7 +106,7 @@ class Constraint:
     @classmethod
     def grammar(cls, lark: str, control: frozenset[int] = frozenset()) -> "Constraint":
         """A context-free grammar in llguidance's dialect of Lark, beginning with the rule `start`."""
-        # where only one text is possible llguidance would force its plain tokens, and never a control token that spells it
+        # where only one text is possible llguidance would force plain tokens, never a control token that spells it
         return cls("grammar", f'%llguidance {{"no_forcing": true}}\n{lark}' if control else lark, control)
 
     def as_rule(self) -> str:

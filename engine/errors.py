@@ -1,4 +1,4 @@
-"""The errors the engine raises for what the world can break; each message names the thing, the value and the way out."""
+"""What the engine raises for what the world can break: messages name the thing, the value and the way out."""
 
 
 class EngineError(Exception):

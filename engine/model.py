@@ -45,7 +45,10 @@ class Block:
 
 
 def through(blocks: list[Block], streams: Any, batch: Step, caches: list[LayerCache]) -> Any:
-    """Streams [N, M, D] through blocks, one after the other. What one sublayer writes and the next one reads is one op."""
+    """Streams [N, M, D] through blocks, one after the other.
+
+    What one sublayer writes and the next one reads is one op.
+    """
     ops = blocks[0].ops
     x, post, comb = ops.hc_pre(streams, blocks[0].hc_attn)
     for number, (block, cache) in enumerate(zip(blocks, caches), 1):

@@ -1,4 +1,4 @@
-"""The weights of a model as Triton kernels take them: on the device, packed as in the checkpoint, in its orientation [out, in]."""
+"""Weights as Triton kernels take them: on the device, packed and oriented [out, in] as in the checkpoint."""
 
 import torch
 from torch import Tensor
@@ -65,7 +65,8 @@ class PackedWeights(Weights):
     def _tensor(self, part: Part, dtype: str) -> Tensor:
         if self._dtype(part) != dtype:
             raise CheckpointError(
-                f"{self._prefix}{part.name} is stored as {self._dtype(part)}, a GPU needs {dtype}: use device cpu, or the"
+                f"{self._prefix}{part.name} is stored as {self._dtype(part)}, a GPU needs {dtype}:"
+                f" use device cpu, or the"
                 " checkpoint as it was published"
             )
         return self._checkpoint.tensor(self._prefix + part.name, part.rows).to(self._device)

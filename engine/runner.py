@@ -73,8 +73,10 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compute two tokens that nothing is read of, far enough on that layers choose among entries: every kernel is called, which
-        compiles it or loads its machine code."""
+        """Call every kernel once, which compiles it or loads its machine code.
+
+        Computes two tokens that are thrown away, at a position where layers choose among entries.
+        """
         position = 4 * (self.model.config.index_topk + 1)
         pages = [0] * self.cache.pages_for(position + 2)
         filler = Sequence(-1, slot=0, token_ids=[0] * (position + 2), num_tokens=position, pages=pages)

@@ -93,8 +93,11 @@ class Scheduler:
         return plan
 
     def _prefill_shares(self) -> dict[int, int]:
-        """How many of its waiting tokens each prompt may feed now, by sequence. Half of the chunk is for the one that will
-        be done first, so that they do not all end at the end; the others share what is left."""
+        """How many of its waiting tokens each prompt may feed now, by sequence.
+
+        Half of the chunk is for the one that will be done first, so that they do not all end at the end; the others
+        share what is left.
+        """
         prompts = sorted(
             (request.seq for request in self.running if not request.num_sampled), key=lambda seq: seq.num_waiting
         )
@@ -106,7 +109,10 @@ class Scheduler:
         return shares
 
     def commit(self, request: Request, count: int, sampled: list[int]) -> None:
-        """`count` waiting tokens of the request were computed, and `sampled` after them: the accepted drafts and one token more."""
+        """`count` waiting tokens of the request were computed, and `sampled` after them.
+
+        These are the accepted drafts and one token more.
+        """
         seq = request.seq
         seq.num_tokens += count - len(seq.drafts) + max(0, len(sampled) - 1)
         seq.drafts = []
@@ -143,7 +149,10 @@ class Scheduler:
             self._run(request)
 
     def finish(self, request: Request, error: Exception | None) -> None:
-        """End a request; pages past its sequence's last token are free again. One that loads ends when it has loaded."""
+        """End a request; pages past its sequence's last token are free again.
+
+        One that loads ends when it has loaded.
+        """
         if request in self.running:
             self.running.remove(request)
             self._trim(request.seq)
@@ -175,7 +184,10 @@ class Scheduler:
             self._free(seq)
 
     def is_busy(self, seq: Sequence) -> bool:
-        """Whether its state is changing. One that only waits may be stored and parked: those before it need its memory."""
+        """Whether its state is changing.
+
+        One that only waits may be stored and parked: those before it need its memory.
+        """
         return any(r.seq is seq for r in (*self.running, *self.loading))
 
     def park(self, seq: Sequence) -> None:

@@ -1,4 +1,4 @@
-"""A sequence in the engine and a request on it: plain data, changed by the engine's thread and, while it loads, a loader's."""
+"""A sequence and a request on it: plain data, changed by the engine's thread and, while it loads, a loader's."""
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
@@ -72,7 +72,7 @@ class Sequence:
 
 @dataclass
 class Request:
-    """Feed the waiting tokens of a sequence, then sample up to `params.max_tokens`; `is_load`: only bring it into memory.
+    """Feed the waiting tokens of a sequence, then sample up to `params.max_tokens`; or, `is_load`, only load it.
 
     `on_token`, `on_prefill(done, total)` and `on_done(error)` are called on the engine's thread. `num_taken` counts
     tokens the consumer has received: sampling stays a bounded number ahead, so that a cancel can take them back.

@@ -37,7 +37,9 @@ class PageKey:
 
 @dataclass
 class Snapshot:
-    """The state of a sequence at one position; its pages stay unchanged until it is closed. Use it as a context manager.
+    """The state of a sequence at one position; its pages stay unchanged until it is closed.
+
+    Use it as a context manager.
 
     `pages` are the full pages still in the window, `prefix` those of a moved prefix; `page_data` makes the bytes of
     one.
@@ -97,7 +99,7 @@ class TailRows:
 
 
 def cut_tail(cache: Cache, slot: int, open_page: int | None, position: int, prefix: PinnedPrefix | None) -> TailRows:
-    """Copy the tail of the sequence in `slot` at `position`, whose unfinished page is `open_page` (None: no row of it)."""
+    """Copy the tail of the sequence in `slot` at `position`; `open_page` is its unfinished page, None without rows."""
     page, num_open = divmod(position, cache.page_tokens)
     tail = TailRows(position)
     for name, layer in _layers(cache):
@@ -175,7 +177,7 @@ def place_page(cache: Cache, page: int, data: bytes, prefix: PinnedPrefix, numbe
 
 
 def _place_together(cache: Cache, pages: list[int], items: list[bytes]) -> None:
-    """Pages of one layout begin with the same header, so each of their tensors is a column of the bytes side by side."""
+    """Each tensor as a column of the pages' bytes side by side: pages of one layout begin with the same header."""
     start = 8 + int.from_bytes(items[0][:8], "little")
     if any(len(item) != len(items[0]) or item[:start] != items[0][:start] for item in items):
         raise StateError("stored state does not fit this model: its pages are of several layouts")

@@ -41,7 +41,10 @@ class TooManyTokens(EngineError):
 
 
 class Tokenizer:
-    """`encode` is for text from outside, `encode_protocol` for the chat protocol's own text; `decode` is their inverse."""
+    """Text to ids: `encode` is for text from outside, `encode_protocol` for the chat protocol's.
+
+    `decode` inverts both.
+    """
 
     def __init__(self, spec: dict[str, Any]):
         """`spec` is the parsed content of a tokenizer.json."""
@@ -65,8 +68,10 @@ class Tokenizer:
             raise EngineError(f"{path} cannot be used: {e}") from None
 
     def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of plain text; spellings of control tokens in it stay ordinary text. Raises TooManyTokens above `most`, long
-        before all of a long text is encoded."""
+        """Ids of plain text; spellings of control tokens in it stay ordinary text.
+
+        Raises TooManyTokens above `most`, long before all of a long text is encoded.
+        """
         ids: list[int] = []
         for start, end in self._pieces(text):
             piece = text[start:end]

@@ -57,8 +57,10 @@ class Weights:
         return self._outputs(part).unflatten(0, (groups, -1)).transpose(1, 2)
 
     def experts(self, count: int, inner: range, width: range) -> tuple[Any, Any]:
-        """The outputs `inner` of all experts' w1 and w3 side by side, [count, in, 2 * outputs], and the outputs `width` of
-        their w2, [count, inner, outputs]."""
+        """All experts' w1 and w3 side by side, [count, in, 2 * outputs], and their w2, [count, inner, outputs].
+
+        Of w1 and w3 the outputs `inner`, of w2 the outputs `width`.
+        """
 
         def stacked(rows: range, *names: str) -> Tensor:
             return torch.stack(

@@ -82,7 +82,7 @@ class Worker:
         self._loaders.shutdown(cancel_futures=True)
 
     def post(self, function: Callable[..., object], *args: object) -> None:
-        """Call `function` on the event loop after this step, with the others posted in it: a wake-up costs as much as a kernel."""
+        """Call `function` on the event loop after this step, with all others: a wake-up costs as much as a kernel."""
         self._posted.append((function, args))
 
     def _main(self, on_started: Callable[[BaseException | None], None]) -> None:
@@ -140,7 +140,7 @@ class Worker:
             return b""
 
     def _warm_up(self) -> None:
-        """Call all kernels before anything lies in the cache: each is compiled by its first call, which takes a minute together."""
+        """Call all kernels while the cache is empty: the first call compiles, which takes a minute for all of them."""
         cache, prefix = self.runner.cache, PinnedPrefix.empty(self.runner.cache, 0)
         self.runner.warm_up()
         place_pages(cache, [0], [pack_page(cache, 0, prefix, 0)], prefix)

@@ -13,7 +13,10 @@ from holdfast.kernels.rows import Rows
 
 
 class CompressWeights(NamedTuple):
-    """`width` channels of values are head_dim, or with overlap twice (head_dim + index_head_dim): A main, A index, B main, B index."""
+    """`width` channels of values are head_dim, or with overlap twice (head_dim + index_head_dim).
+
+    With overlap they lie in the order A main, A index, B main, B index.
+    """
 
     w_blocks: Tensor  # [D, 2 * width + num_index_heads]: values, gates, head weights of the indexer
     ape: Tensor  # [ratio, width]
@@ -77,8 +80,10 @@ def pool_block(sources: Tensor, has_previous: bool, w: CompressWeights) -> Tenso
 
 
 def store(rows: Rows, *pairs: tuple[Tensor, Tensor], num: Rounding) -> None:
-    """Put the last rows of each segment, of a source [N, width], into its ring [slots, length, width], at position % length; of one
-    pair or two."""
+    """Put the last rows of each segment into its ring, at position % length; of one pair or two.
+
+    A pair is a source [N, width] and a ring [slots, length, width].
+    """
     for source, ring in pairs:
         length = ring.shape[1]
         for segment, end in enumerate(rows.starts[1:].tolist()):

@@ -30,7 +30,7 @@ from holdfast.kernels.gpu.rows import to_device
 from holdfast.kernels.rounding import Rounding
 from holdfast.kernels.rows import Rows
 
-# Twins, compiled siblings, and the module of the Triton launchers, which is loaded when it is needed: Triton may be absent.
+# Twins, compiled siblings, and the module of Triton launchers, which is loaded when needed: Triton may be absent.
 SIBLINGS = (
     (hyper, cpu_hyper, "holdfast.kernels.gpu.hyper", ("embed", "hc_pre", "hc_post", "hc_next", "lm_head")),
     (
@@ -93,7 +93,7 @@ class Ops:
                     setattr(self, name, getattr(module, name))
 
     def compiling(self, num_ranks: int, report: Callable[[int, int], None]) -> AbstractContextManager[None]:
-        """Inside, `report(number, total)` is called before each CPU kernel that has to be compiled; it takes seconds."""
+        """Inside, `report(number, total)` is called before each CPU kernel is compiled, which takes seconds."""
         total = jit.num_kernels() - len(WHOLE if num_ranks > 1 else IN_PARTS)
         return jit.on_compile(lambda: report(jit.num_ready() + 1, total))
 

@@ -30,7 +30,10 @@ def index_scores(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
 
 
 def select_top(scores: Tensor, visible: Tensor, k: int) -> Tensor:
-    """The k best of the first visible[i] entries of row i, ascending, ties to the lower: [n, E], [n] -> int64 [n, k], -1 for none."""
+    """The k best of the first visible[i] entries of row i: [n, E], [n] -> int64 [n, k], -1 for none.
+
+    Ascending; of equal ones the lower is better.
+    """
     scores = F.pad(scores, (0, k))  # there are always k
     seen = torch.arange(scores.shape[1]) < visible.unsqueeze(1)
     order = torch.sort(torch.where(seen, scores, float("-inf")), dim=1, descending=True, stable=True).indices[:, :k]

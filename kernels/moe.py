@@ -29,7 +29,10 @@ def moe(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> Tensor:
 
 
 def moe_hidden(x: Tensor, ids: Indices, w: MoEWeights, *, num: Rounding) -> tuple[Tensor, Tensor]:
-    """What lies between the products, x [N, D] -> [N, k + 1, inner], of the shared expert last; and the experts, ascending, [N, k]."""
+    """x [N, D] -> hidden values [N, k + 1, inner], the shared expert's last; and the chosen experts [N, k].
+
+    Experts are ascending.
+    """
     y = x @ w.gate
     scores = torch.where(y > 20, y, torch.log1p(torch.exp(y))).sqrt()
     table = w.tid2eid[torch.from_numpy(ids)] if len(w.tid2eid) else None

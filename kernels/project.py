@@ -1,4 +1,4 @@
-"""The products around attention: queries, window rows and index queries in, the layer's output out (V4 spec 2.4, 2.7)."""
+"""The products before attention (queries, window rows, index queries) and after it (V4 spec 2.4, 2.7)."""
 
 from typing import NamedTuple
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rope_frequencies(dim: int, theta: float, yarn: tuple[float, float, float, int] | None) -> Tensor:
-    """Angle per position of each channel pair, float64 [dim / 2]; yarn = (factor, beta_fast, beta_slow, original length)."""
+    """Angle per position of channel pairs, float64 [dim / 2]; yarn: factor, beta_fast, beta_slow, original length."""
     pairs = torch.arange(0, dim, 2, dtype=torch.float64)
     freqs = theta ** (-pairs / dim)
     if yarn is None:

@@ -1,4 +1,4 @@
-"""What `official` numerics round inside the model: bf16 where the reference holds bf16, FP8 inputs of linears (V4 spec 5)."""
+"""What `official` numerics round inside: bf16 where the reference has bf16, FP8 inputs of linears (V4 spec 5)."""
 
 from dataclasses import dataclass
 

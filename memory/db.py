@@ -94,7 +94,8 @@ class Database:
             version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version > len(MIGRATIONS):
                 raise StoreError(
-                    f"{self.path} was written by a newer holdfast (schema {version}, this build reads {len(MIGRATIONS)}):"
+                    f"{self.path} was written by a newer holdfast"
+                    f" (schema {version}, this build reads {len(MIGRATIONS)}):"
                     " update holdfast, or set HOLDFAST_HOME to another directory"
                 )
             if version == len(MIGRATIONS):
@@ -226,7 +227,8 @@ class Database:
             code = getattr(e, "sqlite_errorname", "SQLITE_CORRUPT" if isinstance(e, UnicodeDecodeError) else "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 raise StoreError(
-                    f"{self.path} is damaged ({e}): restore it from a backup, or move {self.home} away to begin with an empty one"
+                    f"{self.path} is damaged ({e}): restore it from a backup,"
+                    f" or move {self.home} away to begin with an empty one"
                 ) from e
             if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
                 raise StoreError(

@@ -33,7 +33,8 @@ class Leases:
         if lock_fd is None:
             holder = self._holder(path)
             raise SessionInUse(
-                f"session {name} is open in another process (pid {holder}): use that one, or start a fresh session with --new"
+                f"session {name} is open in another process (pid {holder}):"
+                f" use that one, or start a fresh session with --new"
             )
         write_high_water(lock_fd, read_high_water(lock_fd)[1])
         return lock_fd

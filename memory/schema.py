@@ -16,8 +16,8 @@ Migration = Callable[[sqlite3.Connection], None]
 def _sessions(connection: sqlite3.Connection) -> None:
     """Sessions, turns, events and tokens. `position` is the length of the token log at an event."""
     connection.execute(
-        "CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, workspace TEXT NOT NULL,"
-        " model TEXT NOT NULL, created_at REAL NOT NULL, used_at REAL NOT NULL) STRICT"
+        "CREATE TABLE sessions (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,"
+        " workspace TEXT NOT NULL, model TEXT NOT NULL, created_at REAL NOT NULL, used_at REAL NOT NULL) STRICT"
     )
     connection.execute("CREATE INDEX sessions_by_workspace ON sessions (workspace, used_at)")
     connection.execute(
@@ -152,8 +152,8 @@ def create_snapshot_tables(connection: sqlite3.Connection) -> None:
     """What the files of blobs/ are: pages in chains, and tails that each go on at the end of one. `number` is a page's
     place in its chain. Rows without a rowid: a damaged index cannot lead from one id to the row of another."""
     connection.execute(
-        "CREATE TABLE pages (id BLOB PRIMARY KEY NOT NULL, parent BLOB, number INTEGER NOT NULL, bytes INTEGER NOT NULL,"
-        " checksum BLOB NOT NULL, row_checksum BLOB NOT NULL) STRICT, WITHOUT ROWID"
+        "CREATE TABLE pages (id BLOB PRIMARY KEY NOT NULL, parent BLOB, number INTEGER NOT NULL,"
+        " bytes INTEGER NOT NULL, checksum BLOB NOT NULL, row_checksum BLOB NOT NULL) STRICT, WITHOUT ROWID"
     )
     connection.execute("CREATE INDEX pages_by_parent ON pages (parent)")
     connection.execute("CREATE INDEX pages_by_bytes ON pages (bytes)")  # for their sum without reading the rows

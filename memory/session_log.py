@@ -239,7 +239,8 @@ def next_use(connection: sqlite3.Connection) -> int:
 def update_session(connection: sqlite3.Connection, session: SessionInfo) -> None:
     """Write the changeable columns of a session's row."""
     connection.execute(
-        "UPDATE sessions SET workspace = ?, used_at = ?, branch_id = ?, use_number = ?, inode = ?, checksum = ? WHERE id = ?",
+        "UPDATE sessions SET workspace = ?, used_at = ?, branch_id = ?,"
+        " use_number = ?, inode = ?, checksum = ? WHERE id = ?",
         (
             session.workspace,
             session.used_at,

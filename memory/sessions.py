@@ -277,14 +277,16 @@ class SessionStore:
             end = Point(0, 0, 0, False)
         if end.seq < high_water.seq or end.position < high_water.position:
             raise LostEnd(
-                f"session {session.name} has lost its end: {high_water.seq} events and {high_water.position} tokens were written,"
+                f"session {session.name} has lost its end:"
+                f" {high_water.seq} events and {high_water.position} tokens were written,"
                 f" {end.seq} and {end.position} are left: {self._way_out(session.id)}"
             )
 
     def _way_out(self, session_id: int) -> str:
         """What to do about a log that lost its end, or whose database was replaced by an older copy."""
         return (
-            f"restore {self._database.path} and its -wal file from a backup, or remove {self._leases.path(session_id)} to go"
+            f"restore {self._database.path} and its -wal file from a backup,"
+            f" or remove {self._leases.path(session_id)} to go"
             " on without them (after putting an older copy there: holdfast sessions verify --repair)"
         )
 

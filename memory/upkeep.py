@@ -79,7 +79,8 @@ def tails_on(database: Database, page_id: bytes) -> list[bytes]:
     page = next(map(checked_page, read_by_id(database, PAGE_COLUMNS, "pages", [page_id])), None)
     above = database.rows(
         "WITH RECURSIVE above (id) AS (VALUES (?1) UNION SELECT p.id FROM above a JOIN pages p ON p.parent = a.id)"
-        " SELECT t.id FROM above a JOIN tails t ON t.last_page = a.id WHERE t.first_number <= COALESCE(?2, t.first_number)",
+        " SELECT t.id FROM above a JOIN tails t ON t.last_page = a.id"
+        " WHERE t.first_number <= COALESCE(?2, t.first_number)",
         (page_id, page.number if page else None),
     )
     heads = database.rows(f"SELECT {TAIL_COLUMNS} FROM tails WHERE length(head) > 0")

@@ -1,6 +1,7 @@
 """Without a CUDA GPU, skips what is marked `gpu`, and lets Triton's kernels run in its interpreter.
 
-On a new machine one process compiles the CPU kernels before the tests: later all would, and their sessions would say so.
+On a new machine one process compiles the CPU kernels before the tests: later all would, and their sessions would say
+so.
 """
 
 import os

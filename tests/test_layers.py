@@ -1,7 +1,7 @@
 """The rules of the tree: who may import whom, one home per third-party package, no cycles, no work at import.
 
-A rule is a function from a source tree to its faults, one sentence each. Every rule is shown to fail on a small made-up tree before the
-real tree is held against it.
+A rule is a function from a source tree to its faults, one sentence each. Every rule is shown to fail on a small made-up
+tree before the real tree is held against it.
 """
 
 import ast

@@ -1,9 +1,10 @@
 """Where the server of a data directory is: it says so in `server.json` for as long as it runs.
 
-Only the process that wrote the file holds a lock on it, and the system frees that when the process ends, however it ends:
-what a killed server leaves behind is never believed. The file is locked before it gets its name, so there is no moment at
-which an old one looks alive. A data directory has one server (`server.lock`): then there is no question which one a
-terminal means. Two models have two data directories, or one of them runs without a server. Must not know what is served.
+Only the process that wrote the file holds a lock on it, and the system frees that when the process ends, however it
+ends: what a killed server leaves behind is never believed. The file is locked before it gets its name, so there is no
+moment at which an old one looks alive. A data directory has one server (`server.lock`): then there is no question which
+one a terminal means. Two models have two data directories, or one of them runs without a server. Must not know what is
+served.
 """
 
 import fcntl

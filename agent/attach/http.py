@@ -79,7 +79,8 @@ class Connection:
             raise Unreachable(str(e)) from None
         if found is None or found.model != self.server.model:
             raise Unreachable(
-                f"the server at {self.server.url} (pid {self.server.pid}) has ended: start it again, or run this again without it"
+                f"the server at {self.server.url} (pid {self.server.pid}) has ended:"
+                f" start it again, or run this again without it"
             )
         self.server = found
         return found.url + path
@@ -100,7 +101,8 @@ class Connection:
     def _unreachable(self, error: Exception) -> Unreachable:
         why = "it is silent" if isinstance(error, TimeoutError) else printable(str(error)) or type(error).__name__
         return Unreachable(
-            f"the server at {self.server.url} (pid {self.server.pid}) does not answer ({why}): start it again, or end it and"
+            f"the server at {self.server.url} (pid {self.server.pid}) does not answer ({why}):"
+            f" start it again, or end it and"
             " run this again without it"
         )
 

@@ -1,8 +1,8 @@
 """A session that the server of this data directory holds open, as the terminal uses one.
 
-One stream of its events stays open as long as this does. What belongs to a turn of ours comes out of `turn`; the rest is
-another client's, and goes to `on_other`. The server owns the session: a connection that is lost loses nothing, and the
-turn goes on without us. Must not know HTTP (connection) nor how anything is shown.
+One stream of its events stays open as long as this does. What belongs to a turn of ours comes out of `turn`; the rest
+is another client's, and goes to `on_other`. The server owns the session: a connection that is lost loses nothing, and
+the turn goes on without us. Must not know HTTP (connection) nor how anything is shown.
 """
 
 import asyncio

@@ -1,4 +1,6 @@
-"""Rows of `holdfast bench --sessions` as two small SVG charts: `python -m holdfast.agent.bench.charts ROWS.jsonl OUT.svg`.
+"""Rows of `holdfast bench --sessions` as two small SVG charts.
+
+    python -m holdfast.agent.bench.charts ROWS.jsonl OUT.svg
 
 Left, seconds to the first token over the length of the context: resuming, and reading everything again. Right, bytes
 written over a session's life beside the bytes that are kept.

@@ -132,8 +132,9 @@ async def _grow(model: Path, home: Path, context: int) -> list[Row]:
 async def _beside_saving(model: Path, home: Path) -> list[Row]:
     """Times between tokens of a decoding sequence while a stretch of another is saved, against none: a durable point.
 
-    A shared machine's moods are larger than what is measured. So a round is alone, saving, alone: its ratio is that of the
-    middle to the mean of its neighbours, and `nothing` is what the second of them is to the first, with no save at all.
+    A shared machine's moods are larger than what is measured. So a round is alone, saving, alone: its ratio is that of
+    the middle to the mean of its neighbours, and `nothing` is what the second of them is to the first, with no save at
+    all.
     """
     async with _opened(model, home) as bench:
         engine = bench.engine

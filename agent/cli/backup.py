@@ -1,4 +1,7 @@
-"""The commands `holdfast backup` and `holdfast restore`: a data directory as one file, and back. Neither needs the model."""
+"""The commands `holdfast backup` and `holdfast restore`: a data directory as one file, and back.
+
+Neither needs the model.
+"""
 
 import argparse
 from collections.abc import Callable

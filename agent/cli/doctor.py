@@ -1,7 +1,7 @@
-"""`holdfast doctor`: this machine, this installation and this data directory, one line for each thing, and what is missing.
+"""`holdfast doctor`: this machine, this installation and this data directory, a line for each thing.
 
-Says what is, and changes nothing but an older database to this build's schema. Must not fail where the machine does: what has to be loaded to be asked (torch, the
-kernels) is asked in a child process, so that it costs a line and not the report.
+Changes nothing, except that an older database gets this build's schema. Must not fail where the machine does: what has
+to be loaded before it can be asked (torch, the kernels) is asked in a child process, so that a crash costs one line.
 """
 
 import json
@@ -124,7 +124,8 @@ def _sqlite() -> Finding:
         NOTE,
         "sqlite",
         f"{sqlite3.sqlite_version}: before {'.'.join(map(str, SAFE_SQLITE))} SQLite can lose a commit when one process"
-        " writes while another makes a checkpoint (its WAL-reset bug). holdfast's processes do both one at a time, so they"
+        " writes while another makes a checkpoint (its WAL-reset bug)."
+        " holdfast's processes do both one at a time, so they"
         " are safe from it; let no other program write to holdfast.db",
     )
 

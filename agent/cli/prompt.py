@@ -19,7 +19,7 @@ Tell = Callable[[str], None]
 
 
 def read_prompt(words: Sequence[str], tell: Tell) -> str:
-    """The words in one line, each `@FILE` as a paragraph, and what stdin holds if it is a pipe or a file, between marks.
+    """The prompt: words in one line, each `@FILE` as a paragraph, and stdin between marks where it is piped.
 
     `-` among the words, or no word at all, means stdin, which is then waited for. Raises UsageError.
     """

@@ -1,6 +1,9 @@
-"""The commands on sessions: `holdfast sessions list|show|branches|fork|rewind|move|rm|verify|gc`. None of them needs the model.
+"""The commands on sessions: `holdfast sessions list|show|branches|fork|rewind|move|rm|verify|gc`.
 
-Each gives a value for `--json` and lines for a person. Owns how a timeline is shown; what may be done to one is memory's.
+None of them needs the model.
+
+Each gives a value for `--json` and lines for a person. Owns how a timeline is shown; what may be done to one is
+memory's.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Which directory a command works in: the one named, or the current one, unless that is a whole home directory or file system.
+"""Which directory a command works in: the named or the current one.
 
-There a model could read keys and change what every login runs, so a person says first that all of it is meant.
+A whole home directory or file system has to be confirmed by a person first: a model could read keys there and change
+what every login runs.
 """
 
 import os
@@ -13,7 +14,10 @@ from holdfast.agent.config import UsageError, printable, workspace_directory
 
 
 def chosen_workspace(named: str | None, can_ask: bool) -> Path:
-    """The real path of the directory to work in. Raises UsageError where there is none, or where nobody means all of it."""
+    """The real path of the directory to work in.
+
+    Raises UsageError where there is none, or where all of it was not confirmed.
+    """
     directory = workspace_directory("." if named is None else named)
     what = _all_of(directory)
     if named is not None or what is None:

@@ -26,8 +26,9 @@ async def generate(
 ) -> AsyncGenerator[PrefillProgress | int, None]:
     """Make `ids` the tokens of `seq`, whose beginning it has, and sample; nothing is sampled without `params`.
 
-    At each of `places`, positions in `ids` in order, the sequence is idle while `at_place` is waited for. Gives progress
-    of all that is read here, then tokens. Counts the seconds spent waiting for first and for later tokens into `usage`.
+    At each of `places`, positions in `ids` in order, the sequence is idle while `at_place` is waited for. Gives
+    progress of all that is read here, then tokens. Counts the seconds spent waiting for first and for later tokens into
+    `usage`.
     """
     first, started = seq.num_tokens, time.perf_counter()
 

@@ -45,8 +45,10 @@ class Resume:
         session_id: int | None = None,
         unread: Stored | None = None,
     ) -> Sequence:
-        """A sequence with the longest stored state that `ids` begin with, see `Snapshots.find`; an empty one where none can
-        be read, or only one that could not be read before (`unread`)."""
+        """A sequence on the longest stored state that `ids` begin with (`Snapshots.find`).
+
+        It is empty where no state can be read, or only state that could not be read before (`unread`).
+        """
         while True:
             stored = await self._snapshots.find(ids, rolls, branch, session_id, owner)
             for note in self._snapshots.take_notes():
@@ -58,8 +60,10 @@ class Resume:
             unread = stored
 
     async def park(self, seq: Sequence, branch: int | None) -> bool:
-        """Give the memory of an idle sequence back, and whether its state was stored for a branch first: without a branch,
-        or when it cannot be stored, it will be computed again."""
+        """Give the memory of an idle sequence back; returns whether its state was stored for a branch first.
+
+        Without a branch, or when it cannot be stored, the state will be computed again.
+        """
         stored: Stored | None = None
         if branch is not None:
             try:
@@ -78,10 +82,10 @@ def _is_same(one: Stored, other: Stored) -> bool:
 
 
 def count(usage: Usage, known: int, computed: int, is_loaded: bool, dropped: int = 0) -> int:
-    """Count where the input comes from that is in the log already: `known` tokens, of which `computed` have their state,
-    without the `dropped` ones that left the window. Gives how much of the input is not new.
+    """Count where the state of the log's tokens comes from; returns how many tokens of the input are not new.
 
-    One token that lacks is the last one sampled, whose state the next step computes as always.
+    `known` tokens are in the log, `computed` of them have their state, `dropped` ones left the window. If just one
+    lacks its state, it is the last sampled token, which the next step computes as always.
     """
     lacking = known - computed if known - computed > 1 else 0
     present = computed if lacking else max(known, computed)

@@ -30,7 +30,9 @@ class Snapshots:
     async def find(
         self, ids: Sequence[int], rolls: Iterable[Roll], branch: int, session_id: int | None = None, owner: str = ""
     ) -> Stored | None:
-        """The stored state that covers most of these tokens: of this owner, or public. Or only what branches of a session use.
+        """The stored state that covers most of these tokens: of this owner, or public.
+
+        Or only what branches of a session use.
 
         `branch` goes on from it; 0 when that is no branch yet.
         """
@@ -136,7 +138,9 @@ class Snapshots:
 
 
 class Saves:
-    """Saves under way, of sequences that go on while they are written. No more than `most`: each holds its pages in memory.
+    """Saves under way, of sequences that go on while they are written.
+
+    No more than `most`: each holds its pages in memory.
 
     A key names what is saved: a response, a position.
     """
@@ -158,7 +162,10 @@ class Saves:
         is_followed: bool = False,
         is_urgent: bool = False,
     ) -> bool:
-        """Whether there was a state to save: see `Snapshots.begin_save`. `failed` is called when it cannot be written."""
+        """Whether there was a state to save: see `Snapshots.begin_save`.
+
+        `failed` is called when it cannot be written.
+        """
         try:
             writing = await self._snapshots.begin_save(seq, branch, is_followed, is_urgent)
         except EngineError:  # it is in use, or the engine has stopped

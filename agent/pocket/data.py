@@ -25,10 +25,12 @@ OPENING = [
     (f"\n\n{TOOLS_TEXT}", True),
 ]
 SPECIAL_TOKENS = [
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>",
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜User｜>", "<｜Assistant｜>", "<think>",
+    "</think>",
     "｜DSML｜", "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", '<｜DSML｜invoke name="', "</｜DSML｜invoke>",
     '<｜DSML｜parameter name="', '" string="true">', '" string="false">', "</｜DSML｜parameter>",
-    "<tool_result>", "</tool_result>", "<｜begin▁sys｜>", "<｜end▁sys｜>", "<｜latest_reminder｜>", "<｜action｜>", "<｜query｜>",
+    "<tool_result>", "</tool_result>", "<｜begin▁sys｜>", "<｜end▁sys｜>", "<｜latest_reminder｜>", "<｜action｜>",
+    "<｜query｜>",
     "<｜authority｜>", "<｜domain｜>", "<｜title｜>", "<｜read_url｜>",
     # whole stretches of a call: what a large model spells in ten tokens, pocket writes in one
     '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="', '">\n<｜DSML｜parameter name="',

@@ -1,4 +1,4 @@
-"""A differentiable DeepSeek-V4 for training pocket: whole sequences in float32, parameters under the checkpoint's names.
+"""A differentiable DeepSeek-V4 for training pocket: float32, parameters under the checkpoint's names.
 
 Owns the training-time forward pass only. The engine computes the same model from the exported checkpoint with
 its own code; tests/agent/pocket/test_net.py holds their logits equal. Differences that training allows:

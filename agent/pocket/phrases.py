@@ -12,7 +12,8 @@ OPENINGS = [
     "tell me, ", "do you see ", "be so kind and ", "help me: ",
 ]  # fmt: skip
 ENDINGS = [
-    "", "", "?", "?", ".", " please", " please?", " in this repo?", " in this project?", " here?", ", thanks", " for me",
+    "", "", "?", "?", ".", " please", " please?", " in this repo?", " in this project?", " here?", ", thanks",
+    " for me",
     " for me, please", " now", " again", " right now?", " in the code", " in our code?", " everywhere", "!",
 ]  # fmt: skip
 
@@ -444,7 +445,8 @@ HELD_OUT: dict[str, list[str]] = {
 
 THINGS = [
     "parser", "web server", "login page", "database layer", "sorting function", "cache", "scheduler", "poem", "haiku",
-    "test suite", "docker file", "chat bot", "game", "compiler", "regex", "rest api", "plugin system", "haskell version",
+    "test suite", "docker file", "chat bot", "game", "compiler", "regex", "rest api", "plugin system",
+    "haskell version",
     "benchmark", "command line tool", "css theme", "migration", "retry decorator", "linked list", "binary search",
 ]  # fmt: skip
 PLACES = [
@@ -465,7 +467,8 @@ PLACES = [
 SUBJECTS = [
     "the staging port", "the release name", "the user name", "the project name", "the test port", "the main branch",
     "the build number", "the admin user", "the team name", "the server name", "the code word", "the default port",
-    "the ticket number", "the favorite color", "the backup host", "the api version", "the cluster name", "the room number",
+    "the ticket number", "the favorite color", "the backup host", "the api version", "the cluster name",
+    "the room number",
 ]  # fmt: skip
 
 HELLO_REPLY = (

@@ -1,9 +1,12 @@
-"""Train pocket: `python -m holdfast.agent.pocket.train`. Resumable; every stage continues from the last checkpoint.
+"""Train pocket: `python -m holdfast.agent.pocket.train`.
 
-Stages, in order: `copy` (random tokens whose segments repeat: teaches copying), `short` (trajectories in rows of
-256 tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate down to 2 %, weights and state rounded to the official
-formats, attention through the indexer's selection, MTP block). `--steps` and `--minutes` bound a stage; SIGTERM ends it after a
-checkpoint. Data: `python -m holdfast.agent.pocket.data` writes shards beside the checkpoint; new shards are picked up.
+Resumable; every stage continues from the last checkpoint.
+
+Stages, in order: `copy` (random tokens whose segments repeat: teaches copying), `short` (trajectories in rows of 256
+tokens), `long` (rows of 512) and `final` (rows of 1,024, learning rate down to 2 %, weights and state rounded to the
+official formats, attention through the indexer's selection, MTP block). `--steps` and `--minutes` bound a stage;
+SIGTERM ends it after a checkpoint. Data: `python -m holdfast.agent.pocket.data` writes shards beside the checkpoint;
+new shards are picked up.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Approvals: which calls run without asking, which wait for the user, which are refused.
 
-Owns the policy, which is separate from what a tool could do if it ran (the sandbox's business). Must not know how a user
-is asked. It fails closed: a call that nobody can approve is refused.
+Owns the policy, which is separate from what a tool could do if it ran (the sandbox's business). Must not know how a
+user is asked. It fails closed: a call that nobody can approve is refused.
 """
 
 from collections.abc import Awaitable, Callable
@@ -38,7 +38,10 @@ class Approvals:
         self._ask = ask
 
     def allows(self, permission: Permission) -> bool:
-        """Whether a call runs without asking. What is refused already does nothing: who could be asked about it need not be."""
+        """Whether a call runs without asking.
+
+        What is refused already does nothing: who could be asked about it need not be.
+        """
         return permission.risk in ALLOWED[self.policy] or (self.asks and permission.refusal is not None)
 
     @property

@@ -1,5 +1,6 @@
-"""What a session looks like from outside, and what may be done to one: its tree, forks, removal. Both front ends that show
-sessions use it, the command line and the server.
+"""What a session looks like from outside, and what may be done to one: its tree, forks, removal.
+
+Both front ends that show sessions use it, the command line and the server.
 
 Owns how the log of a session and its stored state go together when a branch begins or ends. Needs no model.
 """
@@ -51,8 +52,10 @@ class SessionCatalog:
         }
 
     def origin(self, session: SessionInfo) -> Value | None:
-        """What a fork was forked from, and how much of it the two share; None for another session. The name is None when
-        that session was removed."""
+        """What a fork was forked from, and how much of it the two share; None for another session.
+
+        The name is None when that session was removed.
+        """
         own = {branch.id: branch for branch in self.sessions.branches(session)}
         first = next((b for b in own.values() if b.parent_id is not None and b.parent_id not in own), None)
         if first is None or first.parent_id is None:
@@ -62,7 +65,7 @@ class SessionCatalog:
         return {"name": name, "turns": first.parent_turn, "tokens": first.parent_position}
 
     def tree(self, session: SessionInfo, with_answers: bool = False) -> list[Value]:
-        """Its branches, each with its own turns and where state of it is stored; with what each turn ended with, too."""
+        """Its branches: the turns of each, where its state is stored and, if asked for, how each turn ended."""
         branches = []
         for branch in self.sessions.branches(session):
             prompts, answers = self._said(session, branch.id)
@@ -123,8 +126,8 @@ class SessionCatalog:
     def verify(self, repair: bool = False) -> tuple[Report, list[str], list[str]]:
         """Check everything stored; the state's report, other damage, and what `repair` has put right of the latter.
 
-        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of. Only then
-        do the lock files count no more; while they are right, the next loss is noticed by them.
+        Repairing goes on without what an older database lacks: the ends of logs that lock files still speak of. Only
+        then do the lock files count no more; while they are right, the next loss is noticed by them.
         """
         database = self.sessions.database
         report = self.snapshot_store.verify(repair=repair)
@@ -149,7 +152,7 @@ class SessionCatalog:
         return prompts, answers
 
     def _ancestors(self, session: SessionInfo, branch: int | None, position: int) -> Iterable[tuple[int, int]]:
-        """A branch of a session and those it grew from in the same session, with the position up to which each counts."""
+        """A branch and its ancestors in the same session, each with the position up to which it counts."""
         parents, found = self.sessions.parents(session), []
         while branch in parents:
             found.append((branch, position))

@@ -43,7 +43,10 @@ class Fresh:
         notices: Iterable[str] = (),
         forget: Callable[[str], None] | None = None,
     ):
-        """`notices` are shown with the first turn. `forget` removes the session of that name: its only turn never began."""
+        """`notices` are shown with the first turn.
+
+        `forget` removes the session of that name: its only turn never began.
+        """
         self._make, self._notices, self._forget = make, list(notices), forget
         self._session: Timeline | None = None
 

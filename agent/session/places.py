@@ -35,8 +35,10 @@ def belongs_elsewhere(session: SessionInfo, workspace: Path) -> str:
 
 
 def moved_here(sessions: Iterable[SessionInfo], workspace: Path, owner: str) -> str | None:
-    """What to say where a session starts anew though one of a directory that is gone looks as if it were of this one, by
-    its inode or its name."""
+    """A notice for a new session when one of a vanished directory looks as if it were of this directory.
+
+    It does by its inode or its name.
+    """
     try:
         inode = workspace.stat().st_ino
     except OSError:
@@ -48,7 +50,8 @@ def moved_here(sessions: Iterable[SessionInfo], workspace: Path, owner: str) -> 
             continue
         if is_gone(session):
             return (
-                f"session {session.name.rpartition('/')[2]} was in {exact(session.workspace)}, which is gone; if that is now"
+                f"session {session.name.rpartition('/')[2]} was in {exact(session.workspace)},"
+                f" which is gone; if that is now"
                 f" this directory, `{move_command(session, workspace)}` lets it go on here"
             )
     return None

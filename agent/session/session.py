@@ -98,11 +98,12 @@ class Session:
         return [branch_value(branch, events) for branch, events in self.log.branches()]
 
     async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> list[str]:
-        """Go on from the end of an earlier turn (0: the beginning) or from a token of the log, on a new branch; what
-        came after stays, as a branch of its own. Or go on where such a branch ended. Returns the files that the turns left
-        behind have changed on disk, where they stay as they are.
+        """Go on from an earlier turn, a token or a branch; returns the files that the turns left behind have changed.
 
-        Raises StoreError when there is no such place. The state is found again with the next turn.
+        A turn (0: the beginning) or a token of the log begins a new branch, and what came after stays on the old one;
+        a branch goes on where it ended. Files stay as they are. The next turn finds the state again.
+
+        Raises StoreError when there is no such place.
         """
         await to_end(self._close_open_turn)
         log = self.log
@@ -201,7 +202,7 @@ class Session:
         return True
 
     def _results_not_fed(self) -> list[Message]:
-        """Results that a turn left behind when it ended before the model read them: no token follows them in the log."""
+        """Results at the end of the log that no token follows: the turn ended before the model read them."""
         last = self.log.events(min_position=len(self.log.ids)) if self.log.ids else []
         return [
             tool_message(ToolResultGiven.model_validate(event.payload)) for event in last if event.type == "tool_result"

@@ -102,8 +102,10 @@ class Turn:
         return self.window.free - ANSWER_TOKENS
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Tokens that put these messages after the log, up to where the model goes on. Raises TooManyTokens for a text that
-        no context holds."""
+        """Tokens that put these messages after the log, up to where the model goes on.
+
+        Raises TooManyTokens for a text that no context holds.
+        """
         model, mode = self.window.model, self.settings.thinking_mode
         tokenizer, most = model.tokenizer, model.max_context
         if not self.log.ids:
@@ -134,7 +136,8 @@ class Turn:
 
     def context_full(self) -> Error:
         return Error(
-            message=f"the context is full: this session holds {self.window.used} of {self.window.model.max_context} tokens;"
+            message=f"the context is full: this session holds {self.window.used} of"
+            f" {self.window.model.max_context} tokens;"
             " start a fresh one with --new"
         )
 
@@ -194,7 +197,8 @@ async def run_turn(turn: Turn) -> AsyncGenerator[Event, None]:
         num_refused = 0 if all(is_acceptable(turn.toolbox.tools, call) for call in reply.calls) else num_refused + 1
         if num_refused > MAX_REFUSED_STEPS:
             yield Error(
-                message=f"the model made {num_refused} calls in a row that no tool accepts, the last one: {results[-1].output};"
+                message=f"the model made {num_refused} calls in a row that no tool accepts,"
+                f" the last one: {results[-1].output};"
                 " put the request in other words, or use a larger model"
             )
             return

@@ -111,7 +111,10 @@ class ContextWindow:
         return generate(self.model, self.seq, self._log.ids, params, usage, places, self.checkpoint)
 
     async def make_room(self, missing: int) -> Roll | None:
-        """Roll, so that this many tokens more have room; what was rolled, in the log already. None when that cannot be."""
+        """Roll, so that this many tokens more have room; what was rolled, in the log already.
+
+        None when that cannot be.
+        """
         roll = next_roll(self.model, self.seq, missing) if missing > 0 else None
         if roll is None:
             return None

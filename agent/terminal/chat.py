@@ -24,9 +24,11 @@ from holdfast.agent.terminal.sanitize import one_line
 from holdfast.memory import StoreError
 
 HELP = (
-    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left, /branch N goes on with"
+    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left,"
+    " /branch N goes on with"
     " one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
-    " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it; anything else is"
+    " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it;"
+    " anything else is"
     " for the model, also what begins with a slash if a space is before it"
 )
 COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
@@ -252,12 +254,15 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
             case "/stop", ():
                 return "stopped" if await session.stop() else "no turn of another client runs"
             case "!", (line,):
-                return f"there is no shell here; to ask the model, begin with a space: {one_line(f' {line}', MAX_CALL_CHARS)}"
+                asked = one_line(f" {line}", MAX_CALL_CHARS)
+                return f"there is no shell here; to ask the model, begin with a space: {asked}"
     except StoreError as e:
         return str(e)
     nearest = get_close_matches(command, COMMANDS, 1)
-    return f"unknown command {one_line(command, MAX_CALL_CHARS)}{f'; did you mean {nearest[0]}?' if nearest else ''}; {HELP}"
+    meant = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"unknown command {one_line(command, MAX_CALL_CHARS)}{meant}; {HELP}"
 
 
 def _greeting(session: Timeline) -> str:
-    return f"{f'session {session.name}' if session.name else 'a new session'}: {session.num_turns} turns, {session.num_tokens:,} tokens · /help"
+    name = f"session {session.name}" if session.name else "a new session"
+    return f"{name}: {session.num_turns} turns, {session.num_tokens:,} tokens · /help"

@@ -146,7 +146,7 @@ class _Output(Vt100_Output):
 
 
 def as_paste(keys: list[KeyPress]) -> list[KeyPress]:
-    """Text that came at once was pasted or typed ahead: one piece, of which a line end sends nothing but after one line.
+    """Text that came at once was pasted or typed ahead: one piece, which only the end of a single line sends.
 
     A terminal without bracketed paste sends it like that, and a slow line.
     """

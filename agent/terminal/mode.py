@@ -1,7 +1,7 @@
-"""The mode of the terminal: what is typed is kept for us from the first moment on, and the mode is as before at the end.
+"""The mode of the terminal: what is typed is kept from the first moment on, and the mode is given back at the end.
 
-Owns termios, bracketed paste and the signals that end a process. Loads nothing that is slow: it comes before all that is.
-Must not know what is done with what is typed.
+Owns termios, bracketed paste and the signals that end a process. Imports nothing slow: the mode is taken before slow
+modules are loaded. Must not know what is done with what is typed.
 """
 
 import atexit
@@ -21,8 +21,8 @@ LOCAL_FLAGS, CONTROL_CHARACTERS = 3, 6  # in what tcgetattr gives
 class TerminalMode:
     """Of stdin, which is a terminal.
 
-    A terminal that collects lines cuts them at 4,095 characters, sends the first before the second is typed, and shows what
-    is typed in the middle of what we show. One that does not waits with what it has no room for.
+    A terminal that collects lines cuts them at 4,095 characters, sends the first before the second is typed, and shows
+    what is typed in the middle of what we show. One that does not waits with what it has no room for.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,10 @@ class TerminalMode:
         return self._before is not None
 
     def take(self) -> None:
-        """Single characters, not shown, until `give_back` or the end of the process. Ctrl-C is a signal, and drops nothing."""
+        """Single characters, not shown, until `give_back` or the end of the process.
+
+        Ctrl-C is a signal, and drops nothing.
+        """
         if self._before is not None:
             return
         self._before = termios.tcgetattr(self._fd)

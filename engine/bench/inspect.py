@@ -98,7 +98,10 @@ class ModelReport:
 
 
 def inspect_model(directory: Path, placement: Placement | None = None) -> ModelReport:
-    """Report on a model directory, for this machine unless another placement is given; raises CheckpointError for a config or weights that could not be run."""
+    """Report on a model directory, for this machine unless another placement is given.
+
+    Raises CheckpointError for a config or weights that could not be run.
+    """
     directory = Path(directory)
     config = ModelConfig.from_dir(directory)
     checkpoint = Checkpoint.open(directory, config) if any(directory.glob("model*.safetensors*")) else None

@@ -1,7 +1,8 @@
-"""A checkpoint of random weights, made on a device when they are asked for: the shapes and formats of a real model without its files.
+"""A checkpoint of random weights in the shapes and formats of a real model, without its files.
 
-Values have the spread of trained weights, so that activations stay finite through all layers: a linear of K inputs has
-the standard deviation 1 / sqrt(K). The same name gives the same values in every process.
+Tensors are made on a device when they are asked for. Values have the spread of trained weights, so that activations
+stay finite through all layers: a linear of K inputs has the standard deviation 1 / sqrt(K). The same name gives the
+same values in every process.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a model of real shape does on this machine, with random weights and made-up state: `holdfast bench --random flash`.
+"""`holdfast bench --random`: a model of real shape on this machine, with random weights and made-up state.
 
 The state of a long context is filled with rows of the right format instead of being computed, so a million tokens cost
 no prefill. Beside every time stands its floor: the bytes that must be read, or moved, over the copy bandwidth measured
@@ -88,7 +88,8 @@ def _check_memory(checkpoint: RandomCheckpoint, placement: Placement) -> None:
         needed = sum(4 * math.prod(spec.shape) for spec in checkpoint.specs.values())
     if needed > (there := placement.memory_bytes()):
         raise EngineError(
-            f"the weights take {needed / 1e9:,.0f} GB here, and {there / 1e9:,.0f} GB are there: use fewer --layers or --experts"
+            f"the weights take {needed / 1e9:,.0f} GB here, and {there / 1e9:,.0f} GB are there:"
+            f" use fewer --layers or --experts"
         )
 
 
@@ -138,7 +139,10 @@ def fill(cache: Cache, num_pages: int, most: int = 256) -> None:
 
 
 def step_bytes(checkpoint: RandomCheckpoint, context: int, batch: int) -> int:
-    """Bytes that a decode step of `batch` sequences must read: weights once, but of experts only those that can be chosen, and state."""
+    """Bytes that a decode step of `batch` sequences must read.
+
+    All weights once, but of experts only those that can be chosen; and the state.
+    """
     config, read = checkpoint.config, 0
     for name, spec in checkpoint.specs.items():
         size = stored_bytes(name, spec, STORED_DTYPES[spec.kind][0])

@@ -21,7 +21,10 @@ from holdfast.engine.checkpoint.writer import write_checkpoint
 
 
 def load_oracle(directory: Path) -> DeepseekV4ForCausalLM:
-    """The model of `directory`, float32 on CPU. Needs four bytes per parameter in the temporary folder while it loads."""
+    """The model of `directory`, float32 on CPU.
+
+    Needs four bytes per parameter in the temporary folder while it loads.
+    """
     logging.disable_progress_bar()
     checkpoint = Checkpoint.open(directory, ModelConfig.from_dir(directory))
     weights = {name: checkpoint.weight(name) for name in checkpoint.specs}
@@ -52,7 +55,7 @@ def new_cache(model: DeepseekV4ForCausalLM) -> DynamicCache:
 def oracle_logits(
     model: DeepseekV4ForCausalLM, ids: Sequence[int], cache: DynamicCache | None = None, last: int = 0
 ) -> Tensor:
-    """Logits [len(ids), vocab] after the tokens in `cache`, which grows by `ids`; only the last rows where `last` is given."""
+    """Logits [len(ids), vocab] after the tokens in `cache`, which grows by `ids`; with `last`, only the last rows."""
     inputs = torch.tensor([list(ids)])
     output = model(input_ids=inputs, past_key_values=cache, use_cache=cache is not None, logits_to_keep=last)
     logits: Tensor = output.logits[0]

@@ -1,4 +1,4 @@
-"""Which fields config.json may have: those of the official files, of transformers, and of the model's older relatives (V4 spec 1.1).
+"""Which fields config.json may have: the official ones, transformers' and those of older models (V4 spec 1.1).
 
 A field is read by `engine/checkpoint/config.py`, or has one value that changes nothing here, or is refused: none is
 skipped that another program would compute with.
@@ -108,7 +108,8 @@ def check_fields(fields: dict[str, Any], read: set[str], source: str) -> None:
     for name, value in fields.items():
         if name not in known and not name.startswith(("_", "dspark_")) and value is not None:
             raise CheckpointError(
-                f"{source}: {short(name)} is {short(value)}: this field is not known; remove it if it changes nothing that is computed"
+                f"{source}: {short(name)} is {short(value)}: this field is not known;"
+                f" remove it if it changes nothing that is computed"
             )
     check_values(fields, FIXED | NEUTRAL, source)
     quantization = fields.get("quantization_config")

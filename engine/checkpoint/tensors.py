@@ -186,9 +186,10 @@ class Checkpoint:
         return tensor
 
     def weight(self, name: str, rows: range | None = None) -> Tensor:
-        """A weight dequantised exactly to float32 [logical shape], or these rows of it, which are read alone; tid2eid comes as int64, its ids checked.
+        """A weight dequantised exactly to float32 [logical shape], or these rows of it, which are read alone.
 
-        Raises CheckpointError for a value that is not finite or an expert that does not exist.
+        tid2eid comes as int64, with its ids checked. Raises CheckpointError for a value that is not finite or an expert
+        that does not exist.
         """
         place = self.stored[name]
         raw = self.tensor(name, rows)

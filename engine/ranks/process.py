@@ -1,4 +1,4 @@
-"""A rank's process: `python -m holdfast.engine.ranks.process FD`, started by `holdfast.engine.ranks.group` with one end of a socket.
+"""A rank's process, started by `group.py` with one end of a socket: `python -m holdfast.engine.ranks.process FD`.
 
 It loads its part of the weights, keeps a cache of the same pages and slots as rank 0, and executes the messages of rank
 0 in order. It ends at once when the other end of the socket closes, also in the middle of a message.
@@ -78,7 +78,7 @@ class Rank:
                 return
 
     def _prefix(self, slot: int) -> PinnedPrefix:
-        """Rank 0 has one per sequence; here one per slot will do, since a slot's next sequence writes all that is read."""
+        """Rank 0 has one per sequence. One per slot is enough here: a slot's next sequence writes all that is read."""
         if slot not in self._prefixes:
             self._prefixes[slot] = PinnedPrefix.empty(self.cache, self._prefix_tokens)
         return self._prefixes[slot]

@@ -22,7 +22,10 @@ class PagePool:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """Take `count` free pages, each with one holder; that many must be free. Ascending, so that neighbours are written at once."""
+        """Take `count` free pages, each with one holder; that many must be free.
+
+        Ascending, so that neighbours are written at once.
+        """
         assert count <= len(self._free), (count, len(self._free))
         pages = sorted(self._free.pop() for _ in range(count))
         for page in pages:

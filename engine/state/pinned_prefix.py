@@ -1,4 +1,4 @@
-"""The pinned prefix of a sequence: its first pages as rows before rotation, so that a roll can put them in another place.
+"""The pinned prefix: a sequence's first pages as rows before rotation, which a roll can put in another place.
 
 Attention depends on relative positions alone, and a shift by whole blocks leaves every block what it was (V4 spec 3.5).
 So rows rotated to the new place are what encoding the prefix there would give, up to rounding.
@@ -39,7 +39,7 @@ class PinnedPrefix:
         return cls(num_tokens, rows, index_rows)
 
     def rows_of(self, step: Rows, start: int, stop: int) -> Rows:
-        """Those of rows start ... stop - 1 of a step, of one sequence, that lie in the prefix, which is their page table."""
+        """Of a sequence's rows start ... stop - 1 of a step those in the prefix, which is their page table."""
         stop = min(stop, start + self.num_tokens - int(step.positions[start]))
         pages = np.arange(self.num_tokens // step.page_tokens, dtype=np.int64)[None]
         segment = int(np.searchsorted(step.starts, start))

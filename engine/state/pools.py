@@ -87,8 +87,10 @@ def _runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def zeros(*shape: int) -> Tensor:
-    """float32 zeros that cost memory only once they are written (torch would touch every page), in large pages where the system
-    has them."""
+    """float32 zeros that cost memory only once they are written, in large pages where the system has them.
+
+    torch would touch every page.
+    """
     count = math.prod(shape)
     memory = mmap.mmap(-1, max(4 * count, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -1,4 +1,6 @@
-"""`python -m holdfast.kernels.bench [--json] [--family F ...] [--seconds S] [--out FILE]`: all cases, on the GPU of this machine.
+"""All cases on this machine's GPU.
+
+    python -m holdfast.kernels.bench [--json] [--family F ...] [--seconds S] [--out FILE]
 
 Cases come in order of value: decode at one row first. What the time does not suffice for is named at the end. Exit code
 2 without a GPU.
@@ -97,7 +99,8 @@ def line(row: Row) -> str:
         f", {row[f'{name}_ratio']:.2f}x of {name}" for name in ("twin", "library") if f"{name}_ratio" in row
     )
     return (
-        f"{row['case']:40} {row['us']:10.1f} us, {row['share_of_floor']:5.0%} of floor, {row['share_of_copy']:5.0%} of copy, "
+        f"{row['case']:40} {row['us']:10.1f} us, {row['share_of_floor']:5.0%} of floor, "
+        f"{row['share_of_copy']:5.0%} of copy, "
         f"{row['share_of_bf16']:5.0%} of bf16{ratios}"
     )
 

@@ -21,7 +21,10 @@ RING = 144
 
 
 def step(num_rows: int, context: int, device: torch.device) -> DeviceRows:
-    """Decode: a row of each of num_rows sequences; prefill: num_rows of one. Sequences share pages, of which there are enough for one."""
+    """Decode: a row of each of num_rows sequences; prefill: num_rows of one.
+
+    Sequences share pages, of which there are enough for one.
+    """
     segments = num_rows if num_rows in DECODE_ROWS else 1
     each, pages = num_rows // segments, -(-(context + num_rows // segments) // PAGE_TOKENS)
     row = torch.arange(num_rows, device=device)
@@ -118,7 +121,10 @@ def compressor(shape: Shape, ratio: int, device: torch.device) -> CompressWeight
 
 
 def pooling_cases(shape: Shape, num_rows: int, ratio: int) -> Iterator[Case]:
-    """Products of a step's rows, the blocks that they complete (none in most decode steps: here each row does), and the rings."""
+    """Products of a step's rows, the blocks that they complete, and the rings.
+
+    Here each row completes a block; in most decode steps none does.
+    """
     width = (2 * (shape.head_dim + shape.index_head_dim) if ratio == 4 else shape.head_dim) * 2
     outputs = width + (shape.index_n_heads if ratio == 4 else 0)
     context = CONTEXTS[0] - num_rows % ratio if num_rows in PREFILL_ROWS else CONTEXTS[0] - 1
@@ -197,7 +203,10 @@ def select_case(shape: Shape, num_rows: int, context: int) -> Case:
 
 
 def page_cases(shape: Shape, num_tokens: int, fmt: RowFormat) -> Iterator[Case]:
-    """Pages of so many tokens of a CSA layer, out of a pool of twice as many and back. The library copies whole rows."""
+    """Pages of so many tokens of a CSA layer, out of a pool of twice as many and back.
+
+    The library copies whole rows.
+    """
     per_page, num_pages = PAGE_TOKENS // 4, num_tokens // PAGE_TOKENS
 
     def inputs(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,13 @@ CONTEXTS = (8_192, 131_072, 1_048_576)
 
 @dataclass(frozen=True)
 class Case:
-    """`build(device)` makes inputs and gives the call of our op; `twin` that of its torch twin on equal inputs, `library` that of the
-    best library call, where there is one. Built on the meta device, a call only asks for what would be launched."""
+    """One op at one shape.
+
+    `build(device)` makes inputs and gives the call of our op.
+
+    `twin` gives the call of its torch twin on equal inputs, `library` the best library call, where there is one. Built
+    on the meta device, a call only asks for what would be launched.
+    """
 
     op: str
     shape: Shape

@@ -1,4 +1,4 @@
-"""Times on a GPU: captured launches over rotating inputs, so that what is read comes from memory and not from the cache."""
+"""Times on a GPU: captured launches over rotating inputs, so that they are read from memory, not from the cache."""
 
 import statistics
 from collections.abc import Callable

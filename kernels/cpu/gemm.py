@@ -1,4 +1,7 @@
-"""Products of rows with weights [K, N]: each result is one chain of fused multiply-adds in ascending k, for any number of rows."""
+"""Products of rows with weights [K, N].
+
+Each result is one chain of fused multiply-adds in ascending k, for any number of rows.
+"""
 
 from holdfast.kernels.cpu.jit import inlined
 from holdfast.kernels.cpu.vector import LANES, tile_1x1, tile_1x2, tile_1x8, tile_4x1, tile_4x2, tile_8x1, tile_8x2

@@ -53,7 +53,7 @@ def _embed(ids, table, streams):
 
 @inlined
 def _sinkhorn(comb, m, iters, eps):
-    """comb [m, m], already positive: divide by the sums of columns, then by those of rows and columns again and again."""
+    """Sinkhorn on comb [m, m], already positive: divide by sums of columns, then of rows and columns in turn."""
     for half in range(2 * iters - 1):
         for a in range(m):
             total = ZERO

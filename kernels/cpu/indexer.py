@@ -1,4 +1,4 @@
-"""Compiled sibling of holdfast.kernels.indexer: scores of a tile of rows, then the best entries of each row by bisection."""
+"""Compiled sibling of `kernels/indexer.py`: scores of a tile of rows, then each row's best entries by bisection."""
 
 import numpy as np
 

@@ -23,8 +23,11 @@ from typing import Any, TypeVar
 
 @contextmanager
 def _unconfigured() -> Iterator[None]:
-    """Import numba in here: it would obey `.numba_config.yaml` in the working directory, which may be a stranger's repository and can
-    name code to run, and variables NUMBA_..., of which some stop every kernel. It reads the file only where yaml can be imported."""
+    """Keep numba, which is imported in here, from the settings around it.
+
+    It would obey `.numba_config.yaml` in the working directory, which may be a stranger's repository and can name code
+    to run, and variables NUMBA_..., of which some stop every kernel. It reads the file only where yaml can be imported.
+    """
     variables = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NUMBA_")}
     modules = {"yaml": sys.modules["yaml"]} if "yaml" in sys.modules else {}
     sys.modules["yaml"] = None  # type: ignore[assignment]

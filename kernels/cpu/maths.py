@@ -10,7 +10,7 @@ from holdfast.kernels.cpu.vector import as_float, as_int, fma, sum_squares
 
 ZERO, ONE, HALF, TWO = np.float32(0), np.float32(1), np.float32(0.5), np.float32(2)
 INF = np.float32(np.inf)
-# exp(x) = 2^n * exp(r): n the nearest integer to x / ln 2, ln 2 in two parts (Cody and Waite), exp(r) its Taylor polynomial
+# exp(x) = 2^n * exp(r): n the nearest integer to x / ln 2, ln 2 in two parts (Cody and Waite), exp(r) a Taylor series
 LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.44269504), np.float32(0.693145752), np.float32(1.42860677e-6)
 TAYLOR = tuple(np.float32(1 / c) for c in (5040, 720, 120, 24, 6))
 TO_INTEGER = np.float32(1.5 * 2**23)  # added and taken away again, it rounds to an integer, ties to even
@@ -99,7 +99,7 @@ def largest(x):
 
 @inlined
 def round_key_row(x, rope):
-    """In place, what `holdfast.kernels.quant.round_kv_rows` gives: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
+    """Twin: `kernels/quant.py` `round_kv_rows`. In place: e4m3 in blocks of 64, bf16 for the last `rope` channels."""
     for start in range(0, len(x) - rope, 64):
         block = x[start : start + 64]
         scale = pow2_scale(max(largest(block), FP8_LEAST), FP8_INVERSE)

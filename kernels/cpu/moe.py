@@ -1,4 +1,7 @@
-"""Compiled sibling of holdfast.kernels.moe: rows are gathered by expert, each expert is one product for the rows that chose it."""
+"""Compiled sibling of `kernels/moe.py`.
+
+Rows are gathered by expert; each expert is one product for the rows that chose it.
+"""
 
 import math
 

@@ -92,7 +92,7 @@ def as_float(typing, x):
 
 
 def _tile(rows: int, vectors: int, masked: bool = False):
-    """out[rows, vectors * 16] = x[rows, inner] . w[inner, vectors * 16], or added to what is in out; masked: `count` columns."""
+    """out[rows, vectors * 16] = x[rows, inner] . w[inner, vectors * 16], or added to it; masked: `count` columns."""
 
     @intrinsic
     def tile(typing, x, x_at, x_step, w, w_at, w_step, out, out_at, out_step, inner, adds, count):

@@ -37,9 +37,10 @@ def attend(
     chosen: Tensor | None,
     w: Any,
 ) -> Tensor:
-    """q bf16 [N, H, d], kv bf16 [N, d], freqs_cis float32 [N, P, 2], ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k] -> bf16 [N, H, d].
+    """q bf16 [N, H, d], kv bf16 [N, d], freqs_cis float32 [N, P, 2] -> bf16 [N, H, d].
 
-    w: AttendWeights, the sink in float32. Segments that have rows come first, one after the other, then padding.
+    ring bf16 [slots, length, d], pool uint8 [rows, stride], chosen int32 [N, k]; w: AttendWeights, the sink in float32.
+    Segments that have rows come first, one after the other, then padding.
     """
     n, heads, dim = q.shape
     o = torch.empty_like(q)
@@ -86,7 +87,7 @@ def attend(
 
 
 def gather(kv, rows, ring, pool, chosen, band, entries, first, count, lists, num_slots, shape) -> None:
-    """Window rows of all segments into `band` with the first chunk, then the entries of rows first ... first + count."""
+    """Window rows of all segments into `band` with the first chunk, then entries of rows first ... first + count."""
     n, dim = kv.shape
     band_programs = 0 if first else -(-len(band) // GATHERED)
     is_shared = chosen is None and len(rows.slots) == 1  # one list, which the first chunk has gathered
@@ -207,8 +208,10 @@ def gather_window(
     DIM: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The band has, for each segment, the WINDOW - 1 rows before its first, from the ring, then its own: a window is a run of WINDOW
-    rows. What is not there is zero."""
+    """The band has for each segment the WINDOW - 1 rows before its first, from the ring, then its own.
+
+    So a window is a run of WINDOW rows. What is not there is zero.
+    """
     i = pid * COUNT + tl.arange(0, COUNT)
     num_old = num_segments * (WINDOW - 1)
     segment = tl.minimum(i // max(WINDOW - 1, 1), num_segments - 1)
@@ -257,8 +260,10 @@ def gather_entries(
     IS_CHOSEN: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """Lists of num_room entries, one for each row of the chunk (chosen) or for each segment that has rows in it. Entries past the
-    last one are zero as far as a tile of keys reaches."""
+    """Lists of num_room entries, one for each row of the chunk (chosen) or for each segment that has rows in it.
+
+    Entries past the last one are zero as far as a tile of keys reaches.
+    """
     at = pid // (num_room // COUNT)
     first = pid % (num_room // COUNT) * COUNT
     e = first + tl.arange(0, COUNT)
@@ -308,7 +313,10 @@ def attend_rows(
     HEAD_TILE: tl.constexpr,
     IS_CHOSEN: tl.constexpr,
 ):
-    """One split of one row for some heads: its unnormalised output, the largest score and the sum of weights, in powers of two."""
+    """One split of one row for some heads: unnormalised output, largest score, sum of weights.
+
+    Scores are exponents of two.
+    """
     at = tl.program_id(0)
     row = (num_before + at).to(tl.int64)
     split = tl.program_id(2)
@@ -373,7 +381,10 @@ def combine_splits(
     BLOCK: tl.constexpr,
     ROPE: tl.constexpr,
 ):
-    """One head of one row: the splits in order, after the sink, which has no value; then rotated back. Padding rows get zeros."""
+    """One head of one row: the splits in order, after the sink, which has no value; then rotated back.
+
+    Padding rows get zeros.
+    """
     at, head = tl.program_id(0), tl.program_id(1)
     row = (num_before + at).to(tl.int64)
     column = tl.arange(0, BLOCK)

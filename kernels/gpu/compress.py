@@ -1,4 +1,4 @@
-"""Gated pooling of blocks of tokens into packed entries, and the rings that hold what later steps need (V4 spec 2.6, 3.1, 3.2).
+"""Blocks of tokens pooled into packed entries, and the rings that later steps need (V4 spec 2.6, 3.1, 3.2).
 
 Whether a row completes a block is a predicate inside the kernel: a captured graph serves every position.
 """
@@ -18,7 +18,7 @@ from holdfast.kernels.gpu.rows import DeviceRows
 
 
 def block_rows(x: Tensor, rows: DeviceRows, w: Any) -> tuple[Tensor, Tensor]:
-    """x bf16 [N, D] -> values and gates float32 [N, 2 * width], the indexer's head weights float32 [N, num_index_heads].
+    """x bf16 [N, D] -> values and gates float32 [N, 2 * width], index head weights float32 [N, num_index_heads].
 
     w: CompressWeights, w_blocks bf16 [2 * width + num_index_heads, D].
     """
@@ -197,7 +197,9 @@ def pool_block(
     BLOCK: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """Channels FROM ... FROM + DIM of a block: per channel, a softmax over its slots weighs the values; rounded to bf16, zero past DIM.
+    """Channels FROM ... FROM + DIM of a block, pooled: rounded to bf16, zero past DIM.
+
+    Per channel, a softmax over its slots weighs the values.
 
     With overlap the previous block's slots give their A half and the block's own their B half. Eight slots at a time,
     in order.
@@ -250,9 +252,10 @@ def rotate(x, freqs, position, DIM: tl.constexpr, ROTATED: tl.constexpr):
 
 @kernel
 def turn(angle):
-    """Cosine and sine of float64 angles, as float32: the rest after quarters of a turn, then Taylor series (error below 1e-11).
+    """Cosine and sine of float64 angles, as float32.
 
-    Pi / 2 is subtracted in three parts of 27 bits and more, so that products with up to 2^26 quarters are exact.
+    Taylor series of the rest after quarters of a turn, with an error below 1e-11. Pi / 2 is subtracted in three parts
+    of 27 bits and more, so that products with up to 2^26 quarters are exact.
     """
     quarters = tl.floor(angle * 0.6366197723675814 + 0.5)
     x = angle - quarters * 1.570796325802803
@@ -271,8 +274,10 @@ def turn(angle):
 
 
 def store(rows: DeviceRows, *pairs: tuple[Tensor, Tensor]) -> None:
-    """Put the last rows of each segment, of a source [N, width], into its ring [slots, length, width], at position % length; of one
-    pair or two."""
+    """Put the last rows of each segment into its ring, at position % length; of one pair or two.
+
+    A pair is a source [N, width] and a ring [slots, length, width].
+    """
     (source, ring), (other, other_ring) = pairs[0], pairs[-1]
     width, other_width = source.shape[1], other.shape[1] if len(pairs) == 2 else 0
     launch(

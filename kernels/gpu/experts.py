@@ -23,8 +23,10 @@ def tile_tokens(num_pairs: int, num_experts: int) -> int:
 
 
 def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: float, tokens: int) -> Tensor:
-    """x bf16 [N, D] -> silu(min(gate, limit)) * clamp(up), times the routing weight of a routed expert, rounded to e4m3 in blocks of
-    128: bf16 [pairs + N, inner], pairs in the plan's order, then the shared expert's rows."""
+    """x bf16 [N, D] -> hidden bf16 [pairs + N, inner]: pairs in the plan's order, then the shared expert's rows.
+
+    silu(min(gate, limit)) * clamp(up), of a routed expert times its routing weight, rounded to e4m3 in blocks of 128.
+    """
     num_rows, width = x.shape
     num_pairs, inner = plan.order.numel(), w13.codes.shape[1] * 32
     hidden = x.new_empty(num_pairs + num_rows, inner)
@@ -59,8 +61,10 @@ def gate_up(x: Tensor, plan: Plan, w13: PackedFp4, shared: Fp8Weight, limit: flo
 
 
 def down(routed: Tensor, shared: Tensor, plan: Plan, w2: PackedFp4, shared_w2: Fp8Weight, tokens: int) -> Tensor:
-    """Second products of hidden bf16 [pairs, inner] and [N, inner], added over a row's experts in ascending order and the shared one:
-    bf16 [N, D]."""
+    """Hidden bf16 [pairs, inner] and [N, inner] -> bf16 [N, D], the second products.
+
+    They are added over a row's experts in ascending order, then the shared one.
+    """
     (num_rows, inner), width = shared.shape, len(shared_w2.data)
     num_shared_tiles = -(-num_rows // tokens)
     rows, num_warps, num_stages = _tile(tokens)
@@ -172,7 +176,7 @@ def _down(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """Grid (rows of weights, tiles): ROWS columns of the products, for the rows of one tile; those of a pair go to its number."""
+    """Grid (rows of weights, tiles): ROWS columns of the products, for a tile's rows, stored at a pair's number."""
     block, tile = tl.program_id(0), tl.program_id(1)
     token, column = tl.arange(0, TOKENS), block * ROWS + tl.arange(0, ROWS)
     if tile < num_shared_tiles:
@@ -205,8 +209,10 @@ def _add(routed, shared, out, width, SLOTS: tl.constexpr, COLUMNS: tl.constexpr)
 
 @kernel
 def _routed_product(x, token, codes, scale, width, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """The tiles from codes and scale on, ROWS rows and all columns, times the rows of x that start at `token` [TOKENS]: float32
-    [ROWS, TOKENS]."""
+    """float32 [ROWS, TOKENS]: ROWS rows of weights, all columns, times rows of x.
+
+    The weights are the tiles from `codes` and `scale` on; `token` [TOKENS] is where the rows of x start.
+    """
     tile, row = tile_rows(ROWS)
     codes += (tile * (width // 128 * 4096) + row * 64)[:, None] + tl.arange(0, 64)[None, :]
     scale += tile * (width // 128 * 64) + row
@@ -234,7 +240,7 @@ def _shared_product(x, token, data, scale, out, width, ROWS: tl.constexpr, TOKEN
 
 @kernel
 def _swiglu(acc, limit, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """Gate and up rows in turns of eight [ROWS, TOKENS], which one thread holds both of -> float32 [ROWS / 2, TOKENS]."""
+    """Gate and up rows in turns of eight [ROWS, TOKENS] -> float32 [ROWS / 2, TOKENS]; one thread holds both."""
     gate, up = tl.split(acc.reshape(ROWS // 16, 2, 8, TOKENS).permute(0, 2, 3, 1))
     gate = tl.minimum(round_bf16(gate), limit)
     up = tl.minimum(tl.maximum(round_bf16(up), -limit), limit)

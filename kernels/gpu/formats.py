@@ -1,7 +1,7 @@
-"""Rows between the values that kernels compute with and the bytes of a pool: functions that kernels call (V4 spec 3.4, 5.2).
+"""Rows as values that kernels compute with, and as bytes of a pool (V4 spec 3.4, 5.2).
 
-All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. Where rows
-lie is the business of those who call.
+All exact, so that the interpreter and every GPU give the same bytes. Rounding is to nearest, ties to even. The calling
+kernel knows where rows lie.
 """
 
 from holdfast.kernels.gpu.jit import kernel, tl
@@ -57,7 +57,7 @@ def read_keys(source, at, seen, out, out_at, NOPE: tl.constexpr, ROPE: tl.conste
 
 @kernel
 def write_keys(x, out, at, kept, NOPE: tl.constexpr, ROPE: tl.constexpr):
-    """Key rows x float32 [R, BLOCK / 64, 64] that carry bf16 rounding -> bytes of `out` from at, int64 [R], where kept [R]."""
+    """Key rows x float32 [R, BLOCK / 64, 64] of bf16 values -> bytes of `out` from at, int64 [R], where kept [R]."""
     codes, scale = quantise_e4m3(x, 2)
     codes, scale = codes.to(tl.uint8, bitcast=True), scale.reshape(x.shape[0], x.shape[1])
     group = tl.arange(0, x.shape[1])
@@ -76,7 +76,10 @@ def write_keys(x, out, at, kept, NOPE: tl.constexpr, ROPE: tl.constexpr):
 
 @kernel
 def write_index_key(x, codes, scales, DIM: tl.constexpr):
-    """An index key x float32 [DIM] that carries bf16 rounding -> e2m1 pairs at `codes`, the even channel in the low half, and scales."""
+    """An index key x float32 [DIM] of bf16 values -> e2m1 pairs at `codes`, and scales.
+
+    The even channel of a pair is in the low half.
+    """
     groups = x.reshape(DIM // 32, 32)
     scale = fp4_scale(tl.max(tl.abs(groups), 1))
     even, odd = tl.split(e2m1_codes(groups * inverse_pow2(scale)[:, None]).reshape(DIM // 2, 2))

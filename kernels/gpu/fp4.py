@@ -51,7 +51,8 @@ def pack(w: Fp4Weight) -> PackedFp4:
 def _pack_codes(data: Tensor, out: Tensor) -> None:
     """Codes of one expert uint8 [out, in / 2] -> tiles uint8 [out / 64, in / 128, 64, 64]."""
     nibbles = torch.stack((data & 15, data >> 4), -1).to(torch.int32)
-    # tile, warp, half, row, tile, group, step, half, quad, pair -> tile, tile, half, warp, row, quad, group, pair, step, half
+    # tile, warp, half, row, tile, group, step, half, quad, pair
+    # -> tile, tile, half, warp, row, quad, group, pair, step, half
     nibbles = nibbles.view(out.shape[0], 4, 2, 8, out.shape[1], 4, 2, 2, 4, 2).permute(0, 4, 2, 1, 3, 8, 5, 9, 6, 7)
     sign, rest = nibbles >> 3, nibbles & 7
     words = sign[..., 0, 0] << 15 | rest[..., 0, 0] << 6
@@ -61,7 +62,7 @@ def _pack_codes(data: Tensor, out: Tensor) -> None:
     out.copy_(torch.stack((words & 255, words >> 8), -1).to(torch.uint8).view(out.shape))
 
 
-# Words of four bytes and their scale, twice, as two bf16 -> columns of the left half, then of the right half, of two steps.
+# Words of four bytes and their scale, twice, as two bf16 -> columns of two steps, the left half, then the right half.
 _ASM = """
 {
 .reg .b32 a, b, s;
@@ -99,7 +100,7 @@ def tile_rows(ROWS: tl.constexpr):
 
 @kernel
 def unpack(codes, scale):
-    """Codes [rows, 64] and scales [rows, 4], both uint8, in the order of `tile_rows` -> bf16 [rows, 128] in natural order."""
+    """uint8 codes [rows, 64] and scales [rows, 4] in the order of `tile_rows` -> bf16 [rows, 128] in natural order."""
     ROWS: tl.constexpr = codes.shape[0]
     scale = scale.reshape(ROWS, 1, 1, 1) >> 8 * tl.arange(0, 4)[None, None, :, None]
     if _INTERPRETED:

@@ -22,7 +22,10 @@ ENOUGH_PROGRAMS = 256  # two for each of an H100's 132 multiprocessors
 
 
 def linear_fp8(x: Tensor, weight: Fp8Weight, out_dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """x bf16 [N, K], rounded to e4m3 in blocks of 128 along K, times e4m3 weights [out, K] -> [N, out]. K is a multiple of 128."""
+    """x bf16 [N, K], rounded to e4m3 in blocks of 128 along K, times e4m3 weights [out, K] -> [N, out].
+
+    K is a multiple of 128.
+    """
     if len(x) > FEW_ROWS:
         return linear_quantised(*quantise(x), weight, out_dtype)
     return _linear(x, None, weight.data, weight.scale, weight.outs, out_dtype, "quantise")
@@ -136,8 +139,11 @@ def _tile(num_rows: int, mode: str, splits: int) -> tuple[int, int, int]:
 
 @functools.cache
 def arrivals(device: torch.device) -> Tensor:
-    """int32 counters of the programs that finished a tile; zero between launches, since the last one sets its counter back. They
-    are shared by all launches: on one stream at a time."""
+    """int32 counters of the programs that finished a tile.
+
+    They are zero between launches, since the last program sets its counter back. All launches share them: only one
+    stream at a time may launch.
+    """
     return torch.zeros(ENOUGH_PROGRAMS, dtype=torch.int32, device=device)
 
 
@@ -162,8 +168,11 @@ def _linear_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles, groups, parts of K): one tile of [out, rows]. MODE says what multiplies: "fp8" e4m3 rows, "quantise" rows that
-    are rounded to e4m3 here, "widen" bf16 rows and e4m3 weights, "bf16" bf16 both."""
+    """Grid (tiles, groups, parts of K): one tile of [out, rows].
+
+    MODE says what multiplies: "fp8" e4m3 rows, "quantise" rows that are rounded to e4m3 here, "widen" bf16 rows and
+    e4m3 weights, "bf16" bf16 both.
+    """
     row_tiles = tl.cdiv(num_rows, BLOCK_ROWS)
     tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     outs = (tile // row_tiles) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -232,8 +241,10 @@ def _part(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The sum over steps first ... last - 1 of K: float32 [BLOCK_OUT, BLOCK_ROWS]. Tensor cores add FP8 products with few bits, so
-    each step starts anew."""
+    """The sum over steps first ... last - 1 of K: float32 [BLOCK_OUT, BLOCK_ROWS].
+
+    Tensor cores add FP8 products with few bits, so each step starts anew.
+    """
     sums = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
     for step in range(first, last):
         start = step * BLOCK_K

@@ -30,7 +30,10 @@ def embed(ids: Tensor, table: Tensor, copies: int) -> Tensor:
 
 
 def hc_pre(streams: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """streams bf16 [N, M, D] -> x bf16 [N, D], post float32 [N, M], comb float32 [N, M, M]. w.fn is float32 [(2 + M) * M, M * D]."""
+    """streams bf16 [N, M, D] -> x bf16 [N, D], post float32 [N, M], comb float32 [N, M, M].
+
+    w.fn is float32 [(2 + M) * M, M * D].
+    """
     post, comb = _mixing_like(streams)
     return _reduce(streams, w, post, comb, w.iters), post, comb
 
@@ -68,7 +71,10 @@ def _mixing_like(streams: Tensor) -> tuple[Tensor, Tensor]:
 def _reduce(
     streams: Tensor, w: Any, post: Tensor | None, comb: Tensor | None, iters: int, source: tuple[Tensor, ...] = ()
 ) -> Tensor:
-    """The weighted sum of the streams, normalised: bf16 [N, D]. With a `source`, arguments of `hc_post`, they are written first."""
+    """The weighted sum of the streams, normalised: bf16 [N, D].
+
+    With a `source`, arguments of `hc_post`, they are written first.
+    """
     num_rows, m, d = streams.shape
     depth, count = m * d, len(w.fn)
     num_parts = -(-depth // PART)
@@ -200,7 +206,10 @@ def _read(
     BLOCK_D: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """Grid (2, N), or (1, N) for the head: the first program of a row makes x, the second post and comb, which are needed later."""
+    """Grid (2, N), or (1, N) for the head.
+
+    The first program of a row makes x, the second post and comb, which are needed later.
+    """
     row = tl.program_id(1).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     squares = tl.zeros((), tl.float32)

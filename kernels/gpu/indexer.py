@@ -130,7 +130,10 @@ def score_entries(
     TILE: tl.constexpr,
     QUERIES: tl.constexpr,
 ):
-    """Scores of TILE entries for QUERIES rows, as int16 that order as the scores do. Rows that see no more than num_chosen need none."""
+    """Scores of TILE entries for QUERIES rows, as int16 that order as the scores do.
+
+    Rows that see no more than num_chosen need none.
+    """
     first_row = num_before + tl.program_id(1) * QUERIES
     last_row = tl.minimum(first_row + QUERIES, num_last)
     row = first_row + tl.arange(0, QUERIES)
@@ -241,8 +244,10 @@ def count_scores(
     COUNT: tl.constexpr,
     LEVEL: tl.constexpr,
 ):
-    """Of one block of one row: how often each upper byte (level 0) or, among scores with the upper byte of the k-th best, each lower
-    byte (level 1) occurs. What is past the end counts as the lowest score."""
+    """Histogram of one block of one row: upper bytes of scores (level 0), or lower bytes (level 1).
+
+    Level 1 counts only scores with the upper byte of the k-th best. What is past the end counts as the lowest score.
+    """
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     visible = visible_entries(num_before + at, positions, owners, dropped, RATIO)
     if (visible <= num_chosen) | (block * COUNT >= visible):
@@ -260,8 +265,11 @@ def count_scores(
 
 @kernel
 def find_byte(counts, num_blocks, block, wanted):
-    """The byte that the wanted-th best has, by counts of bytes int32 [num_blocks, 256]; how many of those with this byte are wanted;
-    in the blocks before `block`: how many have a higher byte, how many this one."""
+    """The byte of the wanted-th best, by counts of bytes int32 [num_blocks, 256].
+
+    Also how many of those with this byte are wanted and, in the blocks before `block`, how many have a higher byte and
+    how many this one.
+    """
     byte = tl.arange(0, 256)
     total = tl.zeros([256], tl.int32)
     before = tl.zeros([256], tl.int32)
@@ -296,8 +304,10 @@ def choose(
     RATIO: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """The chosen ones among the entries of one block, for one row: those above the k-th best score, and as many as are wanted of
-    those equal to it, the lower first."""
+    """The chosen entries of one block, for one row.
+
+    These are all above the k-th best score and, of those equal to it, as many as are wanted, the lower first.
+    """
     at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = num_before + at
     visible = visible_entries(row, positions, owners, dropped, RATIO)

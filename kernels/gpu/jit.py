@@ -34,8 +34,11 @@ if not AVAILABLE:
 
 
 def _dot_in_order(a: Any, b: Any, acc: Any, *_: Any) -> Any:
-    """The interpreter's `tl.dot` of float32, summed over k in order. Its own is numpy's matmul, whose order depends on the CPU and on the
-    number of rows: it would prove nothing of a kernel that promises the same bits for few rows and many."""
+    """The interpreter's `tl.dot` of float32, summed over k in order.
+
+    Its own is numpy's matmul, whose order depends on the CPU and on the number of rows: it would prove nothing of a
+    kernel that promises the same bits for few rows and many.
+    """
     products = a.data.T[:, :, None] * b.data[:, None, :]  # [k, m, n]
     return interpreter.TensorHandle(products.sum(0) + acc.data, acc.dtype.scalar)
 
@@ -56,8 +59,10 @@ def kernel(function: Function) -> Any:
 
 
 def launch(function: Any, grid: tuple[int, ...], *args: Any, num_warps: int = 4, **constants: Any) -> None:
-    """Run a kernel on a grid, of which any side may be 0. Fused multiply-adds are always allowed: results must not depend on
-    the default of a Triton version."""
+    """Run a kernel on a grid, of which any side may be 0.
+
+    Fused multiply-adds are always allowed: results must not depend on the default of a Triton version.
+    """
     options = {"num_warps": num_warps, "enable_fp_fusion": True}
     if _on_compiled is not None:
         compiled = function.warmup(*args, grid=(1,), **options, **constants)
@@ -107,7 +112,10 @@ _INTERPRETED = tl.constexpr(INTERPRETED) if AVAILABLE else None
 
 @kernel
 def dot(a, b, acc=None):
-    """acc + a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands. The interpreter multiplies the bit patterns of bf16."""
+    """acc + a [m, k] . b [k, n] -> float32, of bf16, e4m3 or float32 operands.
+
+    The interpreter multiplies the bit patterns of bf16.
+    """
     if _INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc)

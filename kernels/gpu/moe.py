@@ -1,4 +1,7 @@
-"""Routing and experts of a mixture-of-experts layer: five launches for few rows, seven for many (twin: `holdfast.kernels.moe`)."""
+"""Routing and experts of a mixture-of-experts layer (twin: `kernels/moe.py`).
+
+Five launches for few rows, seven for many.
+"""
 
 from typing import Any, NamedTuple
 
@@ -42,7 +45,7 @@ def moe(x: Tensor, ids: Tensor, w: Any) -> Tensor:
 
 
 def moe_hidden(x: Tensor, ids: Tensor, w: Any) -> tuple[Tensor, Plan]:
-    """What lies between the products, bf16 [N * k + N, inner]: pairs in the plan's order, then the shared expert's rows."""
+    """Hidden values bf16 [N * k + N, inner]: pairs in the plan's order, then the shared expert's rows."""
     tokens = tile_tokens(len(x) * w.k, len(w.gate))
     scores = linear_bf16(x, w.gate, torch.float32)
     order, rounded = plan(x, scores, ids, w, tokens, w.w13.codes.shape[1] // 4)

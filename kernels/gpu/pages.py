@@ -1,5 +1,6 @@
-"""Pages between a pool and a contiguous staging buffer, in the stored layout of their rows: one copy to or from main memory instead of
-many small ones. `pools.py` says how the two layouts differ.
+"""Pages between a pool and a contiguous staging buffer, where rows have their stored layout.
+
+Main memory is then reached with one copy instead of many small ones. `pools.py` says how the two layouts differ.
 """
 
 import torch
@@ -14,14 +15,17 @@ COUNT = 4096
 
 
 def gather_pages(pool: Tensor, pages: Tensor, fmt: RowFormat, per_page: int) -> Tensor:
-    """Stored rows uint8 [P * per_page, width] of pages int32 [P], of a pool uint8 [rows, stride] of keys or index keys."""
+    """Stored rows uint8 [P * per_page, width] of pages int32 [P] of a pool of keys or index keys."""
     stored = torch.empty(len(pages) * per_page, fmt.width, dtype=torch.uint8, device=pool.device)
     _copy(pool, pages, fmt, per_page, stored, to_pool=False)
     return stored
 
 
 def scatter_pages(stored: Tensor, pages: Tensor, fmt: RowFormat, per_page: int, pool: Tensor) -> None:
-    """Fill pages int32 [P], each given once, with stored rows uint8 [P * per_page, width]. Padding of pool rows stays as it is."""
+    """Fill pages int32 [P], each given once, with stored rows uint8 [P * per_page, width].
+
+    Padding of pool rows stays as it is.
+    """
     assert stored.shape == (len(pages) * per_page, fmt.width), (stored.shape, pages.shape, per_page, fmt)
     _copy(pool, pages, fmt, per_page, stored, to_pool=True)
 
@@ -67,7 +71,10 @@ def copy_pages(
     TO_POOL: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """All sizes are in words of the pool. A page of a pool has its rows' codes STRIDE apart, then the rest of each row."""
+    """All sizes are in words of the pool.
+
+    A page of a pool has its rows' codes STRIDE apart, then the rest of each row.
+    """
     page_blocks = tl.cdiv(per_page * WIDTH, COUNT)
     for part in range(tl.program_id(0), num_pages * page_blocks, tl.num_programs(0)):
         n = part // page_blocks

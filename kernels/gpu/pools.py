@@ -9,5 +9,5 @@ from holdfast.kernels.cache import RowFormat
 
 
 def pool_stride(fmt: RowFormat) -> int:
-    """Bytes from one row of a pool to the next; of index keys, whose codes and scales lie apart, the bytes that each takes."""
+    """Bytes from one row of a pool to the next; of index keys, whose codes and scales lie apart, what each takes."""
     return fmt.width if fmt.kind == "index" else -(-fmt.width // 16) * 16

@@ -22,8 +22,10 @@ def rope_table(positions: Tensor, freqs: Tensor) -> Tensor:
 
 
 def project(x: Tensor, freqs_cis: Tensor, w: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """x bf16 [N, D] -> q bf16 [N, H, head_dim], kv bf16 [N, head_dim], index_q bf16 [N, HI, index_head_dim]. w.w_in and w.wq_b are
-    Fp8Weight [out, in]; of w.hadamard only the size is read."""
+    """x bf16 [N, D] -> q bf16 [N, H, head_dim], kv bf16 [N, head_dim], index_q bf16 [N, HI, index_head_dim].
+
+    w.w_in and w.wq_b are Fp8Weight [out, in]; of w.hadamard only the size is read.
+    """
     num_rows, rank, dim, rope = len(x), len(w.q_norm), len(w.kv_norm), 2 * freqs_cis.shape[1]
     joint = linear_fp8(x, w.w_in)
     codes, scale = quantised_like(num_rows, rank, x.device)
@@ -77,7 +79,10 @@ def output(o: Tensor, w: Any) -> Tensor:
 
 
 def output_low(o: Tensor, w: Any) -> Tensor:
-    """o -> bf16 [N, groups * o_lora_rank]. w.wo_a is Fp8Weight [groups, o_lora_rank, in], of rows that are not rounded to FP8."""
+    """o -> bf16 [N, groups * o_lora_rank].
+
+    w.wo_a is Fp8Weight [groups, o_lora_rank, in]; o is not rounded to FP8 for it.
+    """
     return grouped_fp8(o, w.wo_a)
 
 
@@ -104,8 +109,10 @@ def _norms(
     RANK_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (2, N), of joint [N, RANK + DIM]: the first program of a row makes what the queries come from, the second its window
-    row."""
+    """Grid (2, N), of joint [N, RANK + DIM].
+
+    The first program of a row makes the input of the queries' product, the second its window row.
+    """
     row = tl.program_id(1).to(tl.int64)
     source = joint + row * (RANK + DIM)
     if tl.program_id(0) == 0:
@@ -225,8 +232,10 @@ def _head_norm(x, DIM: tl.constexpr, eps):
 
 @kernel
 def hadamard(x):
-    """x bf16 [R, n] times the orthonormal Walsh-Hadamard matrix in Sylvester order, float32. Its entry (i, j) is negative where i and
-    j have an odd number of bits in common."""
+    """x bf16 [R, n] times the orthonormal Walsh-Hadamard matrix in Sylvester order, float32.
+
+    Its entry (i, j) is negative where i and j have an odd number of bits in common.
+    """
     n: tl.constexpr = x.shape[1]
     common = tl.arange(0, n)[:, None] & tl.arange(0, n)[None, :]
     common ^= common >> 4

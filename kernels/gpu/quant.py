@@ -1,4 +1,6 @@
-"""Rounding inside kernels: bf16, FP8 e4m3 and FP4 e2m1 with power-of-two scales (V4 spec 5). Twins in `kernels/quant.py`.
+"""Rounding inside kernels: bf16, FP8 e4m3 and FP4 e2m1 with power-of-two scales (V4 spec 5).
+
+Twins in `kernels/quant.py`.
 
 Scales come from exponent bits, never from a logarithm. The interpreter truncates where hardware rounds to nearest even,
 so the casts have a branch of plain operations for it; both branches give the same bits.
@@ -27,7 +29,7 @@ def round_bf16(x):
 
 @kernel
 def pow2_scale(amax, LIMIT: tl.constexpr):
-    """The smallest power of two s with amax * (1 / LIMIT) <= s: the largest mantissa carries unless it is one already."""
+    """The smallest power of two s with amax * (1 / LIMIT) <= s: adding the largest mantissa carries otherwise."""
     bits = (amax * (1.0 / LIMIT)).to(tl.int32, bitcast=True)
     return ((bits + 0x7FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
 
@@ -62,7 +64,7 @@ def to_e4m3(x):
 
 @kernel
 def quantise_e4m3(x, AXIS: tl.constexpr):
-    """One block of FP8 along an axis of float32 x: its e4m3 codes and float32 scales, which keep the axis with length 1."""
+    """One block of FP8 along an axis of float32 x: e4m3 codes and float32 scales, whose axis has length 1."""
     scale = pow2_scale(tl.maximum(tl.max(tl.abs(x), AXIS, keep_dims=True), 1e-4), 448.0)
     return to_e4m3(x * inverse_pow2(scale)), scale
 
@@ -104,7 +106,10 @@ def to_multiple(x, step):
 
 @kernel
 def widen_e4m3(codes):
-    """uint8 codes of e4m3 -> bf16, exact: sign and magnitude bits move to where bf16 has them, and 2^120 makes up for its bias."""
+    """uint8 codes of e4m3 -> bf16, exact.
+
+    Sign and magnitude bits move to where bf16 has them, and 2^120 makes up for its bias.
+    """
     if _INTERPRETED:
         return to_bf16(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32))
     return tl.inline_asm_elementwise(

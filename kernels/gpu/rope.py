@@ -5,8 +5,10 @@ from holdfast.kernels.gpu.jit import kernel, tl
 
 @kernel
 def rotate(x, freqs_cis, WIDTH: tl.constexpr, ROPE: tl.constexpr, BACK: tl.constexpr = False):
-    """Rotate the last ROPE of WIDTH channels of float32 x [R, BLOCK], BLOCK being WIDTH rounded up to a power of two; freqs_cis points
-    at the (cos, sin) of the rows' position."""
+    """Rotate the last ROPE of WIDTH channels of float32 x [R, BLOCK], BLOCK being WIDTH up to a power of two.
+
+    freqs_cis points at the (cos, sin) of the rows' position.
+    """
     R: tl.constexpr = x.shape[0]
     BLOCK: tl.constexpr = x.shape[1]
     even, odd = tl.split(x.reshape(R, BLOCK // 2, 2))

@@ -1,4 +1,4 @@
-"""Which experts a row goes to, and the order in which their products are computed: rows sorted by expert, in tiles of one expert.
+"""Which experts a row goes to, and the order of their products: rows sorted by expert, in tiles of one expert.
 
 A pair is one row at one of its experts, number row * k + slot; a row's slots are in ascending order of experts, which
 is the order in which the twin adds them. Sorting is stable and exact integer work: where a pair lies decides nothing
@@ -28,8 +28,10 @@ class Plan(NamedTuple):
 
 
 def plan(x: Tensor, scores: Tensor, ids: Tensor, w: Any, tokens: int, groups: int) -> tuple[Plan, Tensor]:
-    """The plan of x bf16 [N, D] with scores float32 [N, E] before their activation, in tiles of `tokens` rows, and x rounded to e4m3 in
-    blocks of 128, in bf16. Hidden values have `groups` such blocks."""
+    """The plan of x bf16 [N, D], in tiles of `tokens` rows, and x as bf16, rounded to e4m3 in blocks of 128.
+
+    scores float32 [N, E] are those before their activation. Hidden values have `groups` such blocks.
+    """
     num_rows, width = x.shape
     num_experts, device, k = scores.shape[1], x.device, w.k
     pairs = num_rows * k
@@ -279,7 +281,7 @@ def _order_experts(
     BINS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """Replace the counts of blocks by where their pairs start in the order; list the tiles, of at most `num_tokens` rows."""
+    """Replace counts of blocks by where their pairs start in the order; list tiles of at most `num_tokens` rows."""
     expert, step = tl.arange(0, BINS), tl.arange(0, BLOCKS)
     total = tl.zeros((BINS,), tl.int32)
     for first in range(0, num_blocks, BLOCKS):

@@ -10,8 +10,10 @@ from holdfast.kernels.rows import Rows
 
 
 class DeviceRows(NamedTuple):
-    """As `Rows`, and the segment of each row. A captured graph has rows for which no segment is there: they compute nothing of
-    use and write nothing that is kept."""
+    """As `Rows`, and the segment of each row.
+
+    A captured graph has rows for which no segment is there: they compute nothing of use and write nothing that is kept.
+    """
 
     ids: Tensor  # int32 [N]
     positions: Tensor  # int64 [N]

@@ -1,7 +1,8 @@
 """An engine that says what a test wrote: the API of `engine.Engine`, with a real tokenizer and no model.
 
 A real model cannot be told to write a broken call, to stop in the middle or to fail; this one can. It also keeps what
-it was fed. It has no state that could be stored. `python -m tests.agent.scripted_engine ARGS...` runs the real command line on it, in a process of its own.
+it was fed. It has no state that could be stored. `python -m tests.agent.scripted_engine ARGS...` runs the real command
+line on it, in a process of its own.
 """
 
 import asyncio

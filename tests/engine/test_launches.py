@@ -1,5 +1,7 @@
-"""How many kernels a GPU starts for a decoded row in each kind of layer, by what a second layer adds. What is launched is
-counted, not run."""
+"""How many kernels a GPU starts for a decoded row in each kind of layer, by what a second layer adds.
+
+What is launched is counted, not run.
+"""
 
 import sys
 from pathlib import Path

@@ -20,7 +20,10 @@ def random_logits(seed: int) -> Tensor:
 
 
 def allowed(logits: Tensor, params: SamplingParams) -> dict[int, float]:
-    """Probability of each token that may be drawn. Every filter looks at the unfiltered distribution; all must agree."""
+    """Probability of each token that may be drawn.
+
+    Every filter looks at the unfiltered distribution; all must agree.
+    """
     scaled = logits.numpy().astype(np.float64) / params.temperature
     probs = np.exp(scaled - scaled.max())
     probs /= probs.sum()

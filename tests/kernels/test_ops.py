@@ -50,7 +50,10 @@ def quantised_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("in_window", [0, 40, 128])
 def test_sparse_attention_gives_the_recorded_values(in_window: int) -> None:
-    """The recorded keys as entries; some given as window rows, which is the same softmax. A masked key must not be seen."""
+    """The recorded keys as entries; some given as window rows, which is the same softmax.
+
+    A masked key must not be seen.
+    """
     q, kv, idx = (VECTORS[f"sparse_attn.{name}"] for name in ("q", "kv", "idx"))
     q, kv, mask = q.float(), kv.float(), idx >= 0
     assert not mask.all()

@@ -1,8 +1,11 @@
-"""Damage to a data directory: flipped bits, truncated and missing files. It is found or changes nothing.
+"""Damage to a data directory: flipped bits, truncated and missing files.
+
+It is found or changes nothing.
 
 `python -m tests.long.damage --flips 10000 --seed N` flips bits of every kind of file, and truncates every file at every
 4 KiB and removes it. After each the sessions, their events, their tokens and their stored state are read and compared,
-and after every eleventh a real turn is asked of the damaged session. The quick test of the suite does a few hundred flips.
+and after every eleventh a real turn is asked of the damaged session. The quick test of the suite does a few hundred
+flips.
 """
 
 import argparse

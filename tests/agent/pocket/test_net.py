@@ -34,9 +34,12 @@ class WeightsOnly(Rounding):
 
 
 def random_net() -> Net:
-    """Pocket's shapes. Norms, sinks and biases begin as constants in training; here each value differs.
+    """Pocket's shapes.
 
-    All values are bf16: training leaves those in float32 that the checkpoint stores in bf16 (norms, router, compressors).
+    Norms, sinks and biases begin as constants in training; here each value differs.
+
+    All values are bf16: training leaves those in float32 that the checkpoint stores in bf16 (norms, router,
+    compressors).
     """
     torch.manual_seed(1)
     net = Net(NetConfig())
