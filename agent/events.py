@@ -139,7 +139,7 @@ class NotDone(Wire):
 
 
 class Changes(Wire):
-    """What a turn did on disk, as the tools wrote it, whatever the model says of it. Told by `run` and the chat."""
+    """What a turn did on disk, as the tools wrote it; the model's words play no part. Told by `run` and the chat."""
 
     type: Literal["changes"] = "changes"
     files: tuple[FileChange, ...]

@@ -1,4 +1,4 @@
-"""The log of our own faults: tracebacks of tools that failed, in `faults.log` of the data directory.
+"""The log of holdfast's faults: tracebacks of tools that failed, in `faults.log` of the data directory.
 
 Owns where it is and how large.
 """

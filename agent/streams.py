@@ -1,6 +1,6 @@
 """The standard streams as the caller left them: closed, full, of another encoding, with a reader that has gone.
 
-Owns how a command says that it failed, whatever of them still works. Must not know any command.
+Owns how a command says that it failed, on the streams that still work. Must not know any command.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Guesses of what comes next, for one step to verify: text that repeats an earlier stretch of its own sequence.
+"""Guesses of what comes next, for one step to verify: text that repeats an earlier stretch of the sequence.
 
 A coding agent copies names, paths and lines all the time. Looking up where the last tokens stood before costs nothing,
 and a step over four rows costs less than two steps over one, so a guess that holds is a cheap token. A guess never

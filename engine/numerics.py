@@ -10,9 +10,10 @@ NAMES = ("plain", "compact", "official")
 
 @dataclass(frozen=True)
 class Numerics:
-    """`plain` rounds nothing.
+    """What is rounded where.
 
-    `compact` rounds stored rows. `official` rounds activations too, bf16 where the reference has it.
+    `plain` rounds nothing. `compact` rounds stored rows. `official` rounds activations too, bf16 where the reference
+    has it.
     """
 
     name: str

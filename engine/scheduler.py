@@ -203,7 +203,7 @@ class Scheduler:
             seq.num_tokens = seq.least_tokens = seq.num_sealed = 0
 
     def roll(self, seq: Sequence, roll: Roll, move_prefix: MovePrefix) -> None:
-        """See `Engine.roll`. Kept pages stay as they are; the prefix gets pages of its own in its new place."""
+        """See `Engine.roll`. Kept pages stay as they are; the prefix gets new pages in its new place."""
         size = self.cache.page_tokens
         prefix_pages, first = roll.head_tokens // size, (roll.first_kept - seq.dropped_tokens) // size
         is_whole = roll.first_kept % size == roll.head_tokens % size == 0

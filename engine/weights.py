@@ -53,7 +53,7 @@ class Weights:
         return self._outputs(*parts).t()
 
     def grouped_linear(self, part: Part, groups: int) -> Any:
-        """A part whose outputs are `groups` groups, each with an input of its own: [groups, in, out / groups]."""
+        """A part whose outputs are `groups` groups with separate inputs: [groups, in, out / groups]."""
         return self._outputs(part).unflatten(0, (groups, -1)).transpose(1, 2)
 
     def experts(self, count: int, inner: range, width: range) -> tuple[Any, Any]:

@@ -92,7 +92,7 @@ def _written(path: Path, server: Server) -> int:
 def find_server(home: Path) -> Server | None:
     """The server that runs on this data directory, None without one.
 
-    Raises UsageError for a file that somebody else could have written: who talks to that server shows it the token.
+    Raises UsageError for a file that another user could have written: a client shows that server its token.
     """
     path = home / FILE
     try:

@@ -72,7 +72,7 @@ class Connection:
             raise self._unreachable(e) from None
 
     def _url(self, path: str) -> str:
-        """Where the server is now. One that has ended is not asked: its address may be somebody else's by now."""
+        """Where the server is now. One that has ended is not asked: another program may have its address by now."""
         try:
             found = find_server(self._home)
         except UsageError as e:

@@ -50,7 +50,7 @@ def run_sessions_bench(model: Path, contexts: list[int]) -> Iterator[Row]:
 
 
 def _in_process(work: Any, *args: Any) -> list[Row]:
-    """Run in a process of its own, which is killed once it has said its rows."""
+    """Run in a child process, which is killed once it has printed its rows."""
     theirs: Connection
     ours, theirs = get_context("spawn").Pipe(duplex=False)
     child = get_context("spawn").Process(target=_child, args=(theirs, work, *args))

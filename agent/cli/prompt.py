@@ -12,7 +12,7 @@ from pathlib import Path
 
 from holdfast.agent.config import MAX_PROMPT_CHARS, UsageError, printable
 
-PATIENCE_S = 3.0  # for a pipe that may only have been inherited: nobody writes to it, and nobody closes it
+PATIENCE_S = 3.0  # for a pipe that may only have been inherited: it is never written to and never closed
 MAX_BYTES = 4 * MAX_PROMPT_CHARS  # of UTF-8
 CHUNK_BYTES = 1 << 20
 Tell = Callable[[str], None]
@@ -61,7 +61,7 @@ def _file_text(word: str) -> str | None:
 
 
 def _typed(word: str) -> str:
-    """An argument as UTF-8, whatever the locale took its bytes for."""
+    """An argument as UTF-8, in every locale."""
     return os.fsencode(word).decode("utf-8", "surrogateescape")
 
 

@@ -63,7 +63,7 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
     show = command("show", _show, "what was asked and answered, branch by branch, and what is stored of it")
     branches = command("branches", _branches, "the branches of a session, to rewind to with --branch")
     fork = command("fork", _fork, "a new session that shares the history of another up to a turn")
-    rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch of its own")
+    rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch")
     move = command("move", _move, "let a session go on in another directory, when its own was moved")
     remove = command("rm", _remove, "delete a session; what forks of it need stays")
     verify = command("verify", _verify, "re-read everything stored and check it")
@@ -112,7 +112,7 @@ def _list(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
                 values.append(catalog.summary(session))
             except StoreError as e:  # it hurts this session alone
                 damaged.append(str(e))
-        else:  # nobody talks in it: its branches are single answers
+        else:  # made by responses, not talked in: its branches are single answers
             num = catalog.responses.count(session)
             answers.append({"name": session.name, "owner": owner, "responses": num, "used_at": session.used_at})
     lines = [f"responses of {a['owner']}: {a['responses']:,}" for a in answers]

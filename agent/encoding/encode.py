@@ -1,8 +1,8 @@
 """The DeepSeek-V4 chat encoding: OpenAI style messages to (text, is_protocol) pieces.
 
-Owns the spellings of the protocol, the order of a prompt, and the line between what the program wrote and what anybody
-else wrote: only protocol pieces are tokenised with control tokens, so text of a user, a file or a model stays inert.
-Must not know token ids, the engine, sessions or any particular tool.
+Owns the spellings of the protocol, the order of a prompt, and the line between the program's text and text from
+outside: only protocol pieces are tokenised with control tokens, so text of a user, a file or a model stays inert. Must
+not know token ids, the engine, sessions or any particular tool.
 """
 
 import ast

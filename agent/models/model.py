@@ -1,4 +1,4 @@
-"""What answers: a model, at the level of tokens. The token log of a session stays the truth, whichever model reads it.
+"""What answers: a model, at the level of tokens. A session's token log stays the truth for every model.
 
 The engine of this process is one (`holdfast.engine.Engine`). Must not know sessions, nor how text becomes tokens.
 """

@@ -4,7 +4,7 @@ Nothing that stays is read again.
 
 The oldest pages go, all layers together, in steps of a sixteenth of the budget; the pinned prefix (the first pages:
 system prompt, tools, rules) stays and moves to sit right before the rest. Turns that went stay in the log, where
-`recall` finds them. A roll is an event of the log: it changes what later tokens saw, so whoever computes them again
+`recall` finds them. A roll is an event of the log: it changes what later tokens saw, so computing them again
 rolls again.
 """
 

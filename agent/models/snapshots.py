@@ -20,7 +20,7 @@ UNREADABLE = (DamagedBlob, StateError)
 
 
 class Snapshots:
-    """One per engine. Saves run on threads of their own, beside the engine."""
+    """One per engine. Saves run on separate threads, beside the engine."""
 
     def __init__(self, engine: Stateful, store: SnapshotStore):
         self.engine, self.store = engine, store
@@ -59,7 +59,7 @@ class Snapshots:
         """As `save`, but only the snapshot is waited for: the sequence may go on while the task writes. It gives the
         snapshot, closed.
 
-        Unless it `is_urgent`, it keeps out of the way of whoever samples tokens.
+        Unless it `is_urgent`, it waits while tokens are sampled.
         """
         snapshot = await self.engine.snapshot(seq, is_followed)
         if snapshot is None:

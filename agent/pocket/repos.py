@@ -22,7 +22,24 @@ from holdfast.tools import Context, Workspace, run_tool, toolset
 
 HELD_OUT_PACKAGES = ("rich", "networkx", "jinja2", "prompt_toolkit", "yarl", "fsspec", "click", "sqlite_utils")
 SKIPPED_PACKAGES = ("pip", "setuptools", "torchgen", "test", "idlelib", "lib2to3", "functorch")
-FOLDERS = "src lib core app agent engine memory tools api server utils model web data cli net".split()
+FOLDERS = [
+    "src",
+    "lib",
+    "core",
+    "app",
+    "agent",
+    "engine",
+    "memory",
+    "tools",
+    "api",
+    "server",
+    "utils",
+    "model",
+    "web",
+    "data",
+    "cli",
+    "net",
+]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ class Trainer:
 
 
 def run(trainer: Trainer, name: str, steps: int, minutes: float) -> None:
-    """Train one stage for `steps` steps or `minutes`, whichever ends first (or until SIGTERM), saving every 100."""
+    """Train one stage until `steps` or `minutes` are over, or SIGTERM comes, saving every 100 steps."""
     stage, stop = STAGES[name], []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     tables = Tables(trainer.config, stage.tokens)

@@ -46,7 +46,7 @@ def files_line(files: list[str]) -> str | None:
 
 
 def branch_value(branch: BranchInfo, own_events: Iterable[LoggedEvent]) -> dict[str, Any]:
-    """A branch for `--json`; `prompt` is the first of its own."""
+    """A branch for `--json`; `prompt` is the first after it leaves its parent."""
     prompts = (event.payload["text"] for event in own_events if event.type == "user")
     return {
         "id": branch.id,

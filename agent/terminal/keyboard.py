@@ -23,7 +23,9 @@ from prompt_toolkit.patch_stdout import patch_stdout
 
 from holdfast.agent.terminal.mode import TerminalMode
 
-DEAF_S = 0.7  # without a key, before a question is answered: whoever types does not mean a question that just appeared
+DEAF_S = (
+    0.7  # without a key, before a question is answered: a key typed just as it appears was meant for something else
+)
 HOW_TO_QUIT = "Ctrl-C again, Ctrl-D or /quit ends the chat"
 NO_ANSWER = "what was typed before the question is no answer to it"
 WAITS = "; it waits in the next prompt"

@@ -14,7 +14,7 @@ def neutral(text: str) -> str:
 
 
 def exact(text: str) -> str:
-    """Text that somebody is to approve: every character that cannot be seen is spelled out."""
+    """Text that a user is to approve: every character that cannot be seen is spelled out."""
     return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
 
 

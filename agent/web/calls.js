@@ -128,7 +128,7 @@ export class CallView {
     }
   }
 
-  // Somebody has answered: this page, or another one.
+  // It is answered: by this page, or another one.
   answered(approved) {
     this.closeCard();
     if (["waiting", "running"].includes(this.state.textContent)) this.setState(approved ? "running" : "refused");

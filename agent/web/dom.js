@@ -44,7 +44,7 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-// Said by screen readers, seen by nobody. A line that is said twice must change to be heard twice.
+// Said by screen readers, never shown. A line that is said twice must change to be heard twice.
 export function announce(text) {
   const announcer = byId("announcer");
   announcer.textContent = announcer.textContent === text ? `${text}\u00a0` : text;

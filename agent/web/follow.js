@@ -104,7 +104,7 @@ export class Follower {
     return new Promise((resolve) => (this.wake = resolve));
   }
 
-  // While nobody looks it gives its connection back: a browser has six for a server, over all its windows.
+  // While the page is hidden it gives its connection back: a browser has six for a server, over all its windows.
   setAway(isAway) {
     this.isAway = isAway;
     if (isAway) this.abort.abort();

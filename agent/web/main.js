@@ -226,7 +226,7 @@ class Page {
     try {
       await this.api.post(`${this.path}/approvals/${encodeURIComponent(id)}`, { approve });
     } catch (error) {
-      if (error.code !== "approval_answered") throw error; // somebody was faster: the stream says what it was
+      if (error.code !== "approval_answered") throw error; // another client was faster: the stream says what it answered
     }
   }
 

@@ -20,7 +20,7 @@ export async function signIn(problem = "") {
   return ask(problem);
 }
 
-// Anybody can make a link with a token of theirs: what is typed after it would be theirs to read.
+// An attacker can make a link with the attacker's token: what is typed after it would be the attacker's to read.
 function isWanted() {
   const text = "This link signs in with another token than the one you use here. What you say then belongs to the user of that token.";
   return confirmed("Sign in with another token?", text, "Stay as I am", "Sign in");

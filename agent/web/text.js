@@ -9,7 +9,7 @@ export function neutral(text) {
   return text.replace(/\r\n/g, "\n").replace(DECEPTIVE, escaped);
 }
 
-// Text that somebody is to approve: every character that cannot be seen is spelled out.
+// Text that a user is to approve: every character that cannot be seen is spelled out.
 export function exact(text) {
   return text.replace(UNSEEN, escaped);
 }

@@ -3,7 +3,7 @@
 import { announce, byId, element } from "./dom.js";
 import { ENDS, TurnView, turnButtons } from "./turn.js";
 
-const SHOWN_TURNS = 100; // at first, and more each time somebody asks
+const SHOWN_TURNS = 100; // at first, and more on each request
 const NEAR_END_PX = 90;
 
 export class Transcript {

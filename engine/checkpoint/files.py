@@ -27,6 +27,6 @@ def read_file(path: Path, most_bytes: int) -> bytes:
 def regular_size(path: Path) -> int:
     """Bytes of a regular file. Raises CheckpointError for a pipe, a device or a socket, and OSError."""
     size = path.stat().st_size
-    if not (path.is_file() or path.is_dir()):  # reading a directory has an error of its own
+    if not (path.is_file() or path.is_dir()):  # reading a directory has its error
         raise CheckpointError(f"{path} cannot be read: it is not a regular file, download it again")
     return size

@@ -29,7 +29,7 @@ def receive(stream: BinaryIO) -> Message | None:
     """The next message; None when the other side has ended, in the middle of one too."""
     try:
         header = json.loads(_read(stream, int.from_bytes(_read(stream, 4), "little")))
-        # arrays of their own: compiled kernels want them aligned and writable
+        # copies: compiled kernels want arrays aligned and writable
         arrays = [_read_array(stream, dtype, shape) for dtype, shape in header["arrays"]]
     except (EOFError, ConnectionError):
         return None

@@ -3,7 +3,7 @@
 Weights are the 64- or 128-row operand of the tensor cores and tokens the narrow one, padded to 16: one row would waste
 most of a tile the other way round. A sum over K has one shape for any number of rows. K is cut into `SPLITS` parts, a
 constant of the weight's shape, of the whole weight where a rank has some of its outputs; each part is summed in steps
-of 128, and the parts are added in order. For few rows each part has a program of its own, and the last one to arrive
+of 128, and the parts are added in order. For few rows each part has a separate program, and the last one to arrive
 adds them up; for many rows one program does one part after the other. So rows have the same bits either way.
 """
 
@@ -17,7 +17,7 @@ from holdfast.kernels.gpu.quant import from_e8m0, quantise_e4m3, to_bf16, widen_
 from holdfast.kernels.gpu.weights import Fp8Weight
 
 BLOCK_K = 128
-FEW_ROWS = 64  # up to which parts of K are programs of their own
+FEW_ROWS = 64  # up to which parts of K are separate programs
 ENOUGH_PROGRAMS = 256  # two for each of an H100's 132 multiprocessors
 
 
@@ -97,7 +97,7 @@ def _linear(
     num_rows, x = len(x), x.contiguous()
     steps = -(-depth // BLOCK_K)
     splits = num_splits(max(groups * -(-width // 64), -(-outs // 64)), steps)
-    own = splits > 1 and num_rows <= FEW_ROWS  # each part of K has a program of its own
+    own = splits > 1 and num_rows <= FEW_ROWS  # each part of K has a separate program
     block_out, block_rows, num_warps = _tile(num_rows, mode, splits)
     tiles = -(-width // block_out) * -(-num_rows // block_rows)
     out = torch.empty(num_rows, groups * width, dtype=out_dtype, device=x.device)

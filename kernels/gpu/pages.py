@@ -71,7 +71,7 @@ def copy_pages(
     TO_POOL: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """All sizes are in words of the pool.
+    """Copy rows of pages; all sizes are in words of the pool.
 
     A page of a pool has its rows' codes STRIDE apart, then the rest of each row.
     """
