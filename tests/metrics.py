@@ -16,7 +16,8 @@ ROOT = Path(agent_file).resolve().parents[1]
 PACKAGES = ("agent", "tools", "engine", "memory", "kernels")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 HEAD = """\
-| folder | files | LOC | file median / p90 / max | function median / p90 / max | comments / docstrings % | public documented | typed | imports |
+| folder | files | LOC | file median / p90 / max | function median / p90 / max | comments / docstrings %\
+ | public documented | typed | imports |
 |---|---|---|---|---|---|---|---|---|"""
 
 

@@ -1,4 +1,4 @@
-"""The pages of the documentation name what is there: every file of the source, links with anchors, commands with options."""
+"""The documentation names what is there: every file of the source, links with anchors, commands with options."""
 
 import re
 import subprocess

@@ -120,7 +120,7 @@ def read_import(
 
 
 def short(name: str, is_relative: bool = False) -> str:
-    """`engine.cache` for `holdfast.engine.cache`; a bare `engine.cache` would be somebody else's package: `bare engine.cache`."""
+    """`engine.cache` for `holdfast.engine.cache`; `bare engine.cache` for a bare one, another's package."""
     if name.startswith("holdfast."):
         return name.removeprefix("holdfast.")
     return f"bare {name}" if name.split(".")[0] in MAY_IMPORT and not is_relative else name
@@ -182,7 +182,8 @@ def late_faults(tree: Tree) -> list[str]:
     return [f"{i}: inside a function" for i in tree.imports if i.late and i.module not in LATE_IMPORTS]
 
 
-# Runs in a fresh interpreter and prints one line per side effect. What third-party packages do at import is theirs, so they come first.
+# Runs in a fresh interpreter and prints one line per side effect. Third-party packages come first: what they do at
+# import is theirs.
 WATCH = """
 import contextlib, importlib, io, os, sys, threading
 
@@ -192,7 +193,8 @@ for name in third_party:
         importlib.import_module(name)
 EFFECTS = (
     "os.exec", "os.fork", "os.link", "os.mkdir", "os.posix_spawn", "os.remove", "os.rename", "os.rmdir", "os.symlink",
-    "os.system", "os.truncate", "shutil.", "socket.bind", "socket.connect", "sqlite3.connect", "subprocess.", "tempfile.",
+    "os.system", "os.truncate", "shutil.", "socket.bind", "socket.connect", "sqlite3.connect", "subprocess.",
+    "tempfile.",
 )
 effects = []
 
@@ -221,7 +223,7 @@ effects.clear()
 
 
 def import_faults(tree: Tree, third_party: Iterable[str] = HOMES) -> list[str]:
-    """Imports every module, writing no byte code, and reports files written, threads, processes, connections and output."""
+    """Imports every module, writing no byte code; reports files written, threads, processes, connections, output."""
     quiet = {"engine.bench.transformers_reference"}  # only benches and tests import it: transformers opens files
     watched = " ".join(f"holdfast.{module}" for module in tree.modules.keys() - quiet)
     command = [sys.executable, "-B", "-c", WATCH, str(tree.root), " ".join(third_party), watched]
@@ -289,7 +291,8 @@ def test_an_import_against_the_layers_is_found(tmp_path: Path, files: dict[str, 
 def test_the_imports_of_the_table_are_allowed(tmp_path: Path) -> None:
     tree = made_up(
         tmp_path,
-        agent__loop="from engine import Cache\nimport tools.files\nfrom memory import db\nfrom . import app\nfrom .app import run",
+        agent__loop="from engine import Cache\nimport tools.files\nfrom memory import db\n"
+        "from . import app\nfrom .app import run",
         agent__app="",
         tools__files="from memory.db import open\nimport sys",
         engine=ENGINE,
@@ -366,13 +369,16 @@ def test_work_at_import_is_found(tmp_path: Path, source: str, fault: str) -> Non
 
 def sees_kernels(path: Path) -> bool:
     """Whether transformers, run with `path` in front, takes a package called `kernels` for the one it can use."""
-    code = f"import sys; sys.path.insert(0, {str(path)!r}); import transformers.utils as u; print(u.is_kernels_available())"
+    code = (
+        f"import sys; sys.path.insert(0, {str(path)!r});"
+        " import transformers.utils as u; print(u.is_kernels_available())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=path)
     return done.stdout.strip() == "True"
 
 
 def test_transformers_does_not_take_our_kernels_for_the_package_of_that_name(tmp_path: Path) -> None:
-    """Its probe reads the version of whatever distribution has a top-level `kernels`, ours included: 0.18 would be mistaken."""
+    """Its probe reads the version of any distribution with a top-level `kernels`, ours too: 0.18 would be mistaken."""
     assert not sees_kernels(ROOT)
     made_up(tmp_path, kernels="")
     metadata = tmp_path / "kernels-0.18.5.dist-info" / "METADATA"

@@ -35,7 +35,7 @@ class Place:
         return self
 
     def command(self, *arguments: str, own_engine: bool = False, program: str | None = None) -> list[str]:
-        """Only a process with an engine of its own needs to know that the model is a script."""
+        """Only a process that has the engine needs to know that the model is a script."""
         module = SCRIPTED_CLI if self.model and own_engine else REAL_CLI
         what = ["-m", module] if program is None else ["-c", program]
         return [sys.executable, *what, *arguments, *(["--model", str(self.model)] if self.model else [])]

@@ -2,7 +2,7 @@
 
 A real model cannot be told to write a broken call, to stop in the middle or to fail; this one can. It also keeps what
 it was fed. It has no state that could be stored. `python -m tests.agent.scripted_engine ARGS...` runs the real command
-line on it, in a process of its own.
+line on it, in a separate process.
 """
 
 import asyncio

@@ -142,7 +142,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_with_143(place: Place) -> None:
 
 
 def test_a_fault_of_ours_is_one_line_that_says_how_to_see_all_of_it(place: Place) -> None:
-    program = "import sys, holdfast.agent.cli.main, holdfast.agent.cli.sessions\nholdfast.agent.cli.sessions.run = lambda args: 1 // 0\nsys.exit(holdfast.agent.cli.main.main())"
+    program = (
+        "import sys, holdfast.agent.cli.main, holdfast.agent.cli.sessions\n"
+        "holdfast.agent.cli.sessions.run = lambda args: 1 // 0\n"
+        "sys.exit(holdfast.agent.cli.main.main())"
+    )
     command = [sys.executable, "-c", program, "sessions", "list"]
     done = subprocess.run(command, env=place.env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1

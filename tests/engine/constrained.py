@@ -37,7 +37,7 @@ class Bench:
         return [t async for t in self.engine.extend(seq, ids, SamplingParams(constraint=constraint, **params))]
 
     async def fresh(self, ids: list[int], constraint: Constraint | None, **params: Any) -> list[int]:
-        """The tokens of a sequence of its own; constrained text that ends before max_tokens is complete."""
+        """The tokens of a new sequence; constrained text that ends before max_tokens is complete."""
         seq = await self.engine.start()
         tokens = await self.take(seq, ids, constraint, **params)
         if constraint is not None and len(tokens) < params.get("max_tokens", 300):

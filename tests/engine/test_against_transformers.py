@@ -1,4 +1,4 @@
-"""Our engine and the transformers library give the same logits for one checkpoint in the official format, on fresh random weights."""
+"""The engine and the transformers library give the same logits for one checkpoint of random weights."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Constrained sampling with pocket: whatever it would rather say, the text is what the constraint allows."""
+"""Constrained sampling with pocket: the text is what the constraint allows."""
 
 import asyncio
 import json

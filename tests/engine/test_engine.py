@@ -156,7 +156,7 @@ async def test_closing_early_leaves_the_fed_and_the_yielded_tokens(directory: Pa
 
 @run_async
 async def test_closing_again_and_again_changes_no_token(directory: Path) -> None:
-    """Each time the engine has run ahead, and what nobody took is taken back."""
+    """Each time the engine has run ahead, and tokens that were not taken are taken back."""
     async with opened(directory) as engine:
         seq, fed = await engine.start(), random_ids(120)
         new = fed
@@ -264,7 +264,10 @@ async def test_seeded_sampling_does_not_depend_on_who_else_runs(directory: Path)
 
 @run_async
 async def test_guesses_change_no_token(directory: Path) -> None:
-    """Prompts that repeat themselves, so that many guesses are made; greedy, sampled, with a stop token, and with forbidden ones."""
+    """Prompts that repeat themselves, so that many guesses are made.
+
+    Greedy, sampled, with a stop token, and with forbidden ones.
+    """
     ids = random_ids(12) * 8
     runs = []
     for num_drafts in (0, 1, 3):

@@ -1,4 +1,4 @@
-"""The engine against golden vectors of the tiny Flash checkpoint: logits, tokens, MTP, and official numerics per block."""
+"""The engine against golden vectors of the tiny Flash checkpoint: logits, tokens, MTP, official blocks."""
 
 from functools import cache
 from pathlib import Path

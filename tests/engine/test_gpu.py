@@ -1,7 +1,7 @@
-"""A whole model on Triton's kernels, in the interpreter where there is no GPU: blocks against recorded ones, steps with padding as without.
+"""A whole model on Triton's kernels: blocks against recorded ones, steps with padding as without.
 
-`official` logits are chaotic from end to end, so blocks get their true inputs. `python -m tests.long.blocks` does all of them without a
-GPU.
+In the interpreter where there is no GPU. `official` logits are chaotic from end to end, so blocks get their true
+inputs. `python -m tests.long.blocks` does all of them without a GPU.
 """
 
 import dataclasses

@@ -23,7 +23,8 @@ from holdfast.kernels.gpu import jit
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
 FLASH = Path(__file__).parents[1] / "fixtures" / "v4-tiny-flash"
-# Kind of layer, whether contexts are so long that the indexer selects; at most 22 fit the budget of a decode step at 40 % of the bandwidth.
+# Kind of layer, whether contexts are so long that the indexer selects; at most 22 launches fit the budget of a decode
+# step at 40 % of the bandwidth.
 LAUNCHES = {(SWA, False): 19, (HCA, False): 22, (CSA, False): 22, (CSA, True): 26}
 NO_KERNEL = {
     "empty",

@@ -1,6 +1,7 @@
-"""Compiled CPU kernels against their torch twins over awkward sizes, and their promise: a row's bits do not depend on its neighbours.
+"""Compiled CPU kernels against their torch twins over awkward sizes.
 
-What nobody may read is NaN: unused rows of rings and pools, and what `np.empty` gives as room for results.
+Their promise: a row's bits do not depend on its neighbours. What must not be read is NaN: unused rows of rings and
+pools, and what `np.empty` gives as room for results.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Where the machine code of CPU kernels is kept: it is run as it is, so only where nobody else can have written it."""
+"""Where machine code of CPU kernels is kept: it is run as it is, so only where no other user could write it."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ from holdfast.kernels.cpu import jit
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE or sys.platform != "linux", reason="needs numba, and XDG_CACHE_HOME")
 ROOT = Path(__file__).parents[2]
-KEEP = "import os; os.umask(int('{umask}', 8)); from holdfast.kernels.dispatch import jit; print(jit.keep_machine_code(), jit.num_stored(), sep='|')"
+KEEP = (
+    "import os; os.umask(int('{umask}', 8)); from holdfast.kernels.dispatch import jit;"
+    " print(jit.keep_machine_code(), jit.num_stored(), sep='|')"
+)
 STRANGER = 12345
 
 

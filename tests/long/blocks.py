@@ -1,4 +1,6 @@
-"""Every block of the tiny Flash checkpoint on Triton's kernels, with its true input of 136 tokens: `python -m tests.long.blocks`.
+"""Every block of the tiny Flash checkpoint on Triton's kernels, with its true input of 136 tokens.
+
+    python -m tests.long.blocks
 
 In Triton's interpreter, three minutes on one core. The suite does nine tokens of two blocks; with a GPU it does this.
 """

@@ -34,7 +34,7 @@ LONG = TELL + ". " + "It is a long story, and it is told here in full. " * 30  #
 
 
 def save_process(parent: Connection, home: Path, workspace: Path, die_at: int) -> None:
-    """Three turns, the first one long; ends itself at one crash point (0: never), and tells each turn and each point."""
+    """Three turns, the first one long; ends itself at one crash point (0: never), tells each turn and point."""
     passed = 0
 
     def crash_point(name: str) -> None:

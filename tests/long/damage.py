@@ -157,12 +157,12 @@ class Inspector:
             closing(Snapshots(self.engine, snapshot_store)) as snapshots,
         ):
             logs = read_logs(database)
-            assert logs == self.home.logs, "the logs are not what they were, and nobody said so"
+            assert logs == self.home.logs, "the logs are not what they were, and it was not reported"
             reported = snapshot_store.verify().damaged
             assert reported or kind not in ("pages", "tails"), "verify found nothing"
             for (_, branch), (ids, _) in logs.items():
                 await self._read_state(snapshots, ids, branch)
-            assert snapshot_store.verify(repair=True).damaged == [] or reported, "damage that nobody reported"
+            assert snapshot_store.verify(repair=True).damaged == [] or reported, "damage that was not reported"
             return "found in the stored state" if reported else "changed nothing"
 
     async def _read_state(self, snapshots: Snapshots, ids: list[int], branch: int) -> None:

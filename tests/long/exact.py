@@ -41,7 +41,7 @@ TEXT = (Path(__file__).parents[2] / "README.md").read_text() + (
 
 @dataclass(frozen=True)
 class Run:
-    """What a sequence did after `length` tokens: sampled tokens, a hash of the logits, a hash of each page and the tail."""
+    """What a sequence did after `length` tokens: sampled tokens, hashes of logits, of each page and the tail."""
 
     tokens: list[int]
     logits: str
@@ -164,7 +164,7 @@ def check_lengths(home: Path, lengths: Sequence[int]) -> int:
     return sum(len(run.state) for run, _ in expected.values())
 
 
-# ---- a session, rewound and forked at every turn -----------------------------------------------------------------------
+# A session, rewound and forked at every turn.
 
 
 def prompts(num_turns: int) -> list[str]:
@@ -259,14 +259,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         compared = check_lengths(Path(directory) / "lengths", lengths)
         print(
-            f"{len(lengths)} lengths ({len(BOUNDARIES)} boundaries, {args.random} random up to {MOST_TOKENS:,}): saved, killed,"
-            f" resumed and forked; {NUM_SAMPLED} tokens each, their logits and {compared} pages and tails equal bit for bit"
+            f"{len(lengths)} lengths ({len(BOUNDARIES)} boundaries, {args.random} random up to {MOST_TOKENS:,}):"
+            f" saved, killed,"
+            f" resumed and forked; {NUM_SAMPLED} tokens each, their logits"
+            f" and {compared} pages and tails equal bit for bit"
             f" ({time.perf_counter() - started:.0f} s)"
         )
         workspace = make_workspace(Path(directory) / "ws")
         num_said, num_free = check_turns(Path(directory) / "turns", workspace, args.turns)
     print(
-        f"a session of {args.turns} turns, killed, then rewound and forked at every turn: {num_said} turns said again, all"
+        f"a session of {args.turns} turns, killed, then rewound and forked at every turn:"
+        f" {num_said} turns said again, all"
         f" equal in tokens and state bytes; {num_free} without prefilling a token again"
         f" ({time.perf_counter() - started:.0f} s in all)"
     )

@@ -1,4 +1,4 @@
-"""Clients of a server under load, in a process of their own: some that never stop asking, many that only listen."""
+"""Clients of a server under load, in a separate process: some that never stop asking, many that only listen."""
 
 import asyncio
 import json

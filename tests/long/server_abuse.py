@@ -1,10 +1,12 @@
-"""Does the server answer others while one client sends the worst that is allowed? Texts of 11 MB, compressed bodies that would
-unpack to 600 MB, a thousand bad requests and idle connections, while /healthz is asked all the time.
+"""Does the server answer others while one client sends the worst that is allowed?
+
+Texts of 11 MB, compressed bodies that would unpack to 600 MB, a thousand bad requests and idle connections, while
+/healthz is asked all the time.
 
     python -m tests.long.server_abuse
 
-Prints how late /healthz was, the memory before and after, and the log's size. Exit code 1 when a bar is missed: p99.9 under 50 ms,
-memory back within 200 MB.
+Prints how late /healthz was, the memory before and after, and the log's size. Exit code 1 when a bar is missed: p99.9
+under 50 ms, memory back within 200 MB.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ NUM_BAD = 1000
 
 
 class Victim:
-    """A server in a process of its own."""
+    """A server in a separate process."""
 
     def __init__(self, home: Path):
         self.log = home / "log"

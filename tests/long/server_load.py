@@ -1,6 +1,6 @@
 """A server under load: 200 WebSocket clients, 32 of them always asking.
 
-Its event loop is never late for long, its memory stays, nobody gets an error and nobody is left behind.
+Its event loop is never late for long, its memory stays, no client gets an error or is left behind.
 
 `python -m tests.long.server_load [SECONDS]` (default 600): pocket in one process, the clients in another. How late the
 loop is comes from the server's own /metrics. Exit code 1 when a bar is missed.

@@ -135,7 +135,8 @@ def main() -> None:
             num_parked = check(Path(name), per_process=8, rounds=6, num_pages=num_pages, num_slots=num_slots)
         print(
             f"16 sessions in two processes, {num_pages} pages and {num_slots} slots each: 96 turns, the state of a"
-            f" session stored and given up {num_parked} times; all tokens as alone ({time.perf_counter() - started:.0f} s)"
+            f" session stored and given up {num_parked} times; all tokens as alone"
+            f" ({time.perf_counter() - started:.0f} s)"
         )
 
 

@@ -1,7 +1,7 @@
-"""Tool calls that nobody would make, on trees that nobody would make: `python -m tests.long.tool_calls --calls 20000 --seed 1`.
+"""Absurd tool calls on absurd trees: `python -m tests.long.tool_calls --calls 20000 --seed 1`.
 
-After each call: a result came back, on one line if it is an error, as text that UTF-8 can hold; nothing outside the workspace, and
-nothing of our own in it, has changed. The suite makes some hundreds.
+After each call: a result came back, on one line if it is an error, as text that UTF-8 can hold; nothing outside the
+workspace, and nothing of our own in it, has changed. The suite makes some hundreds.
 """
 
 import argparse
@@ -213,15 +213,27 @@ def open_up(place: Path) -> None:
 def random_call(rng: random.Random, paths: list[str]) -> tuple[str, str]:
     texts = [*CONTENTS, *NAMES, "x", "f", "return", ",", "\n", "a" * 10_000]
     values: dict[str, Any] = {
-        "path": rng.choice(paths), "old": rng.choice(texts), "new": rng.choice(texts), "text": rng.choice(texts),
-        "name": rng.choice(texts), "query": rng.choice(texts), "start": rng.choice([1, 2, 0, -1, 10**30, "1", 501, 2.5]),
-        "end": rng.choice([1, 5, None, 10**9]), "column": rng.choice([1, 501, 10**9]), "all": rng.choice([True, False, "yes"]),
-        "brief": rng.random() < 0.5, "limit": rng.choice([1, 60, 61]),
-    }  # fmt: skip
+        "path": rng.choice(paths),
+        "old": rng.choice(texts),
+        "new": rng.choice(texts),
+        "text": rng.choice(texts),
+        "name": rng.choice(texts),
+        "query": rng.choice(texts),
+        "start": rng.choice([1, 2, 0, -1, 10**30, "1", 501, 2.5]),
+        "end": rng.choice([1, 5, None, 10**9]),
+        "column": rng.choice([1, 501, 10**9]),
+        "all": rng.choice([True, False, "yes"]),
+        "brief": rng.random() < 0.5,
+        "limit": rng.choice([1, 60, 61]),
+    }
     fitting = {
-        "read": ["path", "start", "end", "column"], "outline": ["path", "limit"], "find_symbol": ["name"], "recall": ["query"],
-        "search": ["text", "path", "brief"], "edit": ["path", "old", "new", "all"],
-    }  # fmt: skip
+        "read": ["path", "start", "end", "column"],
+        "outline": ["path", "limit"],
+        "find_symbol": ["name"],
+        "recall": ["query"],
+        "search": ["text", "path", "brief"],
+        "edit": ["path", "old", "new", "all"],
+    }
     name = rng.choice([*fitting, "edit", "read"])
     needed = {"read": 1, "outline": 1, "find_symbol": 1, "recall": 1, "search": 1, "edit": 3}[name]
     chosen = fitting[name][: rng.randint(needed, len(fitting[name]))]

@@ -1,4 +1,4 @@
-"""Promises of single files: whole or absent, private, never taken for something else, and one line when a disk fails."""
+"""Promises of single files: whole or absent, private, never mistaken, and one line when a disk fails."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Promises about a process that is killed anywhere in a save: what was there stays whole, and the rest is cleaned up."""
+"""Promises about a process killed anywhere in a save: what was there stays whole, the rest is cleaned up."""
 
 import multiprocessing
 import os

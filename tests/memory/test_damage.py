@@ -260,6 +260,6 @@ def test_a_damaged_session_does_not_keep_the_others_from_their_work(tmp_path: Pa
                 lookup()
         assert [session.name for session in store.all()] == ["other"]
         assert ["session 'one' is damaged at row 1" in line for line in store.problems()] == [True]
-        assert store.problems("somebody") == []  # a stranger's damage is not theirs to know
+        assert store.problems("stranger") == []  # a stranger's damage is not theirs to know
         store.remove(log.session)
         assert store.all() == []

@@ -35,7 +35,7 @@ def test_commits_are_synced_and_readers_do_not_block_them(tmp_path: Path) -> Non
 
 
 def test_a_process_that_ends_does_not_take_what_another_writes_with_it(tmp_path: Path) -> None:
-    """A process has several connections to the file, as `SnapshotStore` opens one of its own; SQLite's locks must hold."""
+    """A process has several connections to the file, `SnapshotStore`'s among them; SQLite's locks must hold."""
     code = "import sys; from pathlib import Path; from holdfast.memory import Database, SessionStore\n"
     code += "database = Database(Path(sys.argv[1])); print(len(SessionStore(database).all())); database.close()"
     store = SessionStore(Database(tmp_path))

@@ -227,7 +227,10 @@ def test_migrations_are_applied_once_each_and_recorded_by_name(
 
 
 def test_a_start_with_a_file_of_this_schema_does_not_load_the_migrations(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from holdfast.memory import Database; Database(Path(sys.argv[1])).close()"
+    code = (
+        "import sys; from pathlib import Path; from holdfast.memory import Database;"
+        " Database(Path(sys.argv[1])).close()"
+    )
     code += "; print('sqlite_utils' in sys.modules)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert [subprocess.check_output(command, text=True).strip() for _ in range(2)] == ["True", "False"]

@@ -1,4 +1,4 @@
-"""Promises of the snapshot store: what is found can be loaded as it was saved, and what is damaged is never given out."""
+"""Promises of the snapshot store: what is found loads as it was saved, and damage is never given out."""
 
 import os
 import subprocess

@@ -264,7 +264,11 @@ def test_a_server_that_is_started_again_is_found_again(place: Place) -> None:
 
 def test_a_server_that_is_gone_ends_the_turn_with_the_way_out(place: Place) -> None:
     server = place.script([("I wait", False), HANG]).serve()
-    program = "import sys, holdfast.agent.attach.session, holdfast.agent.cli.main\nholdfast.agent.attach.session.LOST_S = 1\nsys.exit(holdfast.agent.cli.main.main(sys.argv[1:]))"
+    program = (
+        "import sys, holdfast.agent.attach.session, holdfast.agent.cli.main\n"
+        "holdfast.agent.attach.session.LOST_S = 1\n"
+        "sys.exit(holdfast.agent.cli.main.main(sys.argv[1:]))"
+    )
     process = place.start("run", "--json", "wait", program=program)
     until(process, "text")
     server.kill()

@@ -1,4 +1,4 @@
-"""Started in a stranger's repository, the installed command obeys nothing of it: no file there configures a library or is run."""
+"""The installed command obeys nothing in a stranger's repository: no file configures a library or is run."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from holdfast.agent.config import POCKET_DIR
 HOLDFAST = Path(sys.executable).with_name("holdfast")
 pytestmark = pytest.mark.skipif(not HOLDFAST.exists(), reason="the command is not installed beside this Python")
 
-# Modules that a start imports, or that Python itself would; torch names two of its own files without a directory.
+# Modules that a start imports, or that Python itself would; torch names two of its files without a directory.
 MODULES = (
     "holdfast",
     "torch",

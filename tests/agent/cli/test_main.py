@@ -1,6 +1,6 @@
 """Promises of the command line: exit codes, events on stdout, one clear line for bad input, sessions across processes.
 
-The engine is scripted (see scripted_engine); a test that needs a process of its own runs the real command line on it.
+The engine is scripted (see scripted_engine); a test that needs a separate process runs the real command line on it.
 """
 
 import json
@@ -28,7 +28,7 @@ EDIT = calls("edit", path="a.py", old="fox", new="cat")
 
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace, with the command line on a scripted engine and a data directory of its own."""
+    """A workspace, with the command line on a scripted engine and its data directory."""
     monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     (tmp_path / "ws").mkdir()
@@ -47,7 +47,7 @@ def events_of(text: str) -> list[dict[str, Any]]:
 
 
 def start(ws: Path, *arguments: str, replies: list[Reply], **options: Any) -> "subprocess.Popen[str]":
-    """The command line in a process of its own; `HOLDFAST_HOME` is inherited."""
+    """The command line in a separate process; `HOLDFAST_HOME` is inherited."""
     number = len(list(ws.parent.glob("model-*")))
     model = make_model(ws.parent / f"model-{number}", replies)
     command = [sys.executable, "-m", "tests.agent.scripted_engine", *arguments]
@@ -115,7 +115,7 @@ def test_approve_decides_about_edits(ws: Path, capfd: pytest.CaptureFixture[str]
     assert "approval_needed" not in types
 
 
-DONE = says("Replaced fox by cat in a.py: 1 replacement.")  # what the model says, whatever happened
+DONE = says("Replaced fox by cat in a.py: 1 replacement.")  # what the model says, even if it did not happen
 AGAIN = calls("edit", path="a.py", old="cat = 1", new="cat = 2\ncow = 3")
 
 

@@ -1,4 +1,4 @@
-"""Promises of `holdfast sessions`: what is listed and shown of a timeline, where it may move, what a rewind leaves behind.
+"""Promises of `holdfast sessions`: what is listed and shown, where a session may move, what a rewind leaves.
 
 Turns run in this process on a scripted engine.
 """

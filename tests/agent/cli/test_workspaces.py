@@ -1,4 +1,4 @@
-"""Promises about the directory a command works in: nobody works in a whole home or file system without having said so."""
+"""Promises about the directory a command works in: a whole home or file system only after it was confirmed."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Calls of pocket under their grammar: whatever it would rather say, they parse, and their arguments fit their schemas."""
+"""Calls of pocket under their grammar parse, and their arguments fit their schemas."""
 
 import json
 from collections.abc import Iterator

@@ -58,7 +58,8 @@ VALUES: list[Any] = [*TEXTS, 0, -2.5, 1e30, None, True, [], [1, "x"], {"k": {"z"
 
 
 def invoke(*parameters: str) -> str:
-    return f'\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="read">\n{"".join(parameters)}</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
+    call = f'<｜DSML｜invoke name="read">\n{"".join(parameters)}</｜DSML｜invoke>'
+    return f"\n\n<｜DSML｜tool_calls>\n{call}\n</｜DSML｜tool_calls>"
 
 
 def coalesced(deltas: list[Delta]) -> list[Delta]:

@@ -1,4 +1,4 @@
-"""Sessions longer than their window, with pocket: they go on, nothing is read twice, and what left the view is found."""
+"""Sessions longer than their window, with pocket: they go on, read nothing twice, and find what left the view."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -14,11 +14,11 @@ from holdfast.engine import Engine, EngineConfig, write_checkpoint
 
 NUM_TOKENS = 512  # two windows, and 128 compressed entries of which the indexer chooses 64
 ALL_CHOSEN = 256  # up to here every entry is chosen
-# Both compute in float32 from equal weights and add in another order. Logits have a spread of about 1 (asserted), and the
-# order moves them by some 1e-6. A wrong weight, norm or angle moves them by 1e-2 and more.
+# Both compute in float32 from equal weights and add in another order. Logits have a spread of about 1 (asserted), and
+# the order moves them by some 1e-6. A wrong weight, norm or angle moves them by 1e-2 and more.
 TOLERANCE = 1e-4
-# Behind, the order may also decide which of two entries with nearly equal scores is the last one chosen: that moves logits
-# by some 1e-3. Choosing all entries instead moves them by 5e-2 in the median.
+# Behind, the order may also decide which of two entries with nearly equal scores is the last one chosen: that moves
+# logits by some 1e-3. Choosing all entries instead moves them by 5e-2 in the median.
 TYPICAL = 1e-2
 
 

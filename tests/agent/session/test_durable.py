@@ -1,4 +1,4 @@
-"""Whatever ends a process, the next one goes on with the same bits. `python -m tests.long.exact`, `.crashes` and
+"""However a process ends, the next one goes on with the same bits. `python -m tests.long.exact`, `.crashes` and
 `.together` do all of what a few cases stand for here."""
 
 import asyncio

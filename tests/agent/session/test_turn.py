@@ -82,7 +82,10 @@ async def turn(session: Session, prompt: str = "hello") -> list[Event]:
 async def cancelled_turn(
     session: Session, is_time: Callable[[Event], bool], begun: asyncio.Event | None = None
 ) -> list[Event]:
-    """A turn whose task is cancelled a moment after the first event for which `is_time`, or once what follows it has begun."""
+    """A turn whose task is cancelled a moment after the first event for which `is_time`.
+
+    Or once what follows that event has begun.
+    """
     seen: list[Event] = []
     waiting: list[asyncio.Future[None]] = []
 

@@ -1,4 +1,4 @@
-"""Promise: no name of a file, directory, model or session steers the terminal, on whatever way it gets there."""
+"""Promise: no name of a file, directory, model or session steers the terminal, on any way it gets there."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""Promises of the keyboard: what is typed or pasted at any time is one prompt, whole, and waits; it answers no question.
+"""Promises of the keyboard: what is typed or pasted at any time is one whole prompt; it answers no question.
 
-Chats are real processes on real pseudo terminals, on an engine of their own or attached to a server.
+Chats are real processes on real pseudo terminals, with their engine or attached to a server.
 """
 
 import signal

@@ -1,6 +1,6 @@
 """Promises of the terminal: nothing from outside steers it, everything is shown, and a person is really asked.
 
-Printer and chat run on a real pseudo terminal, with a process of their own on a scripted engine where turns are needed.
+Printer and chat run on a real pseudo terminal, with a process each on a scripted engine where turns are needed.
 """
 
 import fcntl
@@ -127,7 +127,7 @@ def test_reading_tells_how_fast_it_is_and_how_long_it_takes(monkeypatch: pytest.
 
 
 class Screen:
-    """A command on a pseudo terminal of its own, as a person has it."""
+    """A command on a pseudo terminal, as a person has it."""
 
     def __init__(self, command: list[str], env: dict[str, str]):
         self._fd, inner = os.openpty()

@@ -83,7 +83,7 @@ def test_a_directory_with_weights_is_measured():
 
 
 def test_memory_is_what_each_device_takes():
-    """On a CPU every weight is float32, whatever it is stored as."""
+    """On a CPU every weight is float32, not as it is stored."""
     directory = FIXTURES / "v4-tiny-flash"
     checkpoint = Checkpoint.open(directory, ModelConfig.from_dir(directory))
     loaded = [checkpoint.weight(name) for name in checkpoint.specs]

@@ -1,4 +1,4 @@
-"""Random weights stand in for a real checkpoint: its configuration, its shapes and formats, and values of the right spread."""
+"""Random weights stand in for a real checkpoint: configuration, shapes, formats and the spread of values."""
 
 import dataclasses
 from pathlib import Path

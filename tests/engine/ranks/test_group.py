@@ -59,7 +59,7 @@ Result = TypeVar("Result")
 
 
 class Engines:
-    """Engines of one model with several numbers of ranks, open at the same time, on a loop that stands between calls."""
+    """Engines of one model with several numbers of ranks, open at once, on a loop that stands between calls."""
 
     def __init__(self, model: Path, numerics: str, ranks: tuple[int, ...]):
         self.model, self.numerics = model, numerics
@@ -208,7 +208,10 @@ def test_state_of_any_number_of_ranks_is_the_same_and_goes_on_at_any_other(engin
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("numerics", ["plain", "official"])
 def test_columns_of_all_ranks_side_by_side_are_the_whole(tmp_path: Path, numerics: str, ranks: int) -> None:
-    """Of the torch twins, whose products of fewer columns may differ in their last bits; `official` may then round to the other side."""
+    """How far results of the torch twins may be apart.
+
+    Their products of fewer columns may differ in their last bits; `official` may then round to the other side.
+    """
     config = dataclasses.replace(CONFIG, hidden_size=128, q_lora_rank=128, o_lora_rank=128, moe_intermediate_size=256)
     write_checkpoint(tmp_path, config, random_weights(config, seed=5))
     checkpoint, choice = Checkpoint.open(tmp_path, config), Numerics(numerics)

@@ -1,4 +1,4 @@
-"""Both kinds of pool hold the same stored rows: what is placed comes back byte for byte, and other pages stay as they are."""
+"""Both kinds of pool hold the same stored rows: placed rows come back byte for byte, other pages stay."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def make(kind: str, fmt: RowFormat) -> Pool:
 
 
 def stored(fmt: RowFormat, count: int, seed: int = 0) -> torch.Tensor:
-    """Rows that were rounded before: packing rounds the largest value, which may give the next packing another scale."""
+    """Rounded rows: packing rounds the largest value, which may give the next packing another scale."""
     return fmt.pack(fmt.round(torch.randn(count, fmt.dim, generator=torch.Generator().manual_seed(seed)) * 3))
 
 

@@ -1,8 +1,11 @@
-"""Compiles the kernels of the bench's cases ahead of time: `python -m tests.kernels.gpu.aot 90 FAMILY [MODEL...]` prints a JSON line per
-kernel. Of the numbers of rows, one stands for all that get the same tiles.
+"""Compiles the kernels of the bench's cases ahead of time and prints a JSON line for each.
 
-In a process of its own, because kernels that run in the interpreter cannot be compiled. Registers and spills are read from the machine
-code with the tools that Triton brings.
+    python -m tests.kernels.gpu.aot 90 FAMILY [MODEL...]
+
+Of the numbers of rows, one stands for all that get the same tiles.
+
+In a process of its own, because kernels that run in the interpreter cannot be compiled. Registers and spills are read
+from the machine code with the tools that Triton brings.
 """
 
 import importlib

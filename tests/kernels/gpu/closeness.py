@@ -4,9 +4,9 @@ from torch import Tensor
 
 
 def off(got: Tensor, expected: Tensor, tolerance: float) -> float:
-    """The largest difference from float32 `expected`, in units of what is allowed: the tolerance of a value and of the largest one.
+    """The largest difference from float32 `expected`, in units of what is allowed.
 
-    Above 1 is too far; NaN is nothing that is at most 1.
+    Allowed is the tolerance of a value and of the largest one. Above 1 is too far; NaN is nothing that is at most 1.
     """
     assert got.shape == expected.shape
     if not expected.numel():

@@ -14,7 +14,7 @@ def clean_environment() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def poisoned_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody wrote is NaN, or no number of anything."""
+    """What was not written is NaN, or no valid number."""
 
     def poisoned(function: Any) -> Any:
         def room(*args: Any, **options: Any) -> Tensor:

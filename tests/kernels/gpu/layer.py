@@ -1,4 +1,4 @@
-"""Rows of several sequences at awkward places, with the state that a layer keeps for them, as twins and as kernels hold it."""
+"""Rows of several sequences at awkward places, with a layer's state as twins and as kernels hold it."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def device_rows(rows: Rows, device: torch.device, num_padding: int = 0) -> Devic
 
 
 def one_segment(rows: Rows, segment: int, start: int, end: int) -> Rows:
-    """Rows start ... end of a segment as a step of their own."""
+    """Rows start ... end of a segment as a separate step."""
     own = slice(rows.starts[segment] + start, rows.starts[segment] + end)
     pick = slice(segment, segment + 1)
     starts = np.array([0, end - start])

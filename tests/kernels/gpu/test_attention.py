@@ -57,7 +57,7 @@ class Layer:
     def run(
         self, rows: Rows | None = None, own: slice = slice(None), ring: Tensor | None = None, padding: int = 0
     ) -> Tensor:
-        """o of some of the rows, as a step of their own."""
+        """o of some of the rows, as a separate step."""
         rows = rows or self.rows
         pad = (0, 0) * 2 + (0, padding)
         q = torch.nn.functional.pad(self.q[own], pad, value=float("nan"))

@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs we mean, at the shapes of the real models, and the hot ones keep everything in registers."""
+"""Every kernel compiles at the shapes of the real models, and the hot ones keep everything in registers."""
 
 import json
 import subprocess

@@ -83,7 +83,10 @@ STEP = [Segment(0, 9), Segment(259, 2, dropped=128), Segment(6, 1), Segment(3, 1
 
 
 def check_close(packed: Tensor, expected: Tensor, fmt: RowFormat) -> None:
-    """Sums in another order may round to the neighbouring bf16, and that to the neighbouring code: a few channels, by one step."""
+    """Equal but for a few channels, by one step.
+
+    Sums in another order may round to the neighbouring bf16, and that to the neighbouring code.
+    """
     written = ~expected[:, 0].isnan()
     assert torch.equal(written, (packed != 0xFF).any(1))
     assert written.any()
@@ -147,7 +150,7 @@ def test_block_rows_equals_twin() -> None:
 
 @pytest.mark.parametrize("num_pairs", [1, 2])
 def test_store_equals_twin(num_pairs: int) -> None:
-    """Of a window row and of block rows, each into a ring of its own length."""
+    """Of a window row and of block rows, each into a ring of another length."""
     rows = make_rows([Segment(7, 30), Segment(21, 1), Segment(40, 20), Segment(5, 21)])
     ours, theirs = [], []
     for dtype, width, length in [(torch.bfloat16, 96, 20), (torch.float32, 1030, 24)][:num_pairs]:

@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def fp8(out: int, depth: int, seed: int, device: torch.device) -> tuple[Fp8Weight, Tensor]:
-    """A random weight whose blocks have scales of their own, and its values [in, out]."""
+    """A random weight whose blocks have different scales, and its values [in, out]."""
     size = 1 + 3 * (torch.arange(out) // 128 % 2)[:, None] + 7 * (torch.arange(depth) // 128 % 3)
     data, scale = pack_fp8_weight(randn(out, depth, seed=seed) * size * depth**-0.5)
     weight = fp8_weight(data, scale)

@@ -18,7 +18,7 @@ from tests.kernels.gpu.closeness import off
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 
 OFFICIAL = Rounding(official=True)
-# One bf16 ulp of the largest output: a sum in another order may round to the other side, of a hidden value or of a product.
+# One bf16 ulp of the largest output: a sum in another order may round a hidden value or a product to the other side.
 TOLERANCE = 2**-7
 
 

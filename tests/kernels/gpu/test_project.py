@@ -20,10 +20,11 @@ pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton fo
 
 OFFICIAL = Rounding(official=True)
 CPU = torch.device("cpu")
-# Sums in another order round to the other side now and then: one ulp of bf16, which may move a rounded block of what follows by an
-# e4m3 step (2^-3 at most) of one of its many terms.
+# Sums in another order round to the other side now and then: one ulp of bf16, which may move a rounded block of what
+# follows by an e4m3 step (2^-3 at most) of one of its many terms.
 TOLERANCE = 2**-6
-# Index queries end on the e2m1 grid, where an ulp may become a step of a quarter; so may a window row's e4m3 channel by an eighth.
+# Index queries end on the e2m1 grid, where an ulp may become a step of a quarter; so may a window row's e4m3 channel by
+# an eighth.
 FEW = 0.01  # share of values that may be a step off
 
 
@@ -85,8 +86,10 @@ def on(value: Any, device: torch.device) -> Any:
 
 
 def fault(got: Tensor, expected: Tensor, few: float = 0.0) -> str:
-    """What is wrong with bf16 values: none may be off but for a few that are within a step of a coarse grid; on a CPU nearly all are
-    equal. Empty when all is well."""
+    """What is wrong with bf16 values; empty when all is well.
+
+    None may be off but for a few that are within a step of a coarse grid; on a CPU nearly all are equal.
+    """
     assert got.shape == expected.shape
     if not expected.numel():
         return ""
