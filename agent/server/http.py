@@ -21,7 +21,7 @@ from holdfast.agent.server.connections import HALF_CLOSED_S, Connections
 from holdfast.agent.server.json import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
 from holdfast.agent.server.responses.agent_model import AGENT_MODEL
 from holdfast.agent.server.responses.request import create_request
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.service import Service, failure
 from holdfast.agent.server.responses.websocket import serve_socket
 from holdfast.agent.server.static import FILE, PAGE, page
@@ -154,30 +154,30 @@ async def read_json(request: web.Request) -> Json:
 async def create(request: web.Request) -> web.StreamResponse:
     service, user = request.app[SERVICE], request[USER]
     body = create_request(await read_json(request))
-    record = await service.create(user, body)
+    response = await service.create(user, body)
     if body.stream:
-        return await stream(request, record, on_gone=lambda: service.leave(record))
+        return await stream(request, response, on_gone=lambda: service.leave(response))
     if not body.background:
-        await until_over(service, record)
-    return json_response(record.response)
+        await until_over(service, response)
+    return json_response(response.object)
 
 
-async def until_over(service: Service, record: Record) -> None:
+async def until_over(service: Service, response: Response) -> None:
     """Wait for the end; a client that leaves ends it."""
     try:
-        await record.over()
+        await response.over()
     except asyncio.CancelledError:
-        service.leave(record)
+        service.leave(response)
         raise
 
 
 async def stream(
-    request: web.Request, record: Record, after: int = -1, on_gone: Callable[[], None] = lambda: None
+    request: web.Request, response: Response, after: int = -1, on_gone: Callable[[], None] = lambda: None
 ) -> web.StreamResponse:
     """The events of a response as SSE, from the one after `after`."""
 
     async def frames() -> AsyncGenerator[str, None]:
-        async for event in record.follow(after):
+        async for event in response.follow(after):
             yield f"event: {event['type']}\ndata: {dumps(event)}\n\n"
 
     return await send_frames(request, frames(), on_gone)
@@ -216,40 +216,40 @@ async def send_frames(
     return answer
 
 
-async def found(request: web.Request) -> Record:
+async def found(request: web.Request) -> Response:
     """The response that the path names. Raises ApiError 404, also for one of another user."""
     id = request.match_info["id"]
-    record = await request.app[SERVICE].responses.get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
-    if record is None:
+    response = await request.app[SERVICE].cache.get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
+    if response is None:
         raise ApiError(404, f"Response with id '{id[:100]}' not found.", "response_not_found", "response_id")
-    return record
+    return response
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
-    record = await found(request)
+    response = await found(request)
     if request.query.get("stream") != "true":
-        return json_response(record.response)
+        return json_response(response.object)
     after = request.query.get("starting_after", "-1")
     if not re.fullmatch(r"-1|\d{1,9}", after):
         raise bad("starting_after must be a whole number", "starting_after")
-    return await stream(request, record, int(after))
+    return await stream(request, response, int(after))
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
-    record = await found(request)
-    await request.app[SERVICE].delete(request[USER], record.id)
-    return json_response({"id": record.id, "object": "response", "deleted": True})
+    response = await found(request)
+    await request.app[SERVICE].delete(request[USER], response.id)
+    return json_response({"id": response.id, "object": "response", "deleted": True})
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
     """Of any response that runs, not only of one in the background."""
-    record = await found(request)
-    if not record.is_over:
-        request.app[SERVICE].stop(record)
-        await record.over()
-    elif record.response["status"] != "cancelled":
-        raise bad(f"a response that is {record.response['status']} cannot be cancelled", "response_id")
-    return json_response(record.response)
+    response = await found(request)
+    if not response.is_over:
+        request.app[SERVICE].stop(response)
+        await response.over()
+    elif response.object["status"] != "cancelled":
+        raise bad(f"a response that is {response.object['status']} cannot be cancelled", "response_id")
+    return json_response(response.object)
 
 
 async def input_items(request: web.Request) -> web.StreamResponse:
@@ -311,7 +311,7 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     usage = await asyncio.to_thread(service.app.snapshots.store.usage)
     used, pages = service.app.engine.pages_in_use
     gauges = {
-        "responses_in_flight": len(service.responses.in_flight()), "responses_in_memory": len(service.responses.records),
+        "responses_in_flight": len(service.cache.in_flight()), "responses_in_memory": len(service.cache.in_memory),
         "pool_pages_used": used, "pool_pages": pages, "disk_bytes": usage.bytes, "disk_budget_bytes": usage.budget,
     }  # fmt: skip
     return web.Response(text=service.metrics.text(gauges), content_type="text/plain")

@@ -110,11 +110,11 @@ async def _stop(app: web.Application) -> None:
     """Take nothing new, let what runs end for a moment, and tell WebSocket clients to come back."""
     service = app[SERVICE]
     service.is_stopping = True
-    ending = [asyncio.ensure_future(record.over()) for record in service.responses.in_flight()]
+    ending = [asyncio.ensure_future(response.over()) for response in service.cache.in_flight()]
     if ending:
         await asyncio.wait(ending, timeout=STOP_S)
-    for record in service.responses.in_flight():
-        service.stop(record)
+    for response in service.cache.in_flight():
+        service.stop(response)
     await app[SESSIONS].aclose()
     await close_all(app)
 

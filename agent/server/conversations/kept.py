@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from holdfast.agent.server.json import ApiError, Json, dumps
-from holdfast.agent.server.responses.cache import Responses
+from holdfast.agent.server.responses.cache import ResponseCache
 from holdfast.memory import StoredResponse, StoreError
 
 
@@ -33,7 +33,7 @@ class Kept:
 class KeptConversations:
     """Of all users. Raises ApiError 404 for one that is not there, or not theirs."""
 
-    responses: Responses
+    cache: ResponseCache
     _busy: set[tuple[str, str]] = field(default_factory=set)
 
     def hold(self, owner: str, id: str) -> None:
@@ -92,7 +92,7 @@ class KeptConversations:
         await self._put(owner, kept.id, kept.created_at, vars(kept))
 
     async def delete(self, owner: str, kept: Kept) -> None:
-        store = self.responses.store
+        store = self.cache.store
         for id in (kept.id, *(f"{kept.id}.{number}" for number in range(kept.num_additions))):
             if (row := await asyncio.to_thread(store.get, id, owner)) is not None:
                 await asyncio.to_thread(store.remove, row)
@@ -105,11 +105,11 @@ class KeptConversations:
 
     async def _put(self, owner: str, id: str, created_at: float, body: Json) -> None:
         data = await asyncio.to_thread(lambda: zlib.compress(dumps(body).encode(), 1))
-        row = StoredResponse(id, owner, await self.responses.session(owner), 0, b"", created_at, data)
-        await asyncio.to_thread(self.responses.store.put_body, row)
+        row = StoredResponse(id, owner, await self.cache.session(owner), 0, b"", created_at, data)
+        await asyncio.to_thread(self.cache.store.put_body, row)
 
     async def _body(self, owner: str, id: str) -> Json | None:
-        row = await asyncio.to_thread(self.responses.store.get, id, owner)
+        row = await asyncio.to_thread(self.cache.store.get, id, owner)
         if row is None:
             return None
         body: Json = await asyncio.to_thread(lambda: json.loads(zlib.decompress(row.body)))

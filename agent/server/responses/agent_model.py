@@ -19,7 +19,7 @@ from holdfast.agent.server.json import ApiError, Json, bad, unsupported
 from holdfast.agent.server.responses.items import normal_items, opening_of
 from holdfast.agent.server.responses.output import Output, ended, response_object, stopped, usage_object
 from holdfast.agent.server.responses.request import OWN_EVENTS, Create
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.transcript import Line, digests, lines_of, num_known, prompt_of
 from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import open_session, shown_name, start_session
@@ -29,7 +29,7 @@ AGENT_MODEL = "holdfast-agent"
 SESSION, WORKSPACE, APPROVE = "holdfast:session", "holdfast:workspace", "holdfast:approve"  # keys of metadata
 FORWARDED = ("prefill_progress", "approval_needed", "approval_done", "notice")
 
-Find = Callable[[bytes], Awaitable[Record | None]]
+Find = Callable[[bytes], Awaitable[Response | None]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class AgentModel:
     workspace: Path
 
     async def begin(
-        self, user: User, request: Create, before: Record | None, session_id: int, find: Find
-    ) -> tuple[Record, Turn]:
+        self, user: User, request: Create, before: Response | None, session_id: int, find: Find
+    ) -> tuple[Response, Turn]:
         """Start the turn that a request asks for; `session_id` is where the user's responses are kept, and `find` finds one
         by what was said up to it. Raises ApiError."""
         policy = request.metadata.get(APPROVE, Policy.READ)
@@ -64,16 +64,16 @@ class AgentModel:
         told = [("system", request.instructions)] if request.instructions else []
         after = await live.begin(prompt_of([*told, *lines]), Policy(policy))
         opening = opening_of(request, [])
-        response = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
-        response["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
-        record = Record(
-            id, user.name, session_id, now, response, given, opening.digest(), digest,
+        shown = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
+        shown["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
+        response = Response(
+            id, user.name, session_id, now, shown, given, opening.digest(), digest,
             wants_own_events=OWN_EVENTS in request.include,
         )  # fmt: skip
-        return record, Turn(live, after)
+        return response, Turn(live, after)
 
     async def _place(
-        self, user: User, request: Create, before: Record | None, lines: list[Line], find: Find
+        self, user: User, request: Create, before: Response | None, lines: list[Line], find: Find
     ) -> tuple[OpenSession, list[Line]]:
         """Where the turn goes on, and what is new there. A conversation that comes whole goes on in the session that has
         held its beginning; where there is none, a new one is told all of it."""
@@ -91,12 +91,12 @@ class AgentModel:
                     raise
         return await self._session(user, request, None), lines
 
-    async def _session(self, user: User, request: Create, before: Record | None) -> OpenSession:
+    async def _session(self, user: User, request: Create, before: Response | None) -> OpenSession:
         """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
         if before is None:
             name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)
             return await start_session(self.sessions, user, self.workspace, workspace, name, resume=name is not None)
-        place = before.response.get("holdfast")
+        place = before.object.get("holdfast")
         if place is None:
             raise bad(f"the previous response is not {AGENT_MODEL}'s: go on with its own model", "previous_response_id")
         try:
@@ -124,29 +124,29 @@ def _refuse_unusual(request: Create) -> None:
         raise unsupported(f"{AGENT_MODEL} cannot read ahead", "generate")
 
 
-async def run(record: Record, turn: Turn) -> tuple[Json, Usage]:
-    """The response as it has ended, once its turn has; a record that is cancelled or steered ends the turn."""
-    record.emit("response.in_progress", {"response": record.response})
-    output = Output(record.emit, record.id)
-    record.task = following = asyncio.create_task(_follow(record, turn, output))
-    if record.is_cancelled:
+async def run(response: Response, turn: Turn) -> tuple[Json, Usage]:
+    """The response as it has ended, once its turn has; a response that is cancelled or steered ends the turn."""
+    response.emit("response.in_progress", {"response": response.object})
+    output = Output(response.emit, response.id)
+    response.task = following = asyncio.create_task(_follow(response, turn, output))
+    if response.is_cancelled:
         following.cancel()
     last: Json
-    record.on_steer = turn.live.interrupt
+    response.on_steer = turn.live.interrupt
     try:
         last = await following
     except asyncio.CancelledError:
         await turn.live.cancel()
-        if not record.is_cancelled:
+        if not response.is_cancelled:
             raise
         last = {"type": "interrupted"}
     output.close(is_cut=last["type"] != "turn_done")
     output.abandon_calls()
     usage = Usage.model_validate({k: v for k, v in last.get("usage", {}).items() if k != "input_tokens"})
-    return _end(record, last, output, usage), usage
+    return _end(response, last, output, usage), usage
 
 
-async def _follow(record: Record, turn: Turn, output: Output) -> Json:
+async def _follow(response: Response, turn: Turn, output: Output) -> Json:
     """The last event of the turn."""
     calls: dict[str, int] = {}
     async with aclosing(turn.live.feed.follow(turn.after)) as events:
@@ -158,7 +158,7 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
                 output.add(ThinkingDelta(event["delta"]))
             elif kind in FORWARDED:
                 fields = {key: value for key, value in event.items() if key != "type"}
-                record.emit_own(kind.replace("_", "."), fields)
+                response.emit_own(kind.replace("_", "."), fields)
             elif kind == "tool_call":
                 calls[event["id"]] = output.begin_call(event["name"], event["arguments"])
             elif kind == "tool_result" and event["id"] in calls:
@@ -168,16 +168,16 @@ async def _follow(record: Record, turn: Turn, output: Output) -> Json:
     return {"type": "error", "message": "the session was closed"}
 
 
-def _end(record: Record, last: Json, output: Output, usage: Usage) -> Json:
+def _end(response: Response, last: Json, output: Output, usage: Usage) -> Json:
     counted = usage_object(usage, 0)
-    record.explain(usage.why)
+    response.explain(usage.why)
     if last["type"] == "turn_done":
-        return ended(record.response, "completed", output.items, counted, {})
+        return ended(response.object, "completed", output.items, counted, {})
     if last["type"] == "error":
         error = {"code": "server_error", "message": last["message"]}
-        return ended(record.response, "failed", output.items, counted, {"error": error})
-    if record.steering:
-        record.is_steered = True
+        return ended(response.object, "failed", output.items, counted, {"error": error})
+    if response.steering:
+        response.is_steered = True
         details = {"incomplete_details": {"reason": "steered"}}
-        return ended(record.response, "incomplete", output.items, counted, details)
-    return stopped(record.response, record.is_left, output.items, counted)
+        return ended(response.object, "incomplete", output.items, counted, details)
+    return stopped(response.object, response.is_left, output.items, counted)

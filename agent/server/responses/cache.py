@@ -10,31 +10,31 @@ from dataclasses import dataclass, field
 
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError
-from holdfast.agent.server.responses.response import Record, record_of
+from holdfast.agent.server.responses.response import Response, response_of
 from holdfast.memory import ResponseStore
 
-MAX_RECORDS = 512  # in memory
-MAX_RECORD_TOKENS = 2**23
+MAX_RESPONSES = 512  # in memory
+MAX_TOKENS = 2**23
 
 
 @dataclass(eq=False)
-class Responses:
+class ResponseCache:
     """Of the model with this identity. One per server."""
 
     store: ResponseStore
     identity: str
-    records: "OrderedDict[str, Record]" = field(default_factory=OrderedDict)
-    _by_digest: "OrderedDict[tuple[int, bytes], Record]" = field(default_factory=OrderedDict)
+    in_memory: "OrderedDict[str, Response]" = field(default_factory=OrderedDict)
+    _by_digest: "OrderedDict[tuple[int, bytes], Response]" = field(default_factory=OrderedDict)
     _sessions: dict[str, int] = field(default_factory=dict)
 
-    def in_flight(self) -> list[Record]:
-        return [record for record in self.records.values() if not record.is_over]
+    def in_flight(self) -> list[Response]:
+        return [response for response in self.in_memory.values() if not response.is_over]
 
-    async def get(self, user: User, id: str, local: dict[str, Record] | None = None) -> Record | None:
+    async def get(self, user: User, id: str, local: dict[str, Response] | None = None) -> Response | None:
         """The response with this id, if this user may see it."""
         if local and id in local:
             return local[id]
-        if (held := self.records.get(id)) is not None:
+        if (held := self.in_memory.get(id)) is not None:
             return held if held.owner == user.name and held.is_stored else None
         if not id.startswith("resp_"):  # kept conversations lie in the same table
             return None
@@ -42,24 +42,24 @@ class Responses:
         if row is None:
             return None
         ids = await asyncio.to_thread(self.store.ids, row.branch_id) if row.branch_id else array("i")
-        record = await asyncio.to_thread(record_of, row, ids)
-        if id not in self.records:  # nobody was faster
-            self.remember(record)
-        return self.records[id]
+        response = await asyncio.to_thread(response_of, row, ids)
+        if id not in self.in_memory:  # nobody was faster
+            self.remember(response)
+        return self.in_memory[id]
 
-    async def previous(self, user: User, id: str | None, local: dict[str, Record]) -> Record | None:
+    async def previous(self, user: User, id: str | None, local: dict[str, Response]) -> Response | None:
         """The response to go on from, once it is over; None without an id. Raises ApiError when there is none."""
         if id is None:
             return None
-        record = await self.get(user, id, local)
-        if record is not None and not record.is_over:
-            await record.over()
-        if record is None or record.response["status"] == "failed":
+        response = await self.get(user, id, local)
+        if response is not None and not response.is_over:
+            await response.over()
+        if response is None or response.object["status"] == "failed":
             text = f"Previous response with id '{id[:100]}' not found."
             raise ApiError(400, text, "previous_response_not_found", "previous_response_id")
-        return record
+        return response
 
-    async def with_content(self, user: User, session: int, digest: bytes) -> Record | None:
+    async def with_content(self, user: User, session: int, digest: bytes) -> Response | None:
         """The last response of a session after which exactly this was said."""
         found = self._by_digest.get((session, digest))
         if found is None:
@@ -74,25 +74,25 @@ class Responses:
             self._sessions[owner] = session.id
         return self._sessions[owner]
 
-    def remember(self, record: Record) -> None:
-        """Keep a record in memory, and let the oldest that are over go: the stored ones come back when asked for."""
-        self.records[record.id] = record
-        num_tokens = sum(len(r.ids) for r in self.records.values())
-        for old in list(self.records.values()):
-            if len(self.records) <= MAX_RECORDS and num_tokens <= MAX_RECORD_TOKENS:
+    def remember(self, response: Response) -> None:
+        """Keep a response in memory, and let the oldest that are over go: the stored ones come back when asked for."""
+        self.in_memory[response.id] = response
+        num_tokens = sum(len(r.ids) for r in self.in_memory.values())
+        for old in list(self.in_memory.values()):
+            if len(self.in_memory) <= MAX_RESPONSES and num_tokens <= MAX_TOKENS:
                 break
-            if old.is_over and old is not record:
+            if old.is_over and old is not response:
                 num_tokens -= len(old.ids)
                 self.forget(old)
 
-    def ended(self, record: Record) -> None:
+    def ended(self, response: Response) -> None:
         """It can be found by its content from now on."""
-        self._by_digest[record.session_id, record.digest] = record
-        while len(self._by_digest) > MAX_RECORDS:
+        self._by_digest[response.session_id, response.digest] = response
+        while len(self._by_digest) > MAX_RESPONSES:
             self._by_digest.popitem(last=False)
 
-    def forget(self, record: Record) -> None:
+    def forget(self, response: Response) -> None:
         """Nobody can go on from it any more, unless it is stored."""
-        self.records.pop(record.id, None)
-        if self._by_digest.get((record.session_id, record.digest)) is record:
-            del self._by_digest[record.session_id, record.digest]
+        self.in_memory.pop(response.id, None)
+        if self._by_digest.get((response.session_id, response.digest)) is response:
+            del self._by_digest[response.session_id, response.digest]

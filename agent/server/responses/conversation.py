@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from holdfast.agent.app import App
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError, Json, bad
-from holdfast.agent.server.responses.cache import Responses
+from holdfast.agent.server.responses.cache import ResponseCache
 from holdfast.agent.server.responses.items import Message, Opening, encode, fingerprints, opening_of, talk_of
 from holdfast.agent.server.responses.request import Create
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.truncation import LEFT_SHARE, shortened
 from holdfast.engine import TooManyTokens
 
@@ -32,7 +32,7 @@ class Base:
     system: list[str]
     messages: list[Message]
     digest: bytes  # of everything, the new messages included
-    before: Record | None = None
+    before: Response | None = None
 
 
 def going_on(request: Create, prompt: Sequence[int]) -> Base:
@@ -46,9 +46,9 @@ class Conversations:
     """`local` below are responses that only the connection of the request can go on from."""
 
     app: App
-    responses: Responses
+    cache: ResponseCache
 
-    async def resolved(self, user: User, given: str | list[Json], local: dict[str, Record]) -> str | list[Json]:
+    async def resolved(self, user: User, given: str | list[Json], local: dict[str, Response]) -> str | list[Json]:
         """The input with the items that it only refers to; their ids say which response they are of."""
         if isinstance(given, str):
             return given
@@ -59,17 +59,17 @@ class Conversations:
                 continue
             wanted = item.get("id")
             of = ITEM_ID.fullmatch(wanted) if isinstance(wanted, str) else None
-            record = await self.responses.get(user, f"resp_{of[1]}", local) if of else None
-            known = [*record.input, *record.response["output"]] if record else []
+            response = await self.cache.get(user, f"resp_{of[1]}", local) if of else None
+            known = [*response.input, *response.object["output"]] if response else []
             same = [other for other in known if other["id"] == wanted]
             if not same:
                 raise bad(f"Item with id '{str(wanted)[:100]}' not found.", f"input[{number}].id", "item_not_found")
             found += same[:1]
         return found
 
-    async def base(self, user: User, request: Create, given: list[Json], local: dict[str, Record]) -> Base:
+    async def base(self, user: User, request: Create, given: list[Json], local: dict[str, Response]) -> Base:
         """Where the conversation of a request stands. With another opening it is read again from its items."""
-        before = await self.responses.previous(user, request.previous_response_id, local)
+        before = await self.cache.previous(user, request.previous_response_id, local)
         if before is None:
             return await self._by_content(user, request, given)
         is_first = not before.ids and not before.pending
@@ -82,7 +82,7 @@ class Conversations:
         return Base(opening, [*before.system, *said.system], [*before.pending, *said.messages], digest, before)
 
     async def fitting(
-        self, user: User, request: Create, given: list[Json], local: dict[str, Record], base: Base
+        self, user: User, request: Create, given: list[Json], local: dict[str, Response], base: Base
     ) -> tuple[Base, list[int], int]:
         """Where the conversation stands and the tokens of what is new; shortened when that is asked for, so that an
         answer has room too."""
@@ -93,7 +93,7 @@ class Conversations:
         ids, ahead, total = await self._measured(base)
         while request.truncation == "auto" and total > most:
             if left is None:
-                previous = await self.responses.previous(user, request.previous_response_id, local)
+                previous = await self.cache.previous(user, request.previous_response_id, local)
                 left = [*(await self._items_up_to(user, previous, local) if previous else []), *given]
             fewer = await asyncio.to_thread(shortened, left, LEFT_SHARE * most / total)
             if fewer is None:
@@ -129,28 +129,28 @@ class Conversations:
         """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
         said = await asyncio.to_thread(talk_of, given)
         opening = opening_of(request, said.system)
-        start, session = opening.digest(), await self.responses.session(user.name)
+        start, session = opening.digest(), await self.cache.session(user.name)
         digests = await asyncio.to_thread(fingerprints, start, said.messages)
         base = Base(opening, said.system, said.messages, digests[-1] if digests else start)
         for at in range(len(digests) - 2, -1, -1):
             if said.messages[at]["role"] != "assistant":
                 continue
-            before = await self.responses.with_content(user, session, digests[at])
+            before = await self.cache.with_content(user, session, digests[at])
             if before is not None and before.is_over and before.ids and not before.pending and before.opening == start:
                 base.messages, base.before = said.messages[at + 1 :], before
                 break
         return base
 
-    async def _items_up_to(self, user: User, record: Record, local: dict[str, Record]) -> list[Json]:
+    async def _items_up_to(self, user: User, response: Response, local: dict[str, Response]) -> list[Json]:
         """Every item of a conversation, the response's own output last."""
         found: list[list[Json]] = []
-        at: Record | None = record
+        at: Response | None = response
         while at is not None:
-            if "conversation" in at.response:
+            if "conversation" in at.object:
                 text = (
                     "the previous response belongs to a conversation: with other instructions or tools go on from that"
                 )
                 raise bad(f"previous_response_id: {text}", "previous_response_id")
-            found.append([*at.input, *at.response["output"]])
-            at = await self.responses.previous(user, at.response["previous_response_id"], local)
+            found.append([*at.input, *at.object["output"]])
+            at = await self.cache.previous(user, at.object["previous_response_id"], local)
         return [item for some in reversed(found) for item in some]

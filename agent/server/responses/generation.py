@@ -16,17 +16,17 @@ from holdfast.agent.server.json import Json
 from holdfast.agent.server.responses.output import Output, ended, stopped, usage_object
 from holdfast.agent.server.responses.request import full_name, namespaces_of
 from holdfast.agent.server.responses.resident import FEED_TOKENS, Sequences
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.engine import Engine, EngineError, SamplingParams, Sequence
 from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
-Finish = Callable[[Record, Json], Awaitable[None]]
+Finish = Callable[[Response, Json], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to feed after the record's `ids`, and how to sample; without `params` nothing is sampled."""
+    """What to feed after the response's `ids`, and how to sample; without `params` nothing is sampled."""
 
     ids: list[int]
     params: SamplingParams | None
@@ -37,8 +37,8 @@ class Plan:
 class Writing:
     """The message that the model writes, up to where it stops."""
 
-    def __init__(self, record: Record, plan: Plan, engine: Engine):
-        self.output = Output(record.emit, record.id, namespaces_of(record.response["tools"]))
+    def __init__(self, response: Response, plan: Plan, engine: Engine):
+        self.output = Output(response.emit, response.id, namespaces_of(response.object["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
@@ -104,78 +104,78 @@ class StopTexts:
         return held
 
 
-async def run(record: Record, plan: Plan, engine: Engine, sequences: Sequences, finish: Finish) -> Usage:
+async def run(response: Response, plan: Plan, engine: Engine, sequences: Sequences, finish: Finish) -> Usage:
     """Sample the response, give `finish` its end, then keep its sequence. Only the death of the server raises."""
-    record.emit("response.in_progress", {"response": record.response})
-    writing = Writing(record, plan, engine)
+    response.emit("response.in_progress", {"response": response.object})
+    writing = Writing(response, plan, engine)
     held: list[Sequence] = []
-    record.task = asyncio.create_task(_sample(record, plan, writing, engine, sequences, held))
-    if record.is_cancelled:
-        record.task.cancel()
+    response.task = asyncio.create_task(_sample(response, plan, writing, engine, sequences, held))
+    if response.is_cancelled:
+        response.task.cancel()
     error: Json | None = None
     try:
-        await record.task
+        await response.task
     except asyncio.CancelledError:
-        if not record.is_cancelled:
+        if not response.is_cancelled:
             raise
     except (EngineError, StoreError) as e:
-        log.warning("%s: %s", record.id, e)
+        log.warning("%s: %s", response.id, e)
         error = {"code": "server_error", "message": str(e)}
     writing.finish()
-    record.stopped_by = writing.stopped_by
+    response.stopped_by = writing.stopped_by
     seq = held[0] if held else None
     if seq is not None and plan.params is not None and error is None:
-        record.ids = await asyncio.to_thread(array, "i", seq.token_ids)
-    record.calls = {
+        response.ids = await asyncio.to_thread(array, "i", seq.token_ids)
+    response.calls = {
         item["call_id"]: full_name(item) for item in writing.output.items if item["type"] == "function_call"
     }  # fmt: skip
     settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    sequences.settling[record.id] = settled
+    sequences.settling[response.id] = settled
     try:
-        await finish(record, _end(record, plan, writing, error))
+        await finish(response, _end(response, plan, writing, error))
         if seq is not None:
-            if record.response["status"] == "failed":
+            if response.object["status"] == "failed":
                 await engine.release(seq)
             else:
-                await sequences.give(record, seq)
+                await sequences.give(response, seq)
     finally:
-        del sequences.settling[record.id]
+        del sequences.settling[response.id]
         settled.set_result(None)
     return writing.usage
 
 
 async def _sample(
-    record: Record, plan: Plan, writing: Writing, engine: Engine, sequences: Sequences, held: list[Sequence]
+    response: Response, plan: Plan, writing: Writing, engine: Engine, sequences: Sequences, held: list[Sequence]
 ) -> None:
     """Feed and sample; the sequence is in `held` from when there is one, however this ends."""
-    ids = await asyncio.to_thread(lambda: [*record.ids, *plan.ids])
-    seq = await sequences.claim(record, ids, writing.usage)
+    ids = await asyncio.to_thread(lambda: [*response.ids, *plan.ids])
+    seq = await sequences.claim(response, ids, writing.usage)
     held.append(seq)
     first = seq.num_tokens
     end = len(ids) - (plan.params is not None)
-    kept = _places_to_keep(record, engine, ids, seq, end)
+    kept = _places_to_keep(response, engine, ids, seq, end)
     stops = {*kept, end} if plan.params is None else set(kept)  # up to the last it is fed in parts
     places = sorted(stops | {*range(first + FEED_TOKENS, max(stops, default=0), FEED_TOKENS)})
 
     async def keep() -> None:
         if len(seq.token_ids) in kept:
-            await sequences.beginnings.keep(record.owner, seq, is_followed=True)
+            await sequences.beginnings.keep(response.owner, seq, is_followed=True)
 
     async with aclosing(generate(engine, seq, ids, plan.params, writing.usage, places, keep)) as items:
         async for item in items:
             if isinstance(item, PrefillProgress):
-                record.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
-            elif writing.token(item) or record.steering:
+                response.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
+            elif writing.token(item) or response.steering:
                 return
     # what is only read has no end to come to; text that is held to a format, and calls, end by themselves
     writing.is_cut = plan.params is not None and not seq.is_complete
 
 
-def _places_to_keep(record: Record, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
+def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
     """Where others may go on from: before the first words of a user, behind which conversations with these instructions
     and tools differ, and at the end of the input. Only what is a page further than what there is."""
     user_id = engine.tokenizer.token_id(USER)
-    is_new = record.before is None and user_id in ids
+    is_new = response.before is None and user_id in ids
     places = [*([ids.index(user_id)] if is_new and user_id is not None else []), end]
     kept: list[int] = []
     for place in places:
@@ -184,17 +184,17 @@ def _places_to_keep(record: Record, engine: Engine, ids: list[int], seq: Sequenc
     return kept
 
 
-def _end(record: Record, plan: Plan, writing: Writing, error: Json | None) -> Json:
+def _end(response: Response, plan: Plan, writing: Writing, error: Json | None) -> Json:
     """The response as it has ended."""
     usage = usage_object(writing.usage, writing.reasoning_tokens)
-    record.explain(writing.usage.why)
+    response.explain(writing.usage.why)
     items = writing.output.items
     if error is not None:
-        return ended(record.response, "failed", items, usage, {"error": error})
-    if record.is_cancelled:
-        return stopped(record.response, record.is_left, items, usage)
+        return ended(response.object, "failed", items, usage, {"error": error})
+    if response.is_cancelled:
+        return stopped(response.object, response.is_left, items, usage)
     if writing.is_cut or any(item["status"] == "incomplete" for item in items):
-        record.is_steered = bool(record.steering)
-        reason = "steered" if record.is_steered else "max_output_tokens" if writing.is_cut else None
-        return ended(record.response, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
-    return ended(record.response, "completed", items, usage, {})
+        response.is_steered = bool(response.steering)
+        reason = "steered" if response.is_steered else "max_output_tokens" if writing.is_cut else None
+        return ended(response.object, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
+    return ended(response.object, "completed", items, usage, {})

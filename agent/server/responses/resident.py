@@ -14,7 +14,7 @@ from holdfast.agent.models.resume import Resume, count
 from holdfast.agent.models.snapshots import Saves, Snapshots
 from holdfast.agent.server.access import stored_owner
 from holdfast.agent.server.responses.beginnings import Beginnings
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.engine import Engine, EngineError, Sequence
 
 log = logging.getLogger("holdfast.server")
@@ -27,7 +27,7 @@ FEED_TOKENS = 8192  # at a time, so that checking them does not stop the event l
 class Idle:
     """A sequence at the end of a response."""
 
-    record: Record
+    response: Response
     seq: Sequence
     is_saved: bool
 
@@ -43,40 +43,40 @@ class Sequences:
         self._saves = Saves(snapshots, MAX_SAVES)
         self.settling: dict[str, asyncio.Future[None]] = {}  # responses that are over, but not given back yet
 
-    async def claim(self, record: Record, ids: list[int], usage: Usage) -> Sequence:
-        """A sequence that holds a beginning of `ids`, in memory, for a response that goes on from `record.before`.
+    async def claim(self, response: Response, ids: list[int], usage: Usage) -> Sequence:
+        """A sequence that holds a beginning of `ids`, in memory, for a response that goes on from `response.before`.
 
         Counts into `usage` where the state of the input comes from. At least one token is left to be fed.
         """
         started = time.perf_counter()
-        if record.before is not None and (settling := self.settling.get(record.before.id)):
+        if response.before is not None and (settling := self.settling.get(response.before.id)):
             await asyncio.wait({settling})
-        seq, is_loaded = await self._idle_of(record.before, ids), False
+        seq, is_loaded = await self._idle_of(response.before, ids), False
         if seq is not None:
             is_loaded = seq.stored is not None
             seq = await self._resume.loaded(seq)
         if seq is None:
-            seq = await self._from_memory(record, ids)
+            seq = await self._from_memory(response, ids)
         if seq is None:
-            branch = record.before.branch if record.before else 0
-            if record.before is not None:
-                await self._saves.written(record.before.id)
-            owner = stored_owner(record.owner)
-            seq = await self._resume.from_disk(ids[:-1], branch, owner, session_id=record.session_id)
+            branch = response.before.branch if response.before else 0
+            if response.before is not None:
+                await self._saves.written(response.before.id)
+            owner = stored_owner(response.owner)
+            seq = await self._resume.from_disk(ids[:-1], branch, owner, session_id=response.session_id)
             is_loaded = True
         usage.load_s = time.perf_counter() - started if is_loaded else 0.0
-        usage.new = len(ids) - count(usage, record.known, seq.num_tokens, is_loaded)
+        usage.new = len(ids) - count(usage, response.known, seq.num_tokens, is_loaded)
         return seq
 
-    async def give(self, record: Record, seq: Sequence) -> None:
+    async def give(self, response: Response, seq: Sequence) -> None:
         """The response is over, and this is its sequence; save it if the response is stored."""
-        idle = Idle(record, seq, not record.is_stored)
-        self._idle[record.id] = idle
+        idle = Idle(response, seq, not response.is_stored)
+        self._idle[response.id] = idle
         try:
-            await self.beginnings.keep(record.owner, seq, is_followed=False)
+            await self.beginnings.keep(response.owner, seq, is_followed=False)
         except EngineError as e:  # the engine has stopped
             log.warning("%s", e)
-        if record.is_stored and not self._saves.are_full:
+        if response.is_stored and not self._saves.are_full:
             await self._save(idle)
         while len(self._idle) > MAX_IDLE:
             await self.drop(next(iter(self._idle)))
@@ -97,9 +97,9 @@ class Sequences:
     async def park(self, seq: Sequence) -> None:
         """Memory is short: store what this idle sequence holds, or let it be computed again."""
         idle = next((idle for idle in self._idle.values() if idle.seq is seq), None)
-        if idle is None or not idle.record.is_stored:
+        if idle is None or not idle.response.is_stored:
             await self._resume.park(seq, None)
-        elif await self._resume.park(seq, idle.record.branch):
+        elif await self._resume.park(seq, idle.response.branch):
             idle.is_saved = True
 
     async def aclose(self) -> None:
@@ -108,7 +108,7 @@ class Sequences:
             await self.drop(id)
         await self._saves.written()
 
-    async def _idle_of(self, before: Record | None, ids: list[int]) -> Sequence | None:
+    async def _idle_of(self, before: Response | None, ids: list[int]) -> Sequence | None:
         idle = self._idle.pop(before.id, None) if before else None
         if idle is None:
             return None
@@ -124,23 +124,23 @@ class Sequences:
         await self._engine.release(idle.seq)
         return None
 
-    async def _from_memory(self, record: Record, ids: list[int]) -> Sequence | None:
+    async def _from_memory(self, response: Response, ids: list[int]) -> Sequence | None:
         """On the longest state in memory that this user's conversations begin with, if the disk cannot have a longer one
         of the conversation that goes on."""
-        while (stored := await self.beginnings.find(record.owner, ids[:-1])) is not None:
-            if len(stored.ids) < record.known - 1:
+        while (stored := await self.beginnings.find(response.owner, ids[:-1])) is not None:
+            if len(stored.ids) < response.known - 1:
                 return None
             seq = await self._resume.loaded(await self._engine.start(stored))
             if seq is not None:
                 return seq
-            self.beginnings.drop(record.owner, stored)
+            self.beginnings.drop(response.owner, stored)
         return None
 
     async def _save(self, idle: Idle) -> None:
         """Begin to save an idle sequence; it may go on while it is written."""
         if not idle.is_saved:
             idle.is_saved = await self._saves.begin(
-                idle.record.id, idle.seq, idle.record.branch, lambda error: _not_saved(idle, error)
+                idle.response.id, idle.seq, idle.response.branch, lambda error: _not_saved(idle, error)
             )
 
 

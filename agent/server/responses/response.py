@@ -1,6 +1,6 @@
 """One response: what was asked, what has been said so far, and where its conversation stands. Plain data and its row.
 
-A record is what `previous_response_id` names. It is in memory while it runs and for a while after; with `store` it is a
+A response is what `previous_response_id` names. It is in memory while it runs and for a while after; with `store` it is a
 row too, and comes back from there.
 """
 
@@ -20,7 +20,7 @@ TERMINAL = ("completed", "incomplete", "failed", "cancelled")
 
 
 @dataclass(eq=False)
-class Record:
+class Response:
     """`ids` is the token log after it; its first `known` are those of the response it goes on from, branch `parent`.
 
     `calls` wait for results (call_id -> name). `pending` was said but is not in the log yet: read ahead only. `digest`
@@ -31,11 +31,11 @@ class Record:
     owner: str
     session_id: int
     created_at: float
-    response: Json
+    object: Json  # as clients see it
     input: list[Json]
     opening: bytes
     digest: bytes
-    before: "Record | None" = None  # while it runs: what it goes on from
+    before: "Response | None" = None  # while it runs: what it goes on from
     ids: "array[int]" = field(default_factory=lambda: array("i"))
     known: int = 0
     parent: int = 0
@@ -61,11 +61,11 @@ class Record:
     @property
     def is_over(self) -> bool:
         """Whether its last event is published."""
-        return self.response["status"] in TERMINAL
+        return self.object["status"] in TERMINAL
 
     @property
     def is_stored(self) -> bool:
-        return bool(self.response["store"])
+        return bool(self.object["store"])
 
     def steer(self, items: list[Json]) -> None:
         """It is to end, and another to go on with these messages."""
@@ -87,7 +87,7 @@ class Record:
     def explain(self, why: str | None) -> None:
         """Say why input was computed again, if the client asked for what the protocol does not have."""
         if self.wants_own_events and why is not None:
-            self.response = {**self.response, "holdfast": {**self.response.get("holdfast", {}), "why": why}}
+            self.object = {**self.object, "holdfast": {**self.object.get("holdfast", {}), "why": why}}
 
     async def follow(self, after: int = -1) -> AsyncIterator[Json]:
         """Its events with a sequence_number above `after`, those to come too, up to the last."""
@@ -126,18 +126,18 @@ def _events_in(body: bytes) -> list[Json]:
     return events
 
 
-def record_of(row: StoredResponse, ids: "array[int]") -> Record:
-    """A record from its row and its log. One that did not end before its server did has failed."""
+def response_of(row: StoredResponse, ids: "array[int]") -> Response:
+    """A response from its row and its log. One that did not end before its server did has failed."""
     body = json.loads(zlib.decompress(row.body))
-    record = Record(
+    response = Response(
         row.id, row.owner, row.session_id, row.created_at, body["response"], body["input"],
         bytes.fromhex(body["opening"]), row.fingerprint, ids=ids, branch=row.branch_id, calls=body["calls"],
         pending=body["pending"], system=body["system"], events=body["events"],
     )  # fmt: skip
-    if record.is_over:
-        record.pack(row.body)
+    if response.is_over:
+        response.pack(row.body)
     else:
         error = {"code": "server_error", "message": "the server ended before this response did: ask again"}
-        record.response = {**record.response, "status": "failed", "error": error}
-        record.emit("response.failed", {"response": record.response})
-    return record
+        response.object = {**response.object, "status": "failed", "error": error}
+        response.emit("response.failed", {"response": response.object})
+    return response

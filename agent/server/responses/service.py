@@ -24,7 +24,7 @@ from holdfast.agent.server.metrics import Metrics
 from holdfast.agent.server.quotas import Quotas
 from holdfast.agent.server.responses.agent_model import AGENT_MODEL, AgentModel, Turn
 from holdfast.agent.server.responses.agent_model import run as run_turn
-from holdfast.agent.server.responses.cache import Responses
+from holdfast.agent.server.responses.cache import ResponseCache
 from holdfast.agent.server.responses.conversation import Base, Conversations, going_on
 from holdfast.agent.server.responses.format import sampling_of
 from holdfast.agent.server.responses.generation import Plan, run
@@ -32,7 +32,7 @@ from holdfast.agent.server.responses.items import fingerprints, normal_items, ta
 from holdfast.agent.server.responses.output import response_object
 from holdfast.agent.server.responses.request import OWN_EVENTS, Create, is_hosted
 from holdfast.agent.server.responses.resident import Sequences
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.transcript import answer_of, digests
 from holdfast.agent.server.stall import watch
 from holdfast.agent.server.validation import Names
@@ -76,7 +76,7 @@ class Service:
 
     app: App
     model: str  # its name for clients
-    responses: Responses
+    cache: ResponseCache
     conversations: Conversations
     kept: KeptConversations
     sequences: Sequences
@@ -96,10 +96,10 @@ class Service:
         app.park_other = sequences.park
         async with asyncio.TaskGroup() as group:
             store = ResponseStore(app.database, app.store)
-            responses = Responses(store, app.engine.identity)
+            cache = ResponseCache(store, app.engine.identity)
             quotas = Quotas(lambda name: _bytes_of(app, store, name))
-            conversations, kept = Conversations(app, responses), KeptConversations(responses)
-            service = cls(app, model, responses, conversations, kept, sequences, agent, quotas, Metrics(), group)
+            conversations, kept = Conversations(app, cache), KeptConversations(cache)
+            service = cls(app, model, cache, conversations, kept, sequences, agent, quotas, Metrics(), group)
             is_busy = lambda: service.slots.num_held > 0 or agent.sessions.is_running  # noqa: E731
             watching = group.create_task(watch(service.metrics.loop_stall_s, is_busy))
             try:
@@ -107,13 +107,13 @@ class Service:
             finally:
                 watching.cancel()
                 service.is_stopping = True
-                for record in service.responses.in_flight():
-                    service.stop(record)
+                for response in service.cache.in_flight():
+                    service.stop(response)
         await sequences.aclose()
 
     async def create(
-        self, user: User, request: Create, local: dict[str, Record] | None = None, prompt: list[int] | None = None
-    ) -> Record:
+        self, user: User, request: Create, local: dict[str, Response] | None = None, prompt: list[int] | None = None
+    ) -> Response:
         """Begin a response. `local` are responses that only this connection can go on from; `prompt` are tokens to go on
         from as they are, instead of a conversation. Raises ApiError."""
         if request.conversation_id is None:
@@ -125,11 +125,13 @@ class Service:
             self.kept.let_go(user.name, request.conversation_id)
             raise
 
-    async def _create(self, user: User, request: Create, local: dict[str, Record], prompt: list[int] | None) -> Record:
+    async def _create(
+        self, user: User, request: Create, local: dict[str, Response], prompt: list[int] | None
+    ) -> Response:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
-        under_way = Counter(record.owner for record in self.responses.in_flight()) + self._preparing
+        under_way = Counter(response.owner for response in self.cache.in_flight()) + self._preparing
         share = MAX_WAITING // max(
             len(under_way | Counter([user.name])), 1
         )  # nobody is kept out by what others wait for
@@ -142,26 +144,26 @@ class Service:
                 await self.quotas.check(user)
             work: Plan | Turn
             if request.model == AGENT_MODEL:
-                before = await self.responses.previous(user, request.previous_response_id, local)
-                session = await self.responses.session(user.name)
-                find = lambda digest: self.responses.with_content(user, session, digest)  # noqa: E731
+                before = await self.cache.previous(user, request.previous_response_id, local)
+                session = await self.cache.session(user.name)
+                find = lambda digest: self.cache.with_content(user, session, digest)  # noqa: E731
                 history, asked = await self._with_history(user, request)
-                record, work = await self.agent.begin(user, asked, before, session, find)
-                record.input = record.input[len(history) :]
+                response, work = await self.agent.begin(user, asked, before, session, find)
+                response.input = response.input[len(history) :]
             else:
-                record, work = await self._prepare(user, request, local, prompt)
+                response, work = await self._prepare(user, request, local, prompt)
             if request.background:
-                await asyncio.to_thread(lambda: self.responses.store.put_body(record.row(record.response)))
+                await asyncio.to_thread(lambda: self.cache.store.put_body(response.row(response.object)))
         except (StoreError, EngineError, EncodingError) as e:
             raise failure(e) from e
         finally:
             self._preparing[user.name] -= 1
-        record.emit("response.created", {"response": record.response})
+        response.emit("response.created", {"response": response.object})
         if hosted := [tool["type"] for tool in request.tools if is_hosted(tool)]:
-            record.emit_own("notice", {"message": f"this server does not have {', '.join(hosted)}: left out"})
-        self.responses.remember(record)
-        self.group.create_task(self._run(record, work))
-        return record
+            response.emit_own("notice", {"message": f"this server does not have {', '.join(hosted)}: left out"})
+        self.cache.remember(response)
+        self.group.create_task(self._run(response, work))
+        return response
 
     def check_model(self, name: str) -> None:
         """Raises ApiError 404 for a model that this server does not have."""
@@ -170,42 +172,42 @@ class Service:
             raise ApiError(404, text, "model_not_found", "model")
 
     async def delete(self, user: User, id: str) -> bool:
-        record = await self.responses.get(user, id)
-        row = await asyncio.to_thread(self.responses.store.get, id, user.name)
-        if record is None:
+        response = await self.cache.get(user, id)
+        row = await asyncio.to_thread(self.cache.store.get, id, user.name)
+        if response is None:
             return False
-        if not record.is_over:
-            self.stop(record)
-            await record.over()
-            row = await asyncio.to_thread(self.responses.store.get, id, user.name)
-        self.responses.forget(record)
+        if not response.is_over:
+            self.stop(response)
+            await response.over()
+            row = await asyncio.to_thread(self.cache.store.get, id, user.name)
+        self.cache.forget(response)
         await self.sequences.drop(id, save=False)
-        self.sequences.beginnings.forget(record.owner)
+        self.sequences.beginnings.forget(response.owner)
         if row is not None:
-            tails = await asyncio.to_thread(self.responses.store.remove, row)
+            tails = await asyncio.to_thread(self.cache.store.remove, row)
             await asyncio.to_thread(self.app.snapshots.store.remove_unused, tails)
             self.quotas.forget(user)
         return True
 
-    def stop(self, record: Record) -> None:
+    def stop(self, response: Response) -> None:
         """End a response that runs; it is over a moment later."""
-        record.is_cancelled = True
-        if record.task is not None:
-            record.task.cancel()
+        response.is_cancelled = True
+        if response.task is not None:
+            response.task.cancel()
 
-    def leave(self, record: Record) -> None:
+    def leave(self, response: Response) -> None:
         """The client that asked for it is gone: it ends as incomplete, unless it runs in the background."""
-        if not record.response["background"]:
-            record.is_left = True
-            self.stop(record)
+        if not response.object["background"]:
+            response.is_left = True
+            self.stop(response)
 
-    async def forget_local(self, record: Record) -> None:
+    async def forget_local(self, response: Response) -> None:
         """The connection that it belonged to has ended."""
-        if not record.is_over:
-            self.stop(record)
-            await record.over()
-        self.responses.forget(record)
-        await self.sequences.drop(record.id)
+        if not response.is_over:
+            self.stop(response)
+            await response.over()
+        self.cache.forget(response)
+        await self.sequences.drop(response.id)
 
     async def count_input(self, user: User, request: Create) -> int:
         """Tokens that the model would read."""
@@ -227,18 +229,18 @@ class Service:
         item: Json = {"type": "message", "role": "user", "content": COMPACT_REQUEST}
         given = normal_items(request.input, "in_")
         wanted = {"input": [*given, item], "store": False, "generate": True, "tool_choice": "none"}
-        record = await self.create(user, request.model_copy(update=wanted))
-        await record.over()
-        await self.forget_local(record)
-        response = record.response
-        if response["status"] == "failed":
-            raise ApiError(500, response["error"]["message"], "server_error")
-        texts = [part["text"] for out in response["output"] if out["type"] == "message" for part in out["content"]]
-        summary = {"id": f"cmp_{record.id[5:]}", "type": "compaction", "encrypted_content": "".join(texts)}
+        response = await self.create(user, request.model_copy(update=wanted))
+        await response.over()
+        await self.forget_local(response)
+        shown = response.object
+        if shown["status"] == "failed":
+            raise ApiError(500, shown["error"]["message"], "server_error")
+        texts = [part["text"] for out in shown["output"] if out["type"] == "message" for part in out["content"]]
+        summary = {"id": f"cmp_{response.id[5:]}", "type": "compaction", "encrypted_content": "".join(texts)}
         kept = [item for item in given if item.get("role") == "user"][-KEPT_MESSAGES:]
         return {
-            "id": record.id, "object": "response.compaction", "created_at": int(record.created_at),
-            "output": [*kept, summary], "usage": response["usage"],
+            "id": response.id, "object": "response.compaction", "created_at": int(response.created_at),
+            "output": [*kept, summary], "usage": shown["usage"],
         }  # fmt: skip
 
     def _refuse_agent(self, request: Create) -> None:
@@ -248,8 +250,8 @@ class Service:
             )
 
     async def _prepare(
-        self, user: User, request: Create, local: dict[str, Record], prompt: list[int] | None
-    ) -> tuple[Record, Plan]:
+        self, user: User, request: Create, local: dict[str, Response], prompt: list[int] | None
+    ) -> tuple[Response, Plan]:
         id = f"resp_{secrets.token_hex(16)}"
         if prompt is None:
             given, base, ids, ahead = await self._said(user, request, id, local)
@@ -264,21 +266,21 @@ class Service:
             raise ApiError(400, text, "context_length_exceeded", "input")
         temperature = settings.temperature if request.temperature is None else request.temperature
         now = time.time()
-        record = Record(
-            id, user.name, await self.responses.session(user.name), now,
+        response = Response(
+            id, user.name, await self.cache.session(user.name), now,
             response_object(id, request, base.opening, now, temperature), given, base.opening.digest(), base.digest,
             before, known[:], len(known), before.branch if before else 0, system=base.system,
             wants_own_events=OWN_EVENTS in request.include, num_input_tokens=total,
         )  # fmt: skip
         if not request.generate:
-            record.pending = base.messages
-            return record, Plan(ids[:ahead], None)
+            response.pending = base.messages
+            return response, Plan(ids[:ahead], None)
         params = await sampling_of(request, base.opening, self.app.engine, settings, temperature, limit - total)
         is_thinking = base.opening.thinking_mode == "thinking"
-        return record, Plan(ids, params, is_thinking, tuple(request.stop))
+        return response, Plan(ids, params, is_thinking, tuple(request.stop))
 
     async def _said(
-        self, user: User, request: Create, id: str, local: dict[str, Record]
+        self, user: User, request: Create, id: str, local: dict[str, Response]
     ) -> tuple[list[Json], Base, list[int], int]:
         """The items given, where their conversation stands, the tokens of what is new, and how many can be read ahead."""
         wanted = await self.conversations.resolved(user, request.input, local)
@@ -287,7 +289,7 @@ class Service:
         said = [*history, *given]
         try:
             base = await self.conversations.base(user, request, said, local)
-            if base.before and base.before.response["model"] == AGENT_MODEL:
+            if base.before and base.before.object["model"] == AGENT_MODEL:
                 text = f"the previous response is {AGENT_MODEL}'s: go on with that model"
                 raise bad(text, "previous_response_id")
             if not base.messages and request.generate:
@@ -310,68 +312,68 @@ class Service:
         items = [{"type": "message", "role": "user", "content": given}] if isinstance(given, str) else given
         return history, request.model_copy(update={"input": [*history, *items]}) if history else request
 
-    async def _run(self, record: Record, work: Plan | Turn) -> None:
+    async def _run(self, response: Response, work: Plan | Turn) -> None:
         started = time.monotonic()
         try:
             if isinstance(work, Turn):
-                response, usage = await run_turn(record, work)
-                await self._finish(record, response)
+                ended, usage = await run_turn(response, work)
+                await self._finish(response, ended)
             else:
                 if self.slots.are_taken:
-                    record.emit("response.queued", {"response": {**record.response, "status": "queued"}})
-                async with self.slots.one(record.owner):
-                    usage = await run(record, work, self.app.engine, self.sequences, self._finish)
+                    response.emit("response.queued", {"response": {**response.object, "status": "queued"}})
+                async with self.slots.one(response.owner):
+                    usage = await run(response, work, self.app.engine, self.sequences, self._finish)
         except Exception:  # a fault of ours in one response must not end the others
-            log.exception("%s failed", record.id)
+            log.exception("%s failed", response.id)
             error = {"code": "server_error", "message": "the server made a mistake: its log says which"}
-            if not record.is_over:
-                await self._finish(record, {**record.response, "status": "failed", "error": error})
+            if not response.is_over:
+                await self._finish(response, {**response.object, "status": "failed", "error": error})
             return
-        self.metrics.response_ended(record.response["status"], time.monotonic() - started, usage)
+        self.metrics.response_ended(response.object["status"], time.monotonic() - started, usage)
 
-    async def _finish(self, record: Record, response: Json) -> None:
+    async def _finish(self, response: Response, ended: Json) -> None:
         """Store the response if it is to be stored, then publish that it has ended. `ids` and `calls` are set."""
-        is_agents = response["model"] == AGENT_MODEL  # which has its log in a session
+        is_agents = ended["model"] == AGENT_MODEL  # which has its log in a session
         if is_agents:
-            record.digest = [record.digest, *digests(answer_of(response["output"]), record.digest)][-1]
-        elif said := talk_of(response["output"], is_first=False, answers_calls=False).messages:
-            record.digest = fingerprints(record.digest, said)[-1]
-        kind = response["status"] if response["status"] != "cancelled" else "incomplete"
-        fields: Json = {"response": response}
-        last = {"type": f"response.{kind}", **fields, "sequence_number": len(record.events)}
+            response.digest = [response.digest, *digests(answer_of(ended["output"]), response.digest)][-1]
+        elif said := talk_of(ended["output"], is_first=False, answers_calls=False).messages:
+            response.digest = fingerprints(response.digest, said)[-1]
+        kind = ended["status"] if ended["status"] != "cancelled" else "incomplete"
+        fields: Json = {"response": ended}
+        last = {"type": f"response.{kind}", **fields, "sequence_number": len(response.events)}
         stored = None
         try:
-            if record.is_stored:
-                stored = await asyncio.to_thread(self._store, record, response, last)
-                record.branch = stored.branch_id
-            await self._keep(record, response)
+            if response.is_stored:
+                stored = await asyncio.to_thread(self._store, response, ended, last)
+                response.branch = stored.branch_id
+            await self._keep(response, ended)
         except (StoreError, ApiError) as e:
             error = {"code": "server_error", "message": f"the response could not be stored: {e}"}
-            response, kind = {**response, "status": "failed", "error": error}, "failed"
-            fields = {"response": response}
-        record.before = None
-        record.response = response
-        record.emit(f"response.{kind}", fields)
+            ended, kind = {**ended, "status": "failed", "error": error}, "failed"
+            fields = {"response": ended}
+        response.before = None
+        response.object = ended
+        response.emit(f"response.{kind}", fields)
         if stored is not None:
-            record.pack(stored.body)
-        if (record.ids or is_agents) and response["status"] != "failed":
-            self.responses.ended(record)
+            response.pack(stored.body)
+        if (response.ids or is_agents) and ended["status"] != "failed":
+            self.cache.ended(response)
 
-    async def _keep(self, record: Record, response: Json) -> None:
+    async def _keep(self, response: Response, ended: Json) -> None:
         """Add what was said to the conversation that it belongs to, if any."""
-        if "conversation" not in response:
+        if "conversation" not in ended:
             return
-        id = response["conversation"]["id"]
+        id = ended["conversation"]["id"]
         try:
-            if response["status"] != "failed":
-                await self.kept.add(record.owner, id, [*record.input, *response["output"]])
+            if ended["status"] != "failed":
+                await self.kept.add(response.owner, id, [*response.input, *ended["output"]])
         finally:
-            self.kept.let_go(record.owner, id)
+            self.kept.let_go(response.owner, id)
 
-    def _store(self, record: Record, response: Json, last_event: Json) -> StoredResponse:
+    def _store(self, response: Response, ended: Json, last_event: Json) -> StoredResponse:
         """Gives it with the branch of its log; one of the agent has its log in a session."""
-        row = record.row(response, last_event)
-        if record.response["model"] == AGENT_MODEL:
-            self.responses.store.put_body(row)
+        row = response.row(ended, last_event)
+        if response.object["model"] == AGENT_MODEL:
+            self.cache.store.put_body(row)
             return row
-        return self.responses.store.put(row, record.ids, record.parent, record.known)
+        return self.cache.store.put(row, response.ids, response.parent, response.known)

@@ -16,7 +16,7 @@ from holdfast.agent.server.access import User
 from holdfast.agent.server.json import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
 from holdfast.agent.server.responses.items import normal_items
 from holdfast.agent.server.responses.request import create_request, stream_id_of
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.service import Service
 
 MAX_LANES = 32  # with a name
@@ -55,8 +55,8 @@ class Connection:
     service: Service
     user: User
     request: web.Request
-    local: dict[str, Record] = field(default_factory=dict)  # not stored
-    running: dict[str, Record] = field(default_factory=dict)
+    local: dict[str, Response] = field(default_factory=dict)  # not stored
+    running: dict[str, Response] = field(default_factory=dict)
     _lane_of: dict[str, Lane] = field(default_factory=dict)  # of local responses
     _queues: "dict[Lane, asyncio.Queue[Json]]" = field(default_factory=dict)
     _held_back: dict[str, list[Json]] = field(default_factory=dict)  # steering that waits for the results of calls
@@ -92,8 +92,8 @@ class Connection:
     async def _forget_all(self, workers: "set[asyncio.Task[None]]") -> None:
         if workers:
             await asyncio.wait(workers)
-        for record in [*self.local.values()]:
-            await self.service.forget_local(record)
+        for response in [*self.local.values()]:
+            await self.service.forget_local(response)
 
     async def _end(self) -> None:
         """The connection is as old as one may be. Its client is told to make another one, and may do so by itself."""
@@ -152,47 +152,47 @@ class Connection:
         try:
             if isinstance(parent, str) and (held_back := self._held_back.pop(parent, None)):
                 body = {**body, "input": [*held_back, *_as_items(body.get("input"))]}
-            record = await self.service.create(self.user, create_request(body), self.local)
+            response = await self.service.create(self.user, create_request(body), self.local)
         except ApiError as e:
             self._evict(lane, parent)
             await self._refuse(lane, e)
             return None
-        self.running[record.id] = record
-        if not record.is_stored:
-            self._keep(lane, record)
+        self.running[response.id] = response
+        if not response.is_stored:
+            self._keep(lane, response)
         try:
-            async for event in record.follow():
+            async for event in response.follow():
                 await self._send(lane, event)
         finally:
-            del self.running[record.id]
-            if not record.is_stored:
-                record.events = []  # nobody else may follow it
-        if record.response["status"] == "failed":
+            del self.running[response.id]
+            if not response.is_stored:
+                response.events = []  # nobody else may follow it
+        if response.object["status"] == "failed":
             self._evict(lane, parent)
             return None
-        if not record.steering:
+        if not response.steering:
             return None
-        if record.calls:
-            self._held_back[record.id] = record.steering
-            stubs = [{"type": "function_call_output", "call_id": call_id} for call_id in record.calls]
+        if response.calls:
+            self._held_back[response.id] = response.steering
+            stubs = [{"type": "function_call_output", "call_id": call_id} for call_id in response.calls]
             await self._send(
-                lane, {"type": "response.steer.pending", "previous_response_id": record.id, "required_input": stubs}
+                lane, {"type": "response.steer.pending", "previous_response_id": response.id, "required_input": stubs}
             )
             return None
-        goes_on = {} if body.get("conversation") else {"previous_response_id": record.id}
-        return {**body, **goes_on, "input": record.steering}
+        goes_on = {} if body.get("conversation") else {"previous_response_id": response.id}
+        return {**body, **goes_on, "input": response.steering}
 
     async def _steer(self, body: Json) -> None:
         """Messages for a response that runs: it ends at the next token, and another goes on with them."""
         id, given = body.get("previous_response_id"), body.get("input")
         steer = {"id": f"steer_{secrets.token_hex(12)}", "previous_response_id": id}
-        record = self.running.get(id) if isinstance(id, str) else None
+        response = self.running.get(id) if isinstance(id, str) else None
         try:
-            if record is None or record.is_over:
-                known = isinstance(id, str) and id in self.service.responses.records and await self._is_ours(id)
+            if response is None or response.is_over:
+                known = isinstance(id, str) and id in self.service.cache.in_memory and await self._is_ours(id)
                 code = "response_already_completed" if known else "response_not_found"
                 raise ApiError(400, "only a response that runs on this connection can be steered", code)
-            if len(record.steering) >= MAX_STEERS:
+            if len(response.steering) >= MAX_STEERS:
                 raise ApiError(429, "too many messages wait for this response", "too_many_pending_steers")
             items = normal_items(given if isinstance(given, str | list) else [], f"in_{secrets.token_hex(8)}_")
             if not items or any(item.get("role") != "user" for item in items):
@@ -203,22 +203,22 @@ class Connection:
                 None, {"type": "response.steer.failed", "error": error, "steer": {**steer, "input": given}}
             )
             return
-        record.steer(items)
+        response.steer(items)
         await self._send(
-            self._lane_of.get(record.id), {"type": "response.steer.accepted", "sequence_number": 0, "steer": steer}
+            self._lane_of.get(response.id), {"type": "response.steer.accepted", "sequence_number": 0, "steer": steer}
         )
 
     async def _is_ours(self, id: str) -> bool:
-        return await self.service.responses.get(self.user, id, self.local) is not None
+        return await self.service.cache.get(self.user, id, self.local) is not None
 
-    def _keep(self, lane: Lane, record: Record) -> None:
+    def _keep(self, lane: Lane, response: Response) -> None:
         num_tokens = sum(len(other.ids) for other in self.local.values())
         for old in [other for other in self.local.values() if other.is_over]:
             if len(self.local) < MAX_LOCAL and num_tokens <= MAX_LOCAL_TOKENS:
                 break
             num_tokens -= len(old.ids)
             self._forget(old.id)
-        self.local[record.id], self._lane_of[record.id] = record, lane
+        self.local[response.id], self._lane_of[response.id] = response, lane
 
     def _evict(self, lane: Lane, parent: object) -> None:
         """A continuation failed on the lane of what it went on from: that is forgotten, as the protocol wants."""
@@ -227,8 +227,8 @@ class Connection:
 
     def _forget(self, id: str) -> None:
         del self._lane_of[id]
-        record = self.local.pop(id)
-        self.service.group.create_task(self.service.forget_local(record))
+        response = self.local.pop(id)
+        self.service.group.create_task(self.service.forget_local(response))
 
     async def _refuse(self, lane: Lane, error: ApiError) -> None:
         await self._send(lane, {"type": "error", "status": error.status, "error": error.body()})

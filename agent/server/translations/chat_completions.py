@@ -11,7 +11,7 @@ from aiohttp import web
 
 from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from holdfast.agent.server.json import ApiError, Json, dumps
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.translations.chat_request import chat_request
 from holdfast.agent.server.translations.choices import all_over, begin, leave, merged, seeded
 
@@ -20,51 +20,51 @@ async def create_chat(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     chat, wanted, names = await asyncio.to_thread(chat_request, await read_json(request))
     asked = [(wanted.model_copy(update=seeded(wanted.seed, number)), None) for number in range(chat.n)]
-    records = await begin(service, request[USER], asked, names)
+    responses = await begin(service, request[USER], asked, names)
     if chat.stream:
-        frames = chunks(records, chat.stream_options.include_usage)
-        return await send_frames(request, frames, lambda: leave(service, records))
-    await all_over(service, records)
-    for record in records:
-        if (error := failure_of(record)) is not None:
+        frames = chunks(responses, chat.stream_options.include_usage)
+        return await send_frames(request, frames, lambda: leave(service, responses))
+    await all_over(service, responses)
+    for response in responses:
+        if (error := failure_of(response)) is not None:
             raise error
-    return json_response(completion(records))
+    return json_response(completion(responses))
 
 
-def completion(records: list[Record]) -> Json:
+def completion(responses: list[Response]) -> Json:
     """Responses that have ended, as a chat completion."""
-    choices = [_choice(record, index) for index, record in enumerate(records)]
-    return {**_head(records[0], "chat.completion"), "choices": choices, "usage": usage(records)}
+    choices = [_choice(response, index) for index, response in enumerate(responses)]
+    return {**_head(responses[0], "chat.completion"), "choices": choices, "usage": usage(responses)}
 
 
-def _choice(record: Record, index: int) -> Json:
+def _choice(response: Response, index: int) -> Json:
     message: Json = {"role": "assistant", "content": None, "refusal": None}
-    for item in record.response["output"]:
+    for item in response.object["output"]:
         if item["type"] == "function_call":
             message.setdefault("tool_calls", []).append(_tool_call(item))
         elif item["type"] in ("message", "reasoning"):
             key = "reasoning_content" if item["type"] == "reasoning" else "content"
             message[key] = (message.get(key) or "") + "".join(part["text"] for part in item["content"])
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason(record)}
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason(response)}
 
 
-def failure_of(record: Record) -> ApiError | None:
+def failure_of(response: Response) -> ApiError | None:
     """Why there is no answer, or only a part that its client did not ask for: then the client is to try again."""
-    status = record.response["status"]
+    status = response.object["status"]
     if status == "cancelled":
         return ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
-    return ApiError(500, record.response["error"]["message"], "server_error") if status == "failed" else None
+    return ApiError(500, response.object["error"]["message"], "server_error") if status == "failed" else None
 
 
-def finish_reason(record: Record) -> str:
-    if record.response["status"] != "completed":
+def finish_reason(response: Response) -> str:
+    if response.object["status"] != "completed":
         return "length"
-    return "tool_calls" if record.calls else "stop"
+    return "tool_calls" if response.calls else "stop"
 
 
-def usage(records: list[Record], num_each: int | None = None) -> Json:
+def usage(responses: list[Response], num_each: int | None = None) -> Json:
     """Of all: what `num_each` of them were asked for, all without it, is counted once."""
-    given = [record.response["usage"] for record in records]
+    given = [response.object["usage"] for response in responses]
     asked = given[:: num_each or len(given)]
     num_read, num_written = sum(u["input_tokens"] for u in asked), sum(u["output_tokens"] for u in given)
     return {
@@ -83,28 +83,28 @@ def _tool_call(item: Json) -> Json:
     return {"id": item["call_id"], "type": "function", "function": function}
 
 
-def _head(record: Record, kind: str) -> Json:
+def _head(response: Response, kind: str) -> Json:
     return {
-        "id": record.id.replace("resp_", "chatcmpl-"), "object": kind, "created": int(record.created_at),
-        "model": record.response["model"],
+        "id": response.id.replace("resp_", "chatcmpl-"), "object": kind, "created": int(response.created_at),
+        "model": response.object["model"],
     }  # fmt: skip
 
 
-async def chunks(records: list[Record], with_usage: bool) -> AsyncGenerator[str, None]:
+async def chunks(responses: list[Response], with_usage: bool) -> AsyncGenerator[str, None]:
     """SSE frames of responses that run."""
-    head = _head(records[0], "chat.completion.chunk")
+    head = _head(responses[0], "chat.completion.chunk")
     try:
-        async for choice in merged(_deltas(record, index) for index, record in enumerate(records)):
+        async for choice in merged(_deltas(response, index) for index, response in enumerate(responses)):
             yield f"data: {dumps({**head, 'choices': [choice]})}\n\n"
     except ApiError as error:
         yield f"data: {dumps({'error': error.body()})}\n\n"
         return
     if with_usage:
-        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(records)})}\n\n"
+        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(responses)})}\n\n"
     yield "data: [DONE]\n\n"
 
 
-async def _deltas(record: Record, index: int) -> AsyncGenerator[Json, None]:
+async def _deltas(response: Response, index: int) -> AsyncGenerator[Json, None]:
     """The pieces of one choice, its end last. Raises ApiError where it has failed."""
 
     def piece(delta: Json, reason: str | None = None) -> Json:
@@ -112,7 +112,7 @@ async def _deltas(record: Record, index: int) -> AsyncGenerator[Json, None]:
 
     yield piece({"role": "assistant", "content": ""})
     num_calls = 0
-    async for event in record.follow():
+    async for event in response.follow():
         if event["type"] == "response.output_text.delta":
             yield piece({"content": event["delta"]})
         elif event["type"] == "response.reasoning_text.delta":
@@ -122,6 +122,6 @@ async def _deltas(record: Record, index: int) -> AsyncGenerator[Json, None]:
             num_calls += 1
         elif event["type"] == "response.function_call_arguments.delta":
             yield piece({"tool_calls": [{"index": num_calls - 1, "function": {"arguments": event["delta"]}}]})
-    if (error := failure_of(record)) is not None:
+    if (error := failure_of(response)) is not None:
         raise error
-    yield piece({}, finish_reason(record))
+    yield piece({}, finish_reason(response))

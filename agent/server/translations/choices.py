@@ -10,7 +10,7 @@ from typing import TypeVar
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError
 from holdfast.agent.server.responses.request import Create
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.service import Service
 from holdfast.agent.server.validation import Names
 
@@ -25,32 +25,32 @@ def seeded(seed: int | None, number: int) -> dict[str, int]:
 
 async def begin(
     service: Service, user: User, asked: Iterable[tuple[Create, list[int] | None]], names: Names
-) -> list[Record]:
+) -> list[Response]:
     """A response for each request, with the tokens to go on from if it has no conversation; none where one is refused."""
-    records: list[Record] = []
+    responses: list[Response] = []
     try:
         for request, prompt in asked:
-            records.append(await service.create(user, request, prompt=prompt))
+            responses.append(await service.create(user, request, prompt=prompt))
     except BaseException as e:
-        leave(service, records)
+        leave(service, responses)
         raise (names.said(e) if isinstance(e, ApiError) else e) from None
-    return records
+    return responses
 
 
-def leave(service: Service, records: Iterable[Record]) -> None:
+def leave(service: Service, responses: Iterable[Response]) -> None:
     """The client that asked is gone."""
-    for record in records:
-        if not record.is_over:
-            service.leave(record)
+    for response in responses:
+        if not response.is_over:
+            service.leave(response)
 
 
-async def all_over(service: Service, records: Sequence[Record]) -> None:
+async def all_over(service: Service, responses: Sequence[Response]) -> None:
     """Wait for the end of all; a client that leaves ends them."""
     try:
-        for record in records:
-            await record.over()
+        for response in responses:
+            await response.over()
     except asyncio.CancelledError:
-        leave(service, records)
+        leave(service, responses)
         raise
 
 

@@ -15,7 +15,7 @@ from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, 
 from holdfast.agent.server.json import ApiError, Json, bad, dumps, unsupported
 from holdfast.agent.server.responses.agent_model import AGENT_MODEL
 from holdfast.agent.server.responses.request import NO_PENALTIES, NO_PROBABILITIES, create_request
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.translations.chat_completions import failure_of, usage
 from holdfast.agent.server.translations.chat_request import StopTexts, StreamOptions, Tokens
 from holdfast.agent.server.translations.choices import MAX_CHOICES, all_over, begin, leave, merged, seeded
@@ -72,19 +72,19 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     each = [
         (wanted.model_copy(update=seeded(asked.seed, number)), ids) for _, ids in prompts for number in range(asked.n)
     ]
-    records = await begin(service, request[USER], each, Names({"input": "prompt", "max_output_tokens": "max_tokens"}))
+    responses = await begin(service, request[USER], each, Names({"input": "prompt", "max_output_tokens": "max_tokens"}))
     echoes = [text if asked.echo else "" for text, _ in prompts for _ in range(asked.n)]
     if asked.stream:
-        return await send_frames(request, _frames(records, echoes, asked), lambda: leave(service, records))
-    await all_over(service, records)
-    for record in records:
-        if (error := failure_of(record)) is not None:
+        return await send_frames(request, _frames(responses, echoes, asked), lambda: leave(service, responses))
+    await all_over(service, responses)
+    for response in responses:
+        if (error := failure_of(response)) is not None:
             raise error
     choices = [
-        _choice(echo + _text(record), number, record)
-        for number, (record, echo) in enumerate(zip(records, echoes, strict=True))
+        _choice(echo + _text(response), number, response)
+        for number, (response, echo) in enumerate(zip(responses, echoes, strict=True))
     ]
-    return json_response({**_head(records[0]), "choices": choices, "usage": usage(records, asked.n)})
+    return json_response({**_head(responses[0]), "choices": choices, "usage": usage(responses, asked.n)})
 
 
 def _prompts(asked: Completion, engine: Engine) -> list[tuple[str, list[int]]]:
@@ -106,27 +106,27 @@ def _prompts(asked: Completion, engine: Engine) -> list[tuple[str, list[int]]]:
     return found
 
 
-def _head(record: Record) -> Json:
+def _head(response: Response) -> Json:
     return {
-        "id": record.id.replace("resp_", "cmpl-"), "object": "text_completion", "created": int(record.created_at),
-        "model": record.response["model"],
+        "id": response.id.replace("resp_", "cmpl-"), "object": "text_completion", "created": int(response.created_at),
+        "model": response.object["model"],
     }  # fmt: skip
 
 
-def _choice(text: str, index: int, ended: Record | None = None) -> Json:
+def _choice(text: str, index: int, ended: Response | None = None) -> Json:
     """A choice, or a piece of one that has not ended."""
-    reason = None if ended is None else "stop" if ended.response["status"] == "completed" else "length"
+    reason = None if ended is None else "stop" if ended.object["status"] == "completed" else "length"
     return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
 
 
-def _text(record: Record) -> str:
-    items = record.response["output"]
+def _text(response: Response) -> str:
+    items = response.object["output"]
     return "".join(part["text"] for item in items if item["type"] == "message" for part in item["content"])
 
 
-async def _frames(records: list[Record], echoes: list[str], asked: Completion) -> AsyncGenerator[str, None]:
-    head = _head(records[0])
-    pieces = (_pieces(record, number, echoes[number]) for number, record in enumerate(records))
+async def _frames(responses: list[Response], echoes: list[str], asked: Completion) -> AsyncGenerator[str, None]:
+    head = _head(responses[0])
+    pieces = (_pieces(response, number, echoes[number]) for number, response in enumerate(responses))
     try:
         async for choice in merged(pieces):
             yield f"data: {dumps({**head, 'choices': [choice]})}\n\n"
@@ -134,17 +134,17 @@ async def _frames(records: list[Record], echoes: list[str], asked: Completion) -
         yield f"data: {dumps({'error': error.body()})}\n\n"
         return
     if asked.stream_options.include_usage:
-        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(records, asked.n)})}\n\n"
+        yield f"data: {dumps({**head, 'choices': [], 'usage': usage(responses, asked.n)})}\n\n"
     yield "data: [DONE]\n\n"
 
 
-async def _pieces(record: Record, index: int, echo: str) -> AsyncGenerator[Json, None]:
+async def _pieces(response: Response, index: int, echo: str) -> AsyncGenerator[Json, None]:
     """Of one choice, its end last. Raises ApiError where it has failed."""
     if echo:
         yield _choice(echo, index)
-    async for event in record.follow():
+    async for event in response.follow():
         if event["type"] == "response.output_text.delta":
             yield _choice(event["delta"], index)
-    if (error := failure_of(record)) is not None:
+    if (error := failure_of(response)) is not None:
         raise error
-    yield _choice("", index, record)
+    yield _choice("", index, response)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from holdfast.agent.server.http import ERROR_SHAPES, SERVICE, USER, json_response, read_json, send_frames
 from holdfast.agent.server.json import ApiError, Json, dumps
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.translations.chat_completions import failure_of
 from holdfast.agent.server.translations.choices import all_over, begin, leave
 from holdfast.agent.server.translations.messages_request import asked_of, counted_of
@@ -31,15 +31,15 @@ DELTAS = {
 async def create_message(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
     wanted, names = await asyncio.to_thread(asked_of, await read_json(request))
-    records = await begin(service, request[USER], [(wanted, None)], names)
-    record = records[0]
+    responses = await begin(service, request[USER], [(wanted, None)], names)
+    response = responses[0]
     if wanted.stream:
-        return await send_frames(request, _frames(record), lambda: leave(service, records))
-    await all_over(service, records)
-    if (error := failure_of(record)) is not None:
+        return await send_frames(request, _frames(response), lambda: leave(service, responses))
+    await all_over(service, responses)
+    if (error := failure_of(response)) is not None:
         raise error
-    content = [block for item in record.response["output"] if (block := _block(item)) is not None]
-    return json_response({**_message(record), "content": content, **_end(record), "usage": _usage(record)})
+    content = [block for item in response.object["output"] if (block := _block(item)) is not None]
+    return json_response({**_message(response), "content": content, **_end(response), "usage": _usage(response)})
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
@@ -52,29 +52,29 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
         raise names.said(e) from None
 
 
-def _message(record: Record) -> Json:
+def _message(response: Response) -> Json:
     """One that has just begun."""
     return {
-        "id": record.id.replace("resp_", "msg_"), "type": "message", "role": "assistant",
-        "model": record.response["model"], "content": [], "stop_reason": None, "stop_sequence": None,
-        "usage": {"input_tokens": record.num_input_tokens, "output_tokens": 0},
+        "id": response.id.replace("resp_", "msg_"), "type": "message", "role": "assistant",
+        "model": response.object["model"], "content": [], "stop_reason": None, "stop_sequence": None,
+        "usage": {"input_tokens": response.num_input_tokens, "output_tokens": 0},
     }  # fmt: skip
 
 
-def _end(record: Record) -> Json:
+def _end(response: Response) -> Json:
     """Why it has ended."""
     reason = "end_turn"
-    if record.response["status"] != "completed":
+    if response.object["status"] != "completed":
         reason = "max_tokens"
-    elif record.calls:
+    elif response.calls:
         reason = "tool_use"
-    elif record.stopped_by is not None:
+    elif response.stopped_by is not None:
         reason = "stop_sequence"
-    return {"stop_reason": reason, "stop_sequence": record.stopped_by}
+    return {"stop_reason": reason, "stop_sequence": response.stopped_by}
 
 
-def _usage(record: Record) -> Json:
-    given = record.response["usage"]
+def _usage(response: Response) -> Json:
+    given = response.object["usage"]
     num_cached = given["input_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": given["input_tokens"] - num_cached, "cache_creation_input_tokens": 0,
@@ -96,11 +96,11 @@ def _called(item: Json) -> Json:
     return {"type": "tool_use", "id": item["call_id"], "name": item["name"], "input": {}}
 
 
-async def _frames(record: Record) -> AsyncGenerator[str, None]:
+async def _frames(response: Response) -> AsyncGenerator[str, None]:
     """SSE of a response that runs."""
-    yield _frame("message_start", {"message": _message(record)})
+    yield _frame("message_start", {"message": _message(response)})
     index = -1
-    async for event in record.follow():
+    async for event in response.follow():
         kind = event["type"]
         if kind == "response.output_item.added" and (block := _block(event["item"])) is not None:
             index += 1
@@ -113,10 +113,10 @@ async def _frames(record: Record) -> AsyncGenerator[str, None]:
                 delta = {"type": "signature_delta", "signature": ""}
                 yield _frame("content_block_delta", {"index": index, "delta": delta})
             yield _frame("content_block_stop", {"index": index})
-    if (error := failure_of(record)) is not None:
+    if (error := failure_of(response)) is not None:
         yield _frame("error", _error(error))
         return
-    yield _frame("message_delta", {"delta": _end(record), "usage": _usage(record)})
+    yield _frame("message_delta", {"delta": _end(response), "usage": _usage(response)})
     yield _frame("message_stop", {})
 
 

@@ -114,7 +114,7 @@ def test_text_never_becomes_control_tokens(server: Server, client: openai.OpenAI
         model=MODEL, instructions=control, tools=[tool], input=[{"role": "user", "content": control}], max_output_tokens=1,
     )  # fmt: skip
     tokenizer = server.running.service.app.engine.tokenizer
-    ids = server.running.service.responses.records[response.id].ids.tolist()
+    ids = server.running.service.cache.in_memory[response.id].ids.tolist()
     with_harmless = client.responses.create(
         model=MODEL,
         instructions="x",
@@ -122,7 +122,7 @@ def test_text_never_becomes_control_tokens(server: Server, client: openai.OpenAI
         input="x",
         max_output_tokens=1,
     )
-    harmless = server.running.service.responses.records[with_harmless.id].ids.tolist()
+    harmless = server.running.service.cache.in_memory[with_harmless.id].ids.tolist()
 
     def specials(ids: list[int]) -> list[int]:
         return [id for id in ids[:-1] if id in tokenizer.special_ids]
@@ -334,8 +334,8 @@ def test_who_asks_for_hundreds_of_responses_waits_for_them_alone(tmp_path: Path)
         ann, bob = (server.client(tokens[name]) for name in ("ann", "bob"))
         for number in range(200):
             ann.responses.create(model=MODEL, input=f"{number} " * 300, max_output_tokens=1, background=True)
-        under_way = [record.owner for record in server.running.service.responses.in_flight()].count("ann")
+        under_way = [response.owner for response in server.running.service.cache.in_flight()].count("ann")
         assert under_way > 2 * MAX_ACTIVE
         assert bob.responses.create(model=MODEL, input=TELL).status == "completed"
-        left = [record.owner for record in server.running.service.responses.in_flight()].count("ann")
+        left = [response.owner for response in server.running.service.cache.in_flight()].count("ann")
         assert left > under_way // 4  # in the order of coming it would be none

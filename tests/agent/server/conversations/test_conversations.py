@@ -138,7 +138,7 @@ def test_a_stream_and_a_socket_may_name_a_conversation(client: openai.OpenAI) ->
 def test_an_addition_that_was_cut_off_is_not_there_and_one_that_is_missing_is_told(
     server: Server, client: openai.OpenAI
 ) -> None:
-    store = server.running.service.responses.store
+    store = server.running.service.cache.store
     message: Any = {"role": "user", "content": TELL}
     kept = client.conversations.create(items=[message])
     row = store.get(f"{kept.id}.0", "owner")

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from holdfast.agent.server.responses.response import Record
+from holdfast.agent.server.responses.response import Response
 from tests.agent.server.serving import ENDLESS, MODEL, Server, served
 
 FORMAT = {"type": "json_schema", "name": "numbers", "schema": ENDLESS}
@@ -21,19 +21,19 @@ CHAT = {
 }  # fmt: skip
 
 
-def speaking(server: Server) -> Record:
+def speaking(server: Server) -> Response:
     """The response that runs, once the model has said something."""
     while True:
-        for record in server.running.service.responses.in_flight():
-            if any(event["type"] == "response.output_text.delta" for event in record.events):
-                return record
+        for response in server.running.service.cache.in_flight():
+            if any(event["type"] == "response.output_text.delta" for event in response.events):
+                return response
         time.sleep(0.01)
 
 
-def wait_for_end(record: Record) -> dict[str, Any]:
-    while not record.is_over:
+def wait_for_end(response: Response) -> dict[str, Any]:
+    while not response.is_over:
         time.sleep(0.01)
-    return record.response
+    return response.object
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
@@ -48,13 +48,13 @@ def test_a_client_that_leaves_ends_its_response_and_what_came_is_kept(
     head += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         client.sendall((head + text).encode())
-        record = speaking(server)
-    ended = wait_for_end(record)
+        response = speaking(server)
+    ended = wait_for_end(response)
     assert ended["status"] == "incomplete" and 0 < ended["usage"]["output_tokens"] < 4000
     assert ended["output"][0]["content"][0]["text"].startswith("[")
     if store:
         with server.client() as official:
-            assert official.responses.retrieve(record.id).output_text.startswith("[")
+            assert official.responses.retrieve(response.id).output_text.startswith("[")
 
 
 def test_one_in_the_background_goes_on_and_so_does_one_that_only_a_watcher_leaves(server: Server) -> None:
@@ -62,9 +62,9 @@ def test_one_in_the_background_goes_on_and_so_does_one_that_only_a_watcher_leave
         id = client.responses.create(**ASKED, background=True).id  # type: ignore[call-overload]
         with client.responses.retrieve(id, stream=True) as watching:
             next(event for event in watching if event.type == "response.output_text.delta")
-        record = server.running.service.responses.records[id]
-        told = len(record.events)
-        while len(record.events) < told + 20:
+        response = server.running.service.cache.in_memory[id]
+        told = len(response.events)
+        while len(response.events) < told + 20:
             time.sleep(0.01)
         assert client.responses.cancel(id).status == "cancelled"
 

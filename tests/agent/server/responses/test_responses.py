@@ -385,7 +385,7 @@ def test_a_conversation_that_is_too_long_loses_its_beginning_when_that_is_asked_
             texts.append(text)
             inputs.append(response.usage.input_tokens)
             before = response.id
-        ids = server.running.service.responses.records[before].ids.tolist()
+        ids = server.running.service.cache.in_memory[before].ids.tolist()
         said = server.running.service.app.engine.tokenizer.decode(ids)
         kept = [f"note {turn}:" in said for turn in range(12)]
         assert kept == sorted(kept) and kept[-2:] == [True, True] and not kept[0]

@@ -323,7 +323,7 @@ def test_what_is_not_stored_ends_with_its_connection(server: Server, is_clean: b
             if not is_clean:
                 socket.socket.transport.abort()
         ended = asyncio.get_running_loop().time() + 5
-        while left := [record for record in server.running.service.responses.in_flight() if not record.is_stored]:
+        while left := [response for response in server.running.service.cache.in_flight() if not response.is_stored]:
             assert asyncio.get_running_loop().time() < ended, left[0].response["status"]
             await asyncio.sleep(0.05)
 
