@@ -1,7 +1,7 @@
-"""What happens in one live session, as numbered events that any number of watchers follow, each at its own pace.
+"""Numbered events that any number of watchers follow, each at its own pace: of a response, or of an open session.
 
-Keeps the last turn: a watcher that comes late sees it whole, one that fell behind more than that is told to read the log.
-Must not know sessions or sockets.
+Owns the numbers, and how many events are kept. A watcher that comes late sees all that is kept; one that has missed more
+is told to read the session's log. Must not know responses, sessions or sockets.
 """
 
 import asyncio
@@ -11,71 +11,83 @@ from collections.abc import AsyncGenerator
 
 from holdfast.agent.server.json import Json
 
-MAX_KEPT = 20_000  # events; a turn of more loses its oldest
 RELOAD = {"type": "reload"}
 
 
-class Feed:
-    """Ids are `FEED.NUMBER`: those of a feed that has ended, with its server, are never taken for this one's."""
+class EventLog:
+    """Event number n, from 0 on, has the id `LOG.N` with N = n + 1. LOG is random: an id of another log, perhaps of a
+    server that has ended, is never taken for one of this log. With `max_kept` the oldest events are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_kept: int | None = None) -> None:
         self._id = secrets.token_hex(4)
+        self._max_kept = max_kept
         self._events: deque[Json] = deque()
-        self._first = 1  # number of the oldest event that is kept
+        self._first = 0  # number of the oldest event that is kept
         self._changed = asyncio.Event()
         self._is_closed = False
         self.num_watchers = 0
 
     @property
+    def num_events(self) -> int:
+        """All that were appended, so the number of the next one."""
+        return self._first + len(self._events)
+
+    @property
     def last_id(self) -> str:
-        """Of the newest event."""
-        return f"{self._id}.{self._first + len(self._events) - 1}"
+        """The id of the newest event."""
+        return f"{self._id}.{self.num_events}"
 
-    def begin_turn(self) -> None:
-        """What came before is in the log: it is kept no longer."""
-        self._first += len(self._events)
-        self._events.clear()
+    def kept(self) -> list[Json]:
+        """The events that are kept, the oldest first."""
+        return list(self._events)
 
-    def emit(self, event: Json) -> None:
-        """Publish; whoever watches wakes up."""
+    def append(self, event: Json) -> None:
+        """Publish an event: every watcher wakes up."""
         self._events.append(event)
-        if len(self._events) > MAX_KEPT:
+        if self._max_kept is not None and len(self._events) > self._max_kept:
             self._events.popleft()
             self._first += 1
         self._wake()
 
+    def drop(self) -> None:
+        """Keep none of the events so far; the numbers go on."""
+        self._first += len(self._events)
+        self._events.clear()
+
     def close(self) -> None:
-        """Nothing comes any more: every watcher ends."""
+        """No more events come: every watcher ends after the last one."""
         self._is_closed = True
         self._wake()
 
-    async def follow(self, after: str | None) -> AsyncGenerator[tuple[str, Json], None]:
-        """(id, event) of what came after an id, or of all that is kept, and of what comes. `RELOAD` has no id."""
-        at = self._first if after is None else self._number_after(after)
+    def number_after(self, id: str | None) -> int | None:
+        """The number of the event after the one with this id, without an id of the oldest that is kept; None for an id
+        that no event of this log has."""
+        if id is None:
+            return self._first
+        log, _, number = id.partition(".")
+        if log != self._id or not number.isdecimal() or len(number) > 12 or int(number) > self.num_events:
+            return None
+        return int(number)
+
+    async def follow(self, number: int | None) -> AsyncGenerator[tuple[str, Json], None]:
+        """(id, event) of the events from this number on, those to come included, until the log is closed. `RELOAD`, with
+        an empty id, comes before the first that is kept where `number` is None or was dropped."""
         self.num_watchers += 1
         try:
             while True:
-                if at is None or at < self._first:
+                if number is None or number < self._first:
                     yield "", RELOAD
-                    at = self._first
-                while self._first <= at < self._first + len(self._events):
-                    yield f"{self._id}.{at}", self._events[at - self._first]
-                    at += 1
-                if at < self._first:
+                    number = self._first
+                while self._first <= number < self.num_events:
+                    yield f"{self._id}.{number + 1}", self._events[number - self._first]
+                    number += 1
+                if number < self._first:
                     continue
                 if self._is_closed:
                     return
                 await self._changed.wait()
         finally:
             self.num_watchers -= 1
-
-    def _number_after(self, id: str) -> int | None:
-        """None for what is no id of an event of this feed."""
-        feed, _, number = id.partition(".")
-        if feed != self._id or not number.isdecimal() or len(number) > 12:
-            return None
-        next_number = int(number) + 1
-        return next_number if next_number <= self._first + len(self._events) else None
 
     def _wake(self) -> None:
         self._changed.set()

@@ -148,8 +148,9 @@ async def run(response: Response, turn: Turn) -> tuple[Json, Usage]:
 
 async def _follow(response: Response, turn: Turn, output: Output) -> Json:
     """The last event of the turn."""
+    log = turn.live.events
     calls: dict[str, int] = {}
-    async with aclosing(turn.live.feed.follow(turn.after)) as events:
+    async with aclosing(log.follow(log.number_after(turn.after))) as events:
         async for _, event in events:
             kind = event["type"]
             if kind == "text":

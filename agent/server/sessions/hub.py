@@ -15,7 +15,7 @@ from pathlib import Path
 from holdfast.agent.app import App
 from holdfast.agent.config import UsageError, prompt_problem
 from holdfast.agent.events import ApprovalNeeded, Error, Event, TurnDone
-from holdfast.agent.server.event_log import Feed
+from holdfast.agent.server.event_log import EventLog
 from holdfast.agent.server.json import ApiError, Json, bad
 from holdfast.agent.session.approvals import Approvals, Policy
 from holdfast.agent.session.catalog import SessionCatalog
@@ -28,6 +28,7 @@ IDLE_S = 900.0  # unwatched and unused for so long, a session is saved and close
 CHECK_S = 30.0
 MAX_OPEN = 64  # the longest unused are closed for new ones
 MAX_IN_USE = 32  # of one user, running or watched
+MAX_EVENTS = 20_000  # kept of a turn, for clients that come late; a longer one loses its oldest
 COUNTED = ("new", "from_memory", "from_disk", "prefilled_again", "output_tokens")
 
 
@@ -38,7 +39,7 @@ class OpenSession:
     session: Session
     approvals: Approvals
     group: asyncio.TaskGroup
-    feed: Feed = field(default_factory=Feed)
+    events: EventLog = field(default_factory=lambda: EventLog(MAX_EVENTS))
     turn: int | None = None  # under way
     used_at: float = field(default_factory=time.monotonic)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
@@ -56,7 +57,7 @@ class OpenSession:
 
     @property
     def is_in_use(self) -> bool:
-        return self.is_running or self.feed.num_watchers > 0
+        return self.is_running or self.events.num_watchers > 0
 
     async def begin(self, prompt: str, policy: Policy) -> str:
         """Start a turn; gives the id after which its events come. Raises ApiError."""
@@ -64,11 +65,11 @@ class OpenSession:
             raise bad(problem, "prompt")
         await self._settled()
         self.turn, self.used_at = self.session.log.num_turns + 1, time.monotonic()
-        after = self.feed.last_id
+        after = self.events.last_id
         self.approvals.policy = policy
         self._answered.clear()
-        self.feed.begin_turn()
-        self.feed.emit({"type": "user", "text": prompt, "turn": self.turn})
+        self.events.drop()
+        self.events.append({"type": "user", "text": prompt, "turn": self.turn})
         self._task = self.group.create_task(self._run(prompt))
         return after
 
@@ -93,7 +94,7 @@ class OpenSession:
             raise ApiError(404, f"no call waits for approval under the id {call_id}", "approval_not_found", "id")
         self._answered[call_id] = is_approved
         self._questions.pop(call_id).set_result(is_approved)
-        self.feed.emit({"type": "approval_done", "id": call_id, "approved": is_approved})
+        self.events.append({"type": "approval_done", "id": call_id, "approved": is_approved})
 
     async def rewind(
         self, turn: int | None, token: int | None, branch: int | None, catalog: SessionCatalog
@@ -108,12 +109,14 @@ class OpenSession:
         if branch is None:
             await to_end(catalog.rewound, before, log)
         self.used_at = time.monotonic()
-        self.feed.begin_turn()
-        self.feed.emit({"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)})
+        self.events.drop()
+        self.events.append(
+            {"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)}
+        )
         return files
 
     async def ask(self, call: ApprovalNeeded) -> bool:
-        """Somebody's answer; the question itself is in the feed."""
+        """A client's answer; the question itself is among the events."""
         question = asyncio.get_running_loop().create_future()
         self._questions[call.id] = question
         try:
@@ -127,7 +130,7 @@ class OpenSession:
         if self._task is not None:
             await asyncio.wait({self._task})
         await self.session.aclose()
-        self.feed.close()
+        self.events.close()
 
     async def _settled(self) -> None:
         """The last turn has ended, and begun its save. Raises ApiError while one runs."""
@@ -159,13 +162,13 @@ class OpenSession:
         if isinstance(event, TurnDone | Error):
             self._end(event.model_dump(mode="json"))
         else:
-            self.feed.emit(event.model_dump(mode="json"))
+            self.events.append(event.model_dump(mode="json"))
 
     def _end(self, event: Json) -> None:
         """The turn is over for whoever watches, if it was not; it may still be saved."""
         if self.turn is not None:
             self.turn, self.used_at = None, time.monotonic()
-            self.feed.emit(event)
+            self.events.append(event)
 
 
 class SessionHub:

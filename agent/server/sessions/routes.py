@@ -115,7 +115,7 @@ async def delete_session(request: web.Request) -> web.StreamResponse:
     if (live := sessions.find(info)) is not None:
         if live.is_running:
             raise ApiError(409, "a turn of this session is under way: cancel it first", "turn_running")
-        live.feed.emit({"type": "closed"})
+        live.events.append({"type": "closed"})
         await sessions.close(info.name)
     try:
         freed = await asyncio.to_thread(sessions.catalog.remove, info)
@@ -157,18 +157,18 @@ async def begin_turn(request: web.Request) -> web.StreamResponse:
 
 
 async def watch(request: web.Request) -> web.StreamResponse:
-    """The events of a session as SSE: see `Feed`."""
+    """The events of a session as SSE: see `EventLog`."""
     after = request.query.get("after", request.headers.get("Last-Event-ID"))
     if after is not None and len(after) > MAX_EVENT_ID_CHARS:
         raise bad("after must be the id of an event", "after")
     live, sessions = await opened(request), request.app[SESSIONS]
     if after is None and not live.is_running:
-        after = live.feed.last_id
+        after = live.events.last_id
 
     async def frames() -> AsyncGenerator[str, None]:
         now = {**await summary(sessions, live.info), **await context(sessions, live.info), "turn": live.turn}
         yield frame("", {"type": "session", **now})
-        async for id, event in live.feed.follow(after):
+        async for id, event in live.events.follow(live.events.number_after(after)):
             yield frame(id, event)
 
     return await send_frames(request, frames())
