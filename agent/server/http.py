@@ -156,18 +156,18 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = create_request(await read_json(request))
     response = await service.create(user, body)
     if body.stream:
-        return await stream(request, response, on_gone=lambda: service.leave(response))
+        return await stream(request, response, on_gone=response.leave)
     if not body.background:
-        await until_over(service, response)
+        await until_over(response)
     return json_response(response.object)
 
 
-async def until_over(service: Service, response: Response) -> None:
+async def until_over(response: Response) -> None:
     """Wait for the end; a client that leaves ends it."""
     try:
         await response.over()
     except asyncio.CancelledError:
-        service.leave(response)
+        response.leave()
         raise
 
 
@@ -245,10 +245,10 @@ async def cancel(request: web.Request) -> web.StreamResponse:
     """Of any response that runs, not only of one in the background."""
     response = await found(request)
     if not response.is_over:
-        request.app[SERVICE].stop(response)
+        response.cancel()
         await response.over()
-    elif response.object["status"] != "cancelled":
-        raise bad(f"a response that is {response.object['status']} cannot be cancelled", "response_id")
+    elif response.status != "cancelled":
+        raise bad(f"a response that is {response.status} cannot be cancelled", "response_id")
     return json_response(response.object)
 
 

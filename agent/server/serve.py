@@ -114,7 +114,7 @@ async def _stop(app: web.Application) -> None:
     if ending:
         await asyncio.wait(ending, timeout=STOP_S)
     for response in service.cache.in_flight():
-        service.stop(response)
+        response.cancel()
     await app[SESSIONS].aclose()
     await close_all(app)
 

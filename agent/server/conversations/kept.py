@@ -79,6 +79,10 @@ class KeptConversations:
         removed = set(kept.removed)
         return [item for item in found if item["id"] not in removed]
 
+    async def history(self, owner: str, id: str | None) -> list[Json]:
+        """The items of the conversation that a request belongs to; none where it belongs to none."""
+        return [] if id is None else await self.items(owner, await self.get(owner, id, "conversation"))
+
     async def add(self, owner: str, id: str, items: list[Json]) -> None:
         """Items come at its end."""
         await self._add(owner, await self.get(owner, id), items)

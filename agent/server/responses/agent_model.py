@@ -5,22 +5,21 @@ session has left behind is a fork of the session. Must not know HTTP, nor how re
 """
 
 import asyncio
-import secrets
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.agent.encoding.deltas import TextDelta, ThinkingDelta
 from holdfast.agent.events import Usage
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError, Json, bad, unsupported
-from holdfast.agent.server.responses.items import normal_items, opening_of
-from holdfast.agent.server.responses.output import Output, ended, response_object, stopped, usage_object
-from holdfast.agent.server.responses.request import OWN_EVENTS, Create
-from holdfast.agent.server.responses.response import Response
-from holdfast.agent.server.responses.transcript import Line, digests, lines_of, num_known, prompt_of
+from holdfast.agent.server.responses.cache import ResponseCache
+from holdfast.agent.server.responses.items import as_items, normal_items, opening_of
+from holdfast.agent.server.responses.output import Output
+from holdfast.agent.server.responses.request import Create
+from holdfast.agent.server.responses.response import End, Response, new_id, new_response
+from holdfast.agent.server.responses.transcript import Line, answer_of, digests, lines_of, num_known, prompt_of
 from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import open_session, shown_name, start_session
 from holdfast.agent.session.approvals import Policy
@@ -34,9 +33,9 @@ Find = Callable[[bytes], Awaitable[Response | None]]
 
 @dataclass(frozen=True)
 class Turn:
-    """Of a live session, for one response: its events come after `after`, on a branch."""
+    """The turn of an open session that makes a response: its events come after the one with the id `after`."""
 
-    live: OpenSession
+    opened: OpenSession
     after: str
 
 
@@ -48,29 +47,35 @@ class AgentModel:
     workspace: Path
 
     async def begin(
-        self, user: User, request: Create, before: Response | None, session_id: int, find: Find
+        self, user: User, request: Create, history: list[Json], before: Response | None, cache: ResponseCache
     ) -> tuple[Response, Turn]:
-        """Start the turn that a request asks for; `session_id` is where the user's responses are kept, and `find` finds one
-        by what was said up to it. Raises ApiError."""
+        """Start the turn that a request asks for; `history` are the items of the conversation that it belongs to. Raises
+        ApiError."""
         policy = request.metadata.get(APPROVE, Policy.READ)
         if policy not in set(Policy):
             raise bad(f"metadata {APPROVE} must be one of {', '.join(Policy)}", "metadata")
-        id, now = f"resp_{secrets.token_hex(16)}", time.time()
-        given = normal_items(request.input, f"in_{id[5:]}_")
+        id = new_id()
+        given = normal_items([*history, *as_items(request.input)], f"in_{id[5:]}_")
         _refuse_unusual(request)
         lines = lines_of(given)
         digest = digests(lines, *([before.digest] if before else []))[-1]
-        live, lines = await self._place(user, request, before, lines, find)
+        session_id = await cache.session(user.name)
+        opened, lines = await self._place(user, request, before, lines, lambda said: cache.find(user, session_id, said))
         told = [("system", request.instructions)] if request.instructions else []
-        after = await live.begin(prompt_of([*told, *lines]), Policy(policy))
-        opening = opening_of(request, [])
-        shown = response_object(id, request, opening, now, self.sessions.app.settings.temperature)
-        shown["holdfast"] = {"session": shown_name(live.info), "branch": live.info.branch, "turn": live.turn}
-        response = Response(
-            id, user.name, session_id, now, shown, given, opening.digest(), digest,
-            wants_own_events=OWN_EVENTS in request.include,
-        )  # fmt: skip
-        return response, Turn(live, after)
+        after = await opened.begin(prompt_of([*told, *lines]), Policy(policy))
+        place = {"session": shown_name(opened.info), "branch": opened.info.branch, "turn": opened.turn}
+        response = new_response(
+            id,
+            request,
+            opening_of(request, []),
+            owner=user.name,
+            session_id=session_id,
+            input=given[len(history) :],
+            digest=digest,
+            temperature=self.sessions.app.settings.temperature,
+            agent_turn=place,
+        )
+        return response, Turn(opened, after)
 
     async def _place(
         self, user: User, request: Create, before: Response | None, lines: list[Line], find: Find
@@ -96,21 +101,21 @@ class AgentModel:
         if before is None:
             name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)
             return await start_session(self.sessions, user, self.workspace, workspace, name, resume=name is not None)
-        place = before.object.get("holdfast")
+        place = before.agent_turn
         if place is None:
             raise bad(f"the previous response is not {AGENT_MODEL}'s: go on with its own model", "previous_response_id")
         try:
-            live = await open_session(self.sessions, user, place["session"])
+            opened = await open_session(self.sessions, user, place["session"])
         except ApiError as e:
             if e.code != "session_not_found":
                 raise
             text = f"The session of response '{before.id}' was deleted."
             raise ApiError(400, text, "previous_response_not_found", "previous_response_id") from None
-        log = live.session.log
-        if (live.info.branch, log.num_turns) == (place["branch"], place["turn"]) and not live.is_running:
-            return live
+        log = opened.session.log
+        if (opened.info.branch, log.num_turns) == (place["branch"], place["turn"]) and not opened.is_running:
+            return opened
         catalog = self.sessions.catalog
-        fork = await asyncio.to_thread(catalog.fork, live.info, place["turn"], None, None, place["branch"])
+        fork = await asyncio.to_thread(catalog.fork, opened.info, place["turn"], None, None, place["branch"])
         return await self.sessions.open(fork)
 
 
@@ -124,31 +129,26 @@ def _refuse_unusual(request: Create) -> None:
         raise unsupported(f"{AGENT_MODEL} cannot read ahead", "generate")
 
 
-async def run(response: Response, turn: Turn) -> tuple[Json, Usage]:
-    """The response as it has ended, once its turn has; a response that is cancelled or steered ends the turn."""
-    response.emit("response.in_progress", {"response": response.object})
+async def run(response: Response, turn: Turn) -> End:
+    """Follow the turn to its end; a response that is cancelled or steered ends the turn."""
+    response.emit_object("response.in_progress")
     output = Output(response.emit, response.id)
-    response.task = following = asyncio.create_task(_follow(response, turn, output))
-    if response.is_cancelled:
-        following.cancel()
     last: Json
-    response.on_steer = turn.live.interrupt
     try:
-        last = await following
+        last = await response.run(_follow(response, turn, output), on_steer=turn.opened.interrupt)
     except asyncio.CancelledError:
-        await turn.live.cancel()
+        await turn.opened.cancel()
         if not response.is_cancelled:
             raise
         last = {"type": "interrupted"}
     output.close(is_cut=last["type"] != "turn_done")
     output.abandon_calls()
-    usage = Usage.model_validate({k: v for k, v in last.get("usage", {}).items() if k != "input_tokens"})
-    return _end(response, last, output, usage), usage
+    return _end(response, last, output)
 
 
 async def _follow(response: Response, turn: Turn, output: Output) -> Json:
     """The last event of the turn."""
-    log = turn.live.events
+    log = turn.opened.events
     calls: dict[str, int] = {}
     async with aclosing(log.follow(log.number_after(turn.after))) as events:
         async for _, event in events:
@@ -169,16 +169,14 @@ async def _follow(response: Response, turn: Turn, output: Output) -> Json:
     return {"type": "error", "message": "the session was closed"}
 
 
-def _end(response: Response, last: Json, output: Output, usage: Usage) -> Json:
-    counted = usage_object(usage, 0)
-    response.explain(usage.why)
+def _end(response: Response, last: Json, output: Output) -> End:
+    usage = Usage.model_validate({k: v for k, v in last.get("usage", {}).items() if k != "input_tokens"})
+    said = digests(answer_of(output.items), response.digest)
+    end = End(status="completed", output=output.items, usage=usage, digest=said[-1] if said else None)
     if last["type"] == "turn_done":
-        return ended(response.object, "completed", output.items, counted, {})
+        return end
     if last["type"] == "error":
-        error = {"code": "server_error", "message": last["message"]}
-        return ended(response.object, "failed", output.items, counted, {"error": error})
+        return end.failed(last["message"])
     if response.steering:
-        response.is_steered = True
-        details = {"incomplete_details": {"reason": "steered"}}
-        return ended(response.object, "incomplete", output.items, counted, details)
-    return stopped(response.object, response.is_left, output.items, counted)
+        return replace(end, status="incomplete", reason="steered")
+    return replace(end, status=response.cancelled_status)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError
-from holdfast.agent.server.responses.response import Response, response_of
-from holdfast.memory import ResponseStore
+from holdfast.agent.server.responses.response import End, Response, response_of
+from holdfast.memory import ResponseStore, StoredResponse
 
 MAX_RESPONSES = 512  # in memory
 MAX_TOKENS = 2**23
@@ -54,12 +54,12 @@ class ResponseCache:
         response = await self.get(user, id, local)
         if response is not None and not response.is_over:
             await response.over()
-        if response is None or response.object["status"] == "failed":
+        if response is None or response.status == "failed":
             text = f"Previous response with id '{id[:100]}' not found."
             raise ApiError(400, text, "previous_response_not_found", "previous_response_id")
         return response
 
-    async def with_content(self, user: User, session: int, digest: bytes) -> Response | None:
+    async def find(self, user: User, session: int, digest: bytes) -> Response | None:
         """The last response of a session after which exactly this was said."""
         found = self._by_digest.get((session, digest))
         if found is None:
@@ -73,6 +73,22 @@ class ResponseCache:
             session = await asyncio.to_thread(self.store.session, owner, self.identity)
             self._sessions[owner] = session.id
         return self._sessions[owner]
+
+    async def store_begun(self, response: Response) -> None:
+        """Store a response that has just begun: it is found after a crash, and has failed then."""
+        await asyncio.to_thread(lambda: self.store.put_body(response.row()))
+
+    async def store_ended(self, response: Response, end: End) -> StoredResponse:
+        """Store a response with its end, before that is published; gives its row. Raises StoreError."""
+        return await asyncio.to_thread(self._store, response, end)
+
+    def _store(self, response: Response, end: End) -> StoredResponse:
+        row = response.row(end)
+        if response.agent_turn is not None:  # its log is that of a session
+            self.store.put_body(row)
+            return row
+        ids, parent = response.ids if end.ids is None else end.ids, response.before.branch if response.before else 0
+        return self.store.put(row, ids, parent, response.num_known_tokens)
 
     def remember(self, response: Response) -> None:
         """Keep a response in memory, and let the oldest that are over go: the stored ones come back when asked for."""

@@ -8,17 +8,26 @@ import asyncio
 import hashlib
 import re
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.agent.app import App
 from holdfast.agent.server.access import User
+from holdfast.agent.server.conversations.kept import KeptConversations
 from holdfast.agent.server.json import ApiError, Json, bad
 from holdfast.agent.server.responses.cache import ResponseCache
-from holdfast.agent.server.responses.items import Message, Opening, encode, fingerprints, opening_of, talk_of
+from holdfast.agent.server.responses.items import (
+    Message,
+    Opening,
+    encode,
+    fingerprints,
+    normal_items,
+    opening_of,
+    talk_of,
+)
 from holdfast.agent.server.responses.request import Create
 from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.truncation import LEFT_SHARE, shortened
+from holdfast.agent.server.validation import Names
 from holdfast.engine import TooManyTokens
 
 ITEM_ID = re.compile(r"(?:rs|msg|fc|in|mcp)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
@@ -33,12 +42,28 @@ class Base:
     messages: list[Message]
     digest: bytes  # of everything, the new messages included
     before: Response | None = None
+    given: list[Json] = field(default_factory=list)  # the items of the request's input
+    ids: list[int] = field(default_factory=list)  # the tokens of what is new
+    num_ahead: int = 0  # how many of them can be read ahead
+
+    @property
+    def num_tokens(self) -> int:
+        """Those known and those that are new."""
+        return len(self.ids) + (len(self.before.ids) if self.before else 0)
 
 
-def going_on(request: Create, prompt: Sequence[int]) -> Base:
-    """From tokens that are no conversation."""
+def going_on(request: Create, prompt: list[int], limit: int) -> Base:
+    """From tokens that are no conversation. Raises ApiError for more than the context holds."""
+    refuse_too_long(len(prompt), limit)
     digest = hashlib.blake2b(array("i", prompt).tobytes(), digest_size=16, person=b"prompt").digest()
-    return Base(opening_of(request, []), [], [], digest)
+    return Base(opening_of(request, []), [], [], digest, ids=prompt[:])
+
+
+def refuse_too_long(num_tokens: int, limit: int) -> None:
+    """Raises ApiError where no room is left for an answer."""
+    if num_tokens >= limit:
+        text = f"This model's maximum context length is {limit} tokens, and the input has {num_tokens}."
+        raise ApiError(400, text, "context_length_exceeded", "input")
 
 
 @dataclass(frozen=True)
@@ -47,8 +72,41 @@ class Conversations:
 
     app: App
     cache: ResponseCache
+    kept: KeptConversations
 
-    async def resolved(self, user: User, given: str | list[Json], local: dict[str, Response]) -> str | list[Json]:
+    async def start(self, user: User, request: Create, id: str, local: dict[str, Response]) -> Base:
+        """What the response `id` goes on from, and the tokens of what is new; shortened when that is asked for. Raises
+        ApiError."""
+        wanted = await self._resolved(user, request.input, local)
+        given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
+        history = await self.kept.history(user.name, request.conversation_id)
+        said = [*history, *given]
+        try:
+            base = await self._base(user, request, said, local)
+            if base.before and base.before.agent_turn is not None:
+                text = f"the previous response is {base.before.object['model']}'s: go on with that model"
+                raise bad(text, "previous_response_id")
+            if not base.messages and request.generate:
+                raise bad("input is empty: there is nothing to answer", "input", "missing_required_parameter")
+            base = await self._fitting(user, request, said, local, base)
+        except ApiError as e:
+            names = [*(["conversation"] * len(history)), *(f"input[{number}]" for number in range(len(given)))]
+            raise Names({}, names).said(e) from None
+        base.given = given
+        return base
+
+    async def count(self, user: User, request: Create) -> int:
+        """The tokens that the model would read. Raises ApiError."""
+        given = await self._resolved(user, request.input, {})
+        history = await self.kept.history(user.name, request.conversation_id)
+        base = await self._base(user, request, [*history, *normal_items(given, "in_")], {})
+        try:
+            base.ids, _ = await self._encoded(base)
+        except TooManyTokens as e:
+            raise ApiError(400, str(e), "context_length_exceeded", "input") from None
+        return base.num_tokens
+
+    async def _resolved(self, user: User, given: str | list[Json], local: dict[str, Response]) -> str | list[Json]:
         """The input with the items that it only refers to; their ids say which response they are of."""
         if isinstance(given, str):
             return given
@@ -60,14 +118,14 @@ class Conversations:
             wanted = item.get("id")
             of = ITEM_ID.fullmatch(wanted) if isinstance(wanted, str) else None
             response = await self.cache.get(user, f"resp_{of[1]}", local) if of else None
-            known = [*response.input, *response.object["output"]] if response else []
+            known = [*response.input, *response.output] if response else []
             same = [other for other in known if other["id"] == wanted]
             if not same:
                 raise bad(f"Item with id '{str(wanted)[:100]}' not found.", f"input[{number}].id", "item_not_found")
             found += same[:1]
         return found
 
-    async def base(self, user: User, request: Create, given: list[Json], local: dict[str, Response]) -> Base:
+    async def _base(self, user: User, request: Create, given: list[Json], local: dict[str, Response]) -> Base:
         """Where the conversation of a request stands. With another opening it is read again from its items."""
         before = await self.cache.previous(user, request.previous_response_id, local)
         if before is None:
@@ -81,16 +139,15 @@ class Conversations:
         digest = digests[-1] if digests else before.digest
         return Base(opening, [*before.system, *said.system], [*before.pending, *said.messages], digest, before)
 
-    async def fitting(
+    async def _fitting(
         self, user: User, request: Create, given: list[Json], local: dict[str, Response], base: Base
-    ) -> tuple[Base, list[int], int]:
-        """Where the conversation stands and the tokens of what is new; shortened when that is asked for, so that an
-        answer has room too."""
+    ) -> Base:
+        """With the tokens of what is new; shortened when that is asked for, so that an answer has room too."""
         limit = self.app.engine.max_context
         wanted = request.max_output_tokens or self.app.settings.max_output_tokens
         most = limit - 1 - min(wanted, limit // 4)
         left: list[Json] | None = None
-        ids, ahead, total = await self._measured(base)
+        total = await self._measure(base)
         while request.truncation == "auto" and total > most:
             if left is None:
                 previous = await self.cache.previous(user, request.previous_response_id, local)
@@ -100,21 +157,20 @@ class Conversations:
                 break
             left = fewer
             base = await self._by_content(user, request, left)
-            ids, ahead, total = await self._measured(base)
-        if total >= limit:
-            text = f"This model's maximum context length is {limit} tokens, and the input has {total}."
-            raise ApiError(400, text, "context_length_exceeded", "input")
-        return base, ids, ahead
+            total = await self._measure(base)
+        refuse_too_long(total, limit)
+        return base
 
-    async def _measured(self, base: Base) -> tuple[list[int], int, int]:
-        """As `encoded`, and the tokens of all; where they are far too many, about how many, and no others."""
+    async def _measure(self, base: Base) -> int:
+        """Encode what is new; gives the tokens of all. Where they are far too many nothing is encoded, and it is about
+        how many."""
         try:
-            ids, ahead = await self.encoded(base)
+            base.ids, base.num_ahead = await self._encoded(base)
         except TooManyTokens as e:
-            return [], 0, e.num_tokens + len(base.before.ids if base.before else ())
-        return ids, ahead, len(ids) + len(base.before.ids if base.before else ())
+            return e.num_tokens + base.num_tokens
+        return base.num_tokens
 
-    async def encoded(self, base: Base) -> tuple[list[int], int]:
+    async def _encoded(self, base: Base) -> tuple[list[int], int]:
         """The tokens of what is new, and how many of them can be read ahead. Raises TooManyTokens for those of a text
         that no context holds."""
         before, engine = base.before, self.app.engine
@@ -135,7 +191,7 @@ class Conversations:
         for at in range(len(digests) - 2, -1, -1):
             if said.messages[at]["role"] != "assistant":
                 continue
-            before = await self.cache.with_content(user, session, digests[at])
+            before = await self.cache.find(user, session, digests[at])
             if before is not None and before.is_over and before.ids and not before.pending and before.opening == start:
                 base.messages, base.before = said.messages[at + 1 :], before
                 break
@@ -151,6 +207,6 @@ class Conversations:
                     "the previous response belongs to a conversation: with other instructions or tools go on from that"
                 )
                 raise bad(f"previous_response_id: {text}", "previous_response_id")
-            found.append([*at.input, *at.object["output"]])
+            found.append([*at.input, *at.output])
             at = await self.cache.previous(user, at.object["previous_response_id"], local)
         return [item for some in reversed(found) for item in some]

@@ -15,8 +15,13 @@ from holdfast.agent.server.responses.request import Create, constraint_of, force
 from holdfast.engine import Constraint, Engine, EngineError, SamplingParams
 
 
+def temperature_of(request: Create, settings: Settings) -> float:
+    """The temperature asked for, or that of the server."""
+    return settings.temperature if request.temperature is None else request.temperature
+
+
 async def sampling_of(
-    request: Create, opening: Opening, engine: Engine, settings: Settings, temperature: float, room: int
+    request: Create, opening: Opening, engine: Engine, settings: Settings, *, room: int
 ) -> SamplingParams:
     """The answer is text, held to the format if there is one, or calls; only where no tool may be called there is no
     control token, which a call begins with. Raises ApiError for a format or a tool that is not possible."""
@@ -29,7 +34,7 @@ async def sampling_of(
     tokenizer = engine.tokenizer
     stops = stop_ids(tokenizer)
     params = SamplingParams(
-        temperature=temperature,
+        temperature=temperature_of(request, settings),
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=max(request.top_k, 0),
         min_p=request.min_p,

@@ -1,9 +1,8 @@
-"""Running one response: state, prefill, sampling, and how it ends. Must not know who watches."""
+"""Running one response: state, prefill, sampling, and how it ends. Must not know which clients follow it."""
 
 import asyncio
 import logging
 from array import array
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -12,21 +11,20 @@ from holdfast.agent.encoding.encode import USER
 from holdfast.agent.encoding.parse import StreamParser
 from holdfast.agent.events import PrefillProgress, Usage
 from holdfast.agent.models.generate import generate
-from holdfast.agent.server.json import Json
-from holdfast.agent.server.responses.output import Output, ended, stopped, usage_object
+from holdfast.agent.server.responses.items import fingerprints, talk_of
+from holdfast.agent.server.responses.output import Output
 from holdfast.agent.server.responses.request import full_name, namespaces_of
 from holdfast.agent.server.responses.resident import FEED_TOKENS, Sequences
-from holdfast.agent.server.responses.response import Response
+from holdfast.agent.server.responses.response import End, Response
 from holdfast.engine import Engine, EngineError, SamplingParams, Sequence
 from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
-Finish = Callable[[Response, Json], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to feed after the response's `ids`, and how to sample; without `params` nothing is sampled."""
+class Generation:
+    """What to feed after the `ids` of a response, and how to sample; without `params` nothing is sampled."""
 
     ids: list[int]
     params: SamplingParams | None
@@ -37,15 +35,15 @@ class Plan:
 class Writing:
     """The message that the model writes, up to where it stops."""
 
-    def __init__(self, response: Response, plan: Plan, engine: Engine):
+    def __init__(self, response: Response, generation: Generation, engine: Engine):
         self.output = Output(response.emit, response.id, namespaces_of(response.object["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
         self.is_cut = True  # it did not come to its own end
-        is_held = plan.params is not None and plan.params.constraint is not None
-        self._parser = StreamParser(plan.is_thinking, in_pieces=True, unwraps=not is_held)
+        is_held = generation.params is not None and generation.params.constraint is not None
+        self._parser = StreamParser(generation.is_thinking, in_pieces=True, unwraps=not is_held)
         self._decoded = engine.tokenizer.stream()
-        self._stops = StopTexts(plan.stop)
+        self._stops = StopTexts(generation.stop)
 
     def token(self, token: int) -> bool:
         """Take in a sampled token; whether the message has ended."""
@@ -104,71 +102,61 @@ class StopTexts:
         return held
 
 
-async def run(response: Response, plan: Plan, engine: Engine, sequences: Sequences, finish: Finish) -> Usage:
-    """Sample the response, give `finish` its end, then keep its sequence. Only the death of the server raises."""
-    response.emit("response.in_progress", {"response": response.object})
-    writing = Writing(response, plan, engine)
+async def run(
+    response: Response, generation: Generation, engine: Engine, sequences: Sequences
+) -> tuple[End, Sequence | None]:
+    """Sample the response; gives its end and its sequence. Only the death of the server raises."""
+    response.emit_object("response.in_progress")
+    writing = Writing(response, generation, engine)
     held: list[Sequence] = []
-    response.task = asyncio.create_task(_sample(response, plan, writing, engine, sequences, held))
-    if response.is_cancelled:
-        response.task.cancel()
-    error: Json | None = None
+    error: str | None = None
     try:
-        await response.task
+        await response.run(_sample(response, generation, writing, engine, sequences, held))
     except asyncio.CancelledError:
         if not response.is_cancelled:
             raise
     except (EngineError, StoreError) as e:
         log.warning("%s: %s", response.id, e)
-        error = {"code": "server_error", "message": str(e)}
+        error = str(e)
     writing.finish()
-    response.stopped_by = writing.stopped_by
     seq = held[0] if held else None
-    if seq is not None and plan.params is not None and error is None:
-        response.ids = await asyncio.to_thread(array, "i", seq.token_ids)
-    response.calls = {
-        item["call_id"]: full_name(item) for item in writing.output.items if item["type"] == "function_call"
-    }  # fmt: skip
-    settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    sequences.settling[response.id] = settled
-    try:
-        await finish(response, _end(response, plan, writing, error))
-        if seq is not None:
-            if response.object["status"] == "failed":
-                await engine.release(seq)
-            else:
-                await sequences.give(response, seq)
-    finally:
-        del sequences.settling[response.id]
-        settled.set_result(None)
-    return writing.usage
+    ids = None
+    if seq is not None and generation.params is not None and error is None:
+        ids = await asyncio.to_thread(array, "i", seq.token_ids)
+    return _end(response, writing, ids, error), seq
 
 
 async def _sample(
-    response: Response, plan: Plan, writing: Writing, engine: Engine, sequences: Sequences, held: list[Sequence]
+    response: Response,
+    generation: Generation,
+    writing: Writing,
+    engine: Engine,
+    sequences: Sequences,
+    held: list[Sequence],
 ) -> None:
     """Feed and sample; the sequence is in `held` from when there is one, however this ends."""
-    ids = await asyncio.to_thread(lambda: [*response.ids, *plan.ids])
+    params = generation.params
+    ids = await asyncio.to_thread(lambda: [*response.ids, *generation.ids])
     seq = await sequences.claim(response, ids, writing.usage)
     held.append(seq)
     first = seq.num_tokens
-    end = len(ids) - (plan.params is not None)
+    end = len(ids) - (params is not None)
     kept = _places_to_keep(response, engine, ids, seq, end)
-    stops = {*kept, end} if plan.params is None else set(kept)  # up to the last it is fed in parts
+    stops = {*kept, end} if params is None else set(kept)  # up to the last it is fed in parts
     places = sorted(stops | {*range(first + FEED_TOKENS, max(stops, default=0), FEED_TOKENS)})
 
     async def keep() -> None:
         if len(seq.token_ids) in kept:
             await sequences.beginnings.keep(response.owner, seq, is_followed=True)
 
-    async with aclosing(generate(engine, seq, ids, plan.params, writing.usage, places, keep)) as items:
+    async with aclosing(generate(engine, seq, ids, params, writing.usage, places, keep)) as items:
         async for item in items:
             if isinstance(item, PrefillProgress):
                 response.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
             elif writing.token(item) or response.steering:
                 return
     # what is only read has no end to come to; text that is held to a format, and calls, end by themselves
-    writing.is_cut = plan.params is not None and not seq.is_complete
+    writing.is_cut = params is not None and not seq.is_complete
 
 
 def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
@@ -184,17 +172,29 @@ def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Seq
     return kept
 
 
-def _end(response: Response, plan: Plan, writing: Writing, error: Json | None) -> Json:
-    """The response as it has ended."""
-    usage = usage_object(writing.usage, writing.reasoning_tokens)
-    response.explain(writing.usage.why)
+def _end(response: Response, writing: Writing, ids: "array[int] | None", error: str | None) -> End:
+    """How the response has ended."""
     items = writing.output.items
-    if error is not None:
-        return ended(response.object, "failed", items, usage, {"error": error})
+    said = talk_of(items, is_first=False, answers_calls=False).messages
+    status, reason = _status(response, writing)
+    end = End(
+        status=status,
+        reason=reason,
+        output=items,
+        usage=writing.usage,
+        reasoning_tokens=writing.reasoning_tokens,
+        digest=fingerprints(response.digest, said)[-1] if said else None,
+        ids=ids,
+        calls={item["call_id"]: full_name(item) for item in items if item["type"] == "function_call"},
+        stopped_by=writing.stopped_by,
+    )
+    return end if error is None else end.failed(error)
+
+
+def _status(response: Response, writing: Writing) -> tuple[str, str | None]:
+    """The status of a response that did not fail, and why it is incomplete."""
     if response.is_cancelled:
-        return stopped(response.object, response.is_left, items, usage)
-    if writing.is_cut or any(item["status"] == "incomplete" for item in items):
-        response.is_steered = bool(response.steering)
-        reason = "steered" if response.is_steered else "max_output_tokens" if writing.is_cut else None
-        return ended(response.object, "incomplete", items, usage, {"incomplete_details": {"reason": reason}})
-    return ended(response.object, "completed", items, usage, {})
+        return response.cancelled_status, None
+    if writing.is_cut or any(item["status"] == "incomplete" for item in writing.output.items):
+        return "incomplete", "steered" if response.steering else "max_output_tokens" if writing.is_cut else None
+    return "completed", None

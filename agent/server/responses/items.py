@@ -73,12 +73,17 @@ def opening_of(request: Create, system: Sequence[str]) -> Opening:
     return Opening(text, tools, EFFORTS.get(effort or "") if is_plain else None, schema)
 
 
-def normal_items(given: str | list[Json], prefix: str) -> list[Json]:
-    """The input as items, each with an id; a text is a user's message. Raises ApiError that names the item."""
+def as_items(given: object) -> list[Json]:
+    """The input as a list: a text is a user's message."""
     if isinstance(given, str):
-        given = [{"type": "message", "role": "user", "content": given}]
+        return [{"type": "message", "role": "user", "content": given}]
+    return given if isinstance(given, list) else []
+
+
+def normal_items(given: str | list[Json], prefix: str) -> list[Json]:
+    """The input as items, each with an id. Raises ApiError that names the item."""
     items = []
-    for number, item in enumerate(given):
+    for number, item in enumerate(as_items(given)):
         where = f"input[{number}]"
         kind = item.get("type") or ("message" if "role" in item else None)
         check = CHECKS.get(kind) if isinstance(kind, str) else None

@@ -7,6 +7,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from holdfast.agent.events import Usage
@@ -41,7 +43,7 @@ class Sequences:
         self._idle: OrderedDict[str, Idle] = OrderedDict()
         self._resume = Resume(engine, snapshots, lambda problem: log.warning("%s", problem))
         self._saves = Saves(snapshots, MAX_SAVES)
-        self.settling: dict[str, asyncio.Future[None]] = {}  # responses that are over, but not given back yet
+        self._settling: dict[str, asyncio.Future[None]] = {}  # of responses whose sequence was not given back yet
 
     async def claim(self, response: Response, ids: list[int], usage: Usage) -> Sequence:
         """A sequence that holds a beginning of `ids`, in memory, for a response that goes on from `response.before`.
@@ -49,7 +51,7 @@ class Sequences:
         Counts into `usage` where the state of the input comes from. At least one token is left to be fed.
         """
         started = time.perf_counter()
-        if response.before is not None and (settling := self.settling.get(response.before.id)):
+        if response.before is not None and (settling := self._settling.get(response.before.id)):
             await asyncio.wait({settling})
         seq, is_loaded = await self._idle_of(response.before, ids), False
         if seq is not None:
@@ -65,11 +67,24 @@ class Sequences:
             seq = await self._resume.from_disk(ids[:-1], branch, owner, session_id=response.session_id)
             is_loaded = True
         usage.load_s = time.perf_counter() - started if is_loaded else 0.0
-        usage.new = len(ids) - count(usage, response.known, seq.num_tokens, is_loaded)
+        usage.new = len(ids) - count(usage, response.num_known_tokens, seq.num_tokens, is_loaded)
         return seq
+
+    @contextmanager
+    def settling(self, response: Response) -> Iterator[None]:
+        """Inside, the response is over before its sequence is given back: what goes on from it waits for that."""
+        settled = self._settling[response.id] = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            del self._settling[response.id]
+            settled.set_result(None)
 
     async def give(self, response: Response, seq: Sequence) -> None:
         """The response is over, and this is its sequence; save it if the response is stored."""
+        if response.status == "failed":
+            await self._engine.release(seq)
+            return
         idle = Idle(response, seq, not response.is_stored)
         self._idle[response.id] = idle
         try:
@@ -83,8 +98,8 @@ class Sequences:
 
     async def drop(self, id: str, save: bool = True) -> None:
         """Give up the sequence of a response, saved first unless nobody wants it; then no save of it is under way either."""
-        if not save and id in self.settling:  # it was answered before its state is handed over
-            await asyncio.wait({self.settling[id]})
+        if not save and id in self._settling:  # it was answered before its state is handed over
+            await asyncio.wait({self._settling[id]})
         idle = self._idle.pop(id, None)
         if not save:
             await self._saves.written(id)
@@ -128,7 +143,7 @@ class Sequences:
         """On the longest state in memory that this user's conversations begin with, if the disk cannot have a longer one
         of the conversation that goes on."""
         while (stored := await self.beginnings.find(response.owner, ids[:-1])) is not None:
-            if len(stored.ids) < response.known - 1:
+            if len(stored.ids) < response.num_known_tokens - 1:
                 return None
             seq = await self._resume.loaded(await self._engine.start(stored))
             if seq is not None:

@@ -14,7 +14,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import MAX_BODY_BYTES, ApiError, Json, bad, dumps, parse
-from holdfast.agent.server.responses.items import normal_items
+from holdfast.agent.server.responses.items import as_items, normal_items
 from holdfast.agent.server.responses.request import create_request, stream_id_of
 from holdfast.agent.server.responses.response import Response
 from holdfast.agent.server.responses.service import Service
@@ -151,7 +151,7 @@ class Connection:
         parent = body.get("previous_response_id")
         try:
             if isinstance(parent, str) and (held_back := self._held_back.pop(parent, None)):
-                body = {**body, "input": [*held_back, *_as_items(body.get("input"))]}
+                body = {**body, "input": [*held_back, *as_items(body.get("input"))]}
             response = await self.service.create(self.user, create_request(body), self.local)
         except ApiError as e:
             self._evict(lane, parent)
@@ -166,8 +166,8 @@ class Connection:
         finally:
             del self.running[response.id]
             if not response.is_stored:
-                response.events = []  # nobody else may follow it
-        if response.object["status"] == "failed":
+                response.forget_events()  # no other client may follow it
+        if response.status == "failed":
             self._evict(lane, parent)
             return None
         if not response.steering:
@@ -238,12 +238,6 @@ class Connection:
         async with self._writing:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await self.socket.send_str(text)
-
-
-def _as_items(given: object) -> list[Json]:
-    if isinstance(given, str):
-        return [{"type": "message", "role": "user", "content": given}]
-    return given if isinstance(given, list) else []
 
 
 async def close_all(app: web.Application) -> None:

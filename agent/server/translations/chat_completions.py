@@ -23,8 +23,8 @@ async def create_chat(request: web.Request) -> web.StreamResponse:
     responses = await begin(service, request[USER], asked, names)
     if chat.stream:
         frames = chunks(responses, chat.stream_options.include_usage)
-        return await send_frames(request, frames, lambda: leave(service, responses))
-    await all_over(service, responses)
+        return await send_frames(request, frames, lambda: leave(responses))
+    await all_over(responses)
     for response in responses:
         if (error := failure_of(response)) is not None:
             raise error
@@ -39,7 +39,7 @@ def completion(responses: list[Response]) -> Json:
 
 def _choice(response: Response, index: int) -> Json:
     message: Json = {"role": "assistant", "content": None, "refusal": None}
-    for item in response.object["output"]:
+    for item in response.output:
         if item["type"] == "function_call":
             message.setdefault("tool_calls", []).append(_tool_call(item))
         elif item["type"] in ("message", "reasoning"):
@@ -50,14 +50,14 @@ def _choice(response: Response, index: int) -> Json:
 
 def failure_of(response: Response) -> ApiError | None:
     """Why there is no answer, or only a part that its client did not ask for: then the client is to try again."""
-    status = response.object["status"]
+    status = response.status
     if status == "cancelled":
         return ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
     return ApiError(500, response.object["error"]["message"], "server_error") if status == "failed" else None
 
 
 def finish_reason(response: Response) -> str:
-    if response.object["status"] != "completed":
+    if response.status != "completed":
         return "length"
     return "tool_calls" if response.calls else "stop"
 

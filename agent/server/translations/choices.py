@@ -32,25 +32,25 @@ async def begin(
         for request, prompt in asked:
             responses.append(await service.create(user, request, prompt=prompt))
     except BaseException as e:
-        leave(service, responses)
+        leave(responses)
         raise (names.said(e) if isinstance(e, ApiError) else e) from None
     return responses
 
 
-def leave(service: Service, responses: Iterable[Response]) -> None:
+def leave(responses: Iterable[Response]) -> None:
     """The client that asked is gone."""
     for response in responses:
         if not response.is_over:
-            service.leave(response)
+            response.leave()
 
 
-async def all_over(service: Service, responses: Sequence[Response]) -> None:
+async def all_over(responses: Sequence[Response]) -> None:
     """Wait for the end of all; a client that leaves ends them."""
     try:
         for response in responses:
             await response.over()
     except asyncio.CancelledError:
-        leave(service, responses)
+        leave(responses)
         raise
 
 

@@ -75,8 +75,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     responses = await begin(service, request[USER], each, Names({"input": "prompt", "max_output_tokens": "max_tokens"}))
     echoes = [text if asked.echo else "" for text, _ in prompts for _ in range(asked.n)]
     if asked.stream:
-        return await send_frames(request, _frames(responses, echoes, asked), lambda: leave(service, responses))
-    await all_over(service, responses)
+        return await send_frames(request, _frames(responses, echoes, asked), lambda: leave(responses))
+    await all_over(responses)
     for response in responses:
         if (error := failure_of(response)) is not None:
             raise error
@@ -115,12 +115,12 @@ def _head(response: Response) -> Json:
 
 def _choice(text: str, index: int, ended: Response | None = None) -> Json:
     """A choice, or a piece of one that has not ended."""
-    reason = None if ended is None else "stop" if ended.object["status"] == "completed" else "length"
+    reason = None if ended is None else "stop" if ended.status == "completed" else "length"
     return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
 
 
 def _text(response: Response) -> str:
-    items = response.object["output"]
+    items = response.output
     return "".join(part["text"] for item in items if item["type"] == "message" for part in item["content"])
 
 

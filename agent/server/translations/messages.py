@@ -34,11 +34,11 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     responses = await begin(service, request[USER], [(wanted, None)], names)
     response = responses[0]
     if wanted.stream:
-        return await send_frames(request, _frames(response), lambda: leave(service, responses))
-    await all_over(service, responses)
+        return await send_frames(request, _frames(response), lambda: leave(responses))
+    await all_over(responses)
     if (error := failure_of(response)) is not None:
         raise error
-    content = [block for item in response.object["output"] if (block := _block(item)) is not None]
+    content = [block for item in response.output if (block := _block(item)) is not None]
     return json_response({**_message(response), "content": content, **_end(response), "usage": _usage(response)})
 
 
@@ -64,7 +64,7 @@ def _message(response: Response) -> Json:
 def _end(response: Response) -> Json:
     """Why it has ended."""
     reason = "end_turn"
-    if response.object["status"] != "completed":
+    if response.status != "completed":
         reason = "max_tokens"
     elif response.calls:
         reason = "tool_use"
