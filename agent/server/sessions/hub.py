@@ -200,7 +200,7 @@ class SessionHub:
     @property
     def is_running(self) -> bool:
         """Whether a turn runs in any."""
-        return any(live.is_running for live in self._open.values())
+        return any(opened.is_running for opened in self._open.values())
 
     async def aclose(self) -> None:
         """Save and close every session; none is opened any more. A turn under way ends as interrupted."""
@@ -216,11 +216,11 @@ class SessionHub:
         """The session, opened if it is not. Raises ApiError when another process has it or its workspace is gone, StoreError
         for a damaged one."""
         async with self._lock:
-            live = self._open.get(info.name)
-            if live is None:
-                live = await self._opened(Path(info.workspace), info.owner, info.name.rpartition("/")[2])
-            live.used_at = time.monotonic()
-            return live
+            opened = self._open.get(info.name)
+            if opened is None:
+                opened = await self._opened(Path(info.workspace), info.owner, info.name.rpartition("/")[2])
+            opened.used_at = time.monotonic()
+            return opened
 
     async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> OpenSession:
         """A fresh session; see `App.session`."""
@@ -229,8 +229,8 @@ class SessionHub:
 
     async def close(self, name: str) -> None:
         async with self._lock:
-            if (live := self._open.pop(name, None)) is not None:
-                await live.aclose()
+            if (opened := self._open.pop(name, None)) is not None:
+                await opened.aclose()
 
     async def _opened(
         self, workspace: Path, owner: str, name: str | None, is_new: bool = False, prompt: str = ""
@@ -238,33 +238,33 @@ class SessionHub:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         await self._make_room(owner)
-        approvals = Approvals(Policy.ASK, lambda call: live.ask(call))
+        approvals = Approvals(Policy.ASK, lambda call: opened.ask(call))
         try:
             session = await self.app.session(workspace, approvals, name, is_new, owner, prompt)
         except SessionInUse as e:
             raise ApiError(409, str(e), "session_in_use") from None
         except UsageError as e:
             raise bad(str(e), "workspace") from None
-        live = OpenSession(session, approvals, self._group)
-        self._open[live.info.name] = live
-        return live
+        opened = OpenSession(session, approvals, self._group)
+        self._open[opened.info.name] = opened
+        return opened
 
     async def _make_room(self, owner: str) -> None:
         """Close the longest unused when there are too many. Those in use are limited for each user: one cannot keep others
         from theirs. Raises ApiError."""
-        in_use = [live for live in self._open.values() if live.is_in_use]
-        if sum(live.info.owner == owner for live in in_use) >= MAX_IN_USE:
+        in_use = [opened for opened in self._open.values() if opened.is_in_use]
+        if sum(opened.info.owner == owner for opened in in_use) >= MAX_IN_USE:
             text = f"{MAX_IN_USE} of your sessions are running or watched: end some first"
             raise ApiError(429, text, "too_many_sessions")
-        unused = [live for live in self._open.values() if not live.is_in_use]
+        unused = [opened for opened in self._open.values() if not opened.is_in_use]
         if len(self._open) >= MAX_OPEN and unused:
-            oldest = min(unused, key=lambda live: live.used_at)
+            oldest = min(unused, key=lambda opened: opened.used_at)
             del self._open[oldest.info.name]
             await oldest.aclose()
 
     async def _close_idle(self) -> None:
         while True:
             await asyncio.sleep(CHECK_S)
-            for name, live in list(self._open.items()):
-                if not live.is_in_use and time.monotonic() - live.used_at >= IDLE_S:
+            for name, opened in list(self._open.items()):
+                if not opened.is_in_use and time.monotonic() - opened.used_at >= IDLE_S:
                     await self.close(name)

@@ -61,17 +61,17 @@ async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
 
 async def summary(sessions: SessionHub, info: SessionInfo) -> Json:
     """A session as clients see it."""
-    live = sessions.find(info)
+    opened = sessions.find(info)
     value = await asyncio.to_thread(sessions.catalog.summary, info)
-    state = "closed" if live is None else "running" if live.is_running else "idle"
+    state = "closed" if opened is None else "running" if opened.is_running else "idle"
     shown = {"name": shown_name(info), "model": info.model, "created_at": info.created_at, "state": state}
     return {"id": shown["name"], "object": "holdfast:session", **value, **shown}
 
 
 async def context(sessions: SessionHub, info: SessionInfo) -> Json:
     """How full its window is."""
-    live, store = sessions.find(info), sessions.catalog.sessions
-    rolls = live.session.window.rolls if live else rolls_of(await asyncio.to_thread(store.events, info))
+    opened, store = sessions.find(info), sessions.catalog.sessions
+    rolls = opened.session.window.rolls if opened else rolls_of(await asyncio.to_thread(store.events, info))
     branch = next(b for b in await asyncio.to_thread(store.branches, info) if b.is_current)
     used = branch.num_tokens - (rolls[-1].dropped_tokens if rolls else 0)
     return {"context_used": used, "context_limit": sessions.app.engine.max_context}
@@ -82,7 +82,7 @@ async def found(request: web.Request) -> SessionInfo:
     return await find_session(request.app[SESSIONS], request[USER], request.match_info["name"])
 
 
-async def opened(request: web.Request) -> OpenSession:
+async def open_named(request: web.Request) -> OpenSession:
     return await open_session(request.app[SESSIONS], request[USER], request.match_info["name"])
 
 
@@ -98,10 +98,10 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
 
 async def create_session(request: web.Request) -> web.StreamResponse:
     sessions, user, body = request.app[SESSIONS], request[USER], await body_of(request, NewSession)
-    live = await start_session(
+    opened = await start_session(
         sessions, user, request.app[WORKSPACE], body.workspace, body.name, body.resume, body.create, body.prompt
     )
-    return json_response(await summary(sessions, live.info), 201)
+    return json_response(await summary(sessions, opened.info), 201)
 
 
 async def show_session(request: web.Request) -> web.StreamResponse:
@@ -112,10 +112,10 @@ async def show_session(request: web.Request) -> web.StreamResponse:
 
 async def delete_session(request: web.Request) -> web.StreamResponse:
     sessions, info = request.app[SESSIONS], await found(request)
-    if (live := sessions.find(info)) is not None:
-        if live.is_running:
+    if (opened := sessions.find(info)) is not None:
+        if opened.is_running:
             raise ApiError(409, "a turn of this session is under way: cancel it first", "turn_running")
-        live.events.append({"type": "closed"})
+        opened.events.append({"type": "closed"})
         await sessions.close(info.name)
     try:
         freed = await asyncio.to_thread(sessions.catalog.remove, info)
@@ -151,9 +151,9 @@ async def begin_turn(request: web.Request) -> web.StreamResponse:
     if body.approve not in set(Policy):
         raise bad(f"approve must be one of {', '.join(Policy)}", "approve")
     await request.app[SERVICE].quotas.check(request[USER])
-    live = await opened(request)
-    after = await live.begin(body.prompt, Policy(body.approve))
-    return json_response({"object": "holdfast:turn", "session": shown_name(live.info), "after": after}, 202)
+    opened = await open_named(request)
+    after = await opened.begin(body.prompt, Policy(body.approve))
+    return json_response({"object": "holdfast:turn", "session": shown_name(opened.info), "after": after}, 202)
 
 
 async def watch(request: web.Request) -> web.StreamResponse:
@@ -161,14 +161,14 @@ async def watch(request: web.Request) -> web.StreamResponse:
     after = request.query.get("after", request.headers.get("Last-Event-ID"))
     if after is not None and len(after) > MAX_EVENT_ID_CHARS:
         raise bad("after must be the id of an event", "after")
-    live, sessions = await opened(request), request.app[SESSIONS]
-    if after is None and not live.is_running:
-        after = live.events.last_id
+    opened, sessions = await open_named(request), request.app[SESSIONS]
+    if after is None and not opened.is_running:
+        after = opened.events.last_id
 
     async def frames() -> AsyncGenerator[str, None]:
-        now = {**await summary(sessions, live.info), **await context(sessions, live.info), "turn": live.turn}
+        now = {**await summary(sessions, opened.info), **await context(sessions, opened.info), "turn": opened.turn}
         yield frame("", {"type": "session", **now})
-        async for id, event in live.events.follow(live.events.number_after(after)):
+        async for id, event in opened.events.follow(opened.events.number_after(after)):
             yield frame(id, event)
 
     return await send_frames(request, frames())
@@ -180,14 +180,14 @@ def frame(id: str, event: Json) -> str:
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
-    body, live, call_id = await body_of(request, Answer), await opened(request), request.match_info["id"]
-    live.answer(call_id, body.approve)
+    body, opened, call_id = await body_of(request, Answer), await open_named(request), request.match_info["id"]
+    opened.answer(call_id, body.approve)
     return json_response({"id": call_id, "approved": body.approve})
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
-    live = request.app[SESSIONS].find(await found(request))
-    return json_response({"cancelled": live is not None and await live.cancel()})
+    opened = request.app[SESSIONS].find(await found(request))
+    return json_response({"cancelled": opened is not None and await opened.cancel()})
 
 
 async def fork(request: web.Request) -> web.StreamResponse:
@@ -203,23 +203,23 @@ async def fork(request: web.Request) -> web.StreamResponse:
 
 
 async def rewind(request: web.Request) -> web.StreamResponse:
-    live, place, sessions = await opened(request), await body_of(request, Place), request.app[SESSIONS]
+    opened, place, sessions = await open_named(request), await body_of(request, Place), request.app[SESSIONS]
     if [place.turn, place.token, place.branch].count(None) != 2:
         raise bad("name one place: a turn, a token or a branch", "turn", "missing_required_parameter")
-    files = await live.rewind(place.turn, place.token, place.branch, sessions.catalog)
-    return json_response({**await summary(sessions, live.info), "files_changed": files})
+    files = await opened.rewind(place.turn, place.token, place.branch, sessions.catalog)
+    return json_response({**await summary(sessions, opened.info), "files_changed": files})
 
 
 async def usage(request: web.Request) -> web.StreamResponse:
     """Where its tokens are, and what it has cost since it was opened here."""
     sessions, info = request.app[SESSIONS], await found(request)
-    live = sessions.find(info)
+    opened = sessions.find(info)
     branch = await asyncio.to_thread(lambda: next(b for b in sessions.catalog.tree(info) if b["is_current"]))
     value: dict[str, Any] = {"object": "holdfast:usage", "tokens": branch["tokens"], **await context(sessions, info)}
-    seq = live.session.window.seq if live else None
+    seq = opened.session.window.seq if opened else None
     value["resident_tokens"] = seq.num_tokens if seq and seq.slot >= 0 else 0
     value["disk_tokens"] = max(branch["stored_at"], default=0)
-    return json_response({**value, **(live.counts if live else {})})
+    return json_response({**value, **(opened.counts if opened else {})})
 
 
 async def workspaces(request: web.Request) -> web.StreamResponse:
