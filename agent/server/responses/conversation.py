@@ -20,9 +20,9 @@ from holdfast.agent.server.responses.items import (
     Opening,
     encode,
     fingerprints,
+    messages_of,
     normal_items,
     opening_of,
-    talk_of,
 )
 from holdfast.agent.server.responses.request import Create
 from holdfast.agent.server.responses.response import Response
@@ -131,7 +131,7 @@ class Conversations:
         if before is None:
             return await self._by_content(user, request, given)
         is_first = not before.ids and not before.pending
-        said = await asyncio.to_thread(talk_of, given, before.calls, is_first)
+        said = await asyncio.to_thread(messages_of, given, before.calls, is_first=is_first)
         opening = opening_of(request, [*before.system, *said.system])
         if opening.digest() != before.opening:
             return await self._by_content(user, request, [*await self._items_up_to(user, before, local), *given])
@@ -183,7 +183,7 @@ class Conversations:
 
     async def _by_content(self, user: User, request: Create, given: list[Json]) -> Base:
         """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
-        said = await asyncio.to_thread(talk_of, given)
+        said = await asyncio.to_thread(messages_of, given)
         opening = opening_of(request, said.system)
         start, session = opening.digest(), await self.cache.session(user.name)
         digests = await asyncio.to_thread(fingerprints, start, said.messages)

@@ -11,7 +11,7 @@ from holdfast.agent.encoding.encode import USER
 from holdfast.agent.encoding.parse import StreamParser
 from holdfast.agent.events import PrefillProgress, Usage
 from holdfast.agent.models.generate import generate
-from holdfast.agent.server.responses.items import fingerprints, talk_of
+from holdfast.agent.server.responses.items import fingerprints, messages_of
 from holdfast.agent.server.responses.output import Output
 from holdfast.agent.server.responses.request import full_name, namespaces_of
 from holdfast.agent.server.responses.resident import FEED_TOKENS, Sequences
@@ -175,7 +175,7 @@ def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Seq
 def _end(response: Response, writing: Writing, ids: "array[int] | None", error: str | None) -> End:
     """How the response has ended."""
     items = writing.output.items
-    said = talk_of(items, is_first=False, answers_calls=False).messages
+    said = messages_of(items, is_first=False, answers_calls=False).messages
     status, reason = _status(response, writing)
     end = End(
         status=status,

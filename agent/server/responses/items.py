@@ -173,22 +173,23 @@ CHECKS = {
 
 
 @dataclass
-class Talk:
+class Messages:
     """A conversation as messages: system texts that stand before everything, then the rest."""
 
     system: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
 
-def talk_of(
-    items: Iterable[Json], calls: dict[str, str] | None = None, is_first: bool = True, answers_calls: bool = True
-) -> Talk:
-    """Messages of items that come after a message with these open calls. Raises ApiError for a result without a call,
-    a second one, or a call that got none before somebody else spoke.
+def messages_of(
+    items: Iterable[Json], calls: dict[str, str] | None = None, *, is_first: bool = True, answers_calls: bool = True
+) -> Messages:
+    """Messages of items that come after a message with these open calls. Raises ApiError for a result without a call, for
+    a second one, and for a call without a result before the next message that is not the model's.
 
-    `answers_calls`: none may be left open at the end. `is_first`: they begin the conversation. Later system text is written as the model knows it, like a user's.
+    If `answers_calls`, every call must have a result. If `is_first`, system messages at the beginning become `system`;
+    later ones become user messages, since V4 has no system role in the middle of a conversation.
     """
-    talk, open_calls = Talk(), dict(calls or {})
+    found, open_calls = Messages(), dict(calls or {})
     for number, item in enumerate(items):
         kind, where = item["type"], f"input[{number}]"
         if kind == "mcp_call":
@@ -197,39 +198,39 @@ def talk_of(
             if open_calls.pop(item["call_id"], None) is None:
                 text = f"No tool call found for function call output with call_id {item['call_id'][:80]}."
                 raise ApiError(400, text, "invalid_value", f"{where}.call_id")
-            talk.messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
+            found.messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"]})
             continue
         is_model = kind in ("function_call", "reasoning") or item.get("role") == "assistant"
-        if open_calls and not (is_model and _is_open(talk)):
+        if open_calls and not (is_model and _is_open(found)):
             raise bad(f"No tool output found for function call {next(iter(open_calls))[:80]}.", "input")
         if kind == "compaction":
-            talk.messages.append({"role": "user", "content": item["encrypted_content"]})
+            found.messages.append({"role": "user", "content": item["encrypted_content"]})
         elif is_model:
-            _add_assistant(talk, item)
+            _add_assistant(found, item)
             if kind == "function_call":
                 open_calls[item["call_id"]] = full_name(item)
         else:
             text = "\n\n".join(part["text"] for part in item["content"])
-            if item["role"] != "user" and is_first and not talk.messages:
-                talk.system.append(text)
+            if item["role"] != "user" and is_first and not found.messages:
+                found.system.append(text)
             else:
-                talk.messages.append({"role": "user", "content": text})
+                found.messages.append({"role": "user", "content": text})
     if open_calls and answers_calls:
         raise bad(f"No tool output found for function call {next(iter(open_calls))[:80]}.", "input")
-    return talk
+    return found
 
 
-def _is_open(talk: Talk) -> bool:
-    return bool(talk.messages) and talk.messages[-1]["role"] == "assistant"
+def _is_open(found: Messages) -> bool:
+    return bool(found.messages) and found.messages[-1]["role"] == "assistant"
 
 
-def _add_assistant(talk: Talk, item: Json) -> None:
+def _add_assistant(found: Messages, item: Json) -> None:
     """Reasoning, text and calls in a row are one message of the model."""
-    last = talk.messages[-1] if _is_open(talk) else None
+    last = found.messages[-1] if _is_open(found) else None
     starts = last is None or (item["type"] != "function_call" and (last["content"] or last["tool_calls"]))
     if starts:
         last = {"role": "assistant", "content": "", "reasoning_content": "", "tool_calls": []}
-        talk.messages.append(last)
+        found.messages.append(last)
     assert last is not None
     if item["type"] == "function_call":
         function = {"name": full_name(item), "arguments": item["arguments"]}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.agent.server.responses.items import normal_items, talk_of
+from holdfast.agent.server.responses.items import messages_of, normal_items
 from holdfast.agent.server.responses.truncation import shortened
 
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -34,7 +34,7 @@ def test_the_oldest_turns_go_and_about_the_share_is_left(share: float) -> None:
 def test_calls_go_together_with_their_results(share: float) -> None:
     left = shortened(items(TURN[0], *CALLS * 6), share)
     assert left is not None
-    talk_of(left)  # raises for a result without its call, or a call without its result
+    messages_of(left)  # raises for a result without its call, or a call without its result
     assert left[0]["type"] == "reasoning"
 
 
