@@ -288,9 +288,15 @@ async def models(request: web.Request) -> web.StreamResponse:
     wanted = request.match_info.get("id")
     limit = service.app.engine.max_context
     model = {
-        "object": "model", "created": 0, "owned_by": "holdfast", "context_window": limit,
-        "type": "model", "created_at": "1970-01-01T00:00:00Z", "lifecycle": "active", "max_input_tokens": limit,
-    }  # fmt: skip
+        "object": "model",
+        "created": 0,
+        "owned_by": "holdfast",
+        "context_window": limit,
+        "type": "model",
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": limit,
+    }
     if wanted is not None:
         service.check_model(wanted)
         return json_response({"id": wanted, "display_name": wanted, **model})
@@ -311,9 +317,13 @@ async def metrics(request: web.Request) -> web.StreamResponse:
     usage = await asyncio.to_thread(service.app.snapshots.store.usage)
     used, pages = service.app.engine.pages_in_use
     gauges = {
-        "responses_in_flight": len(service.cache.in_flight()), "responses_in_memory": len(service.cache.in_memory),
-        "pool_pages_used": used, "pool_pages": pages, "disk_bytes": usage.bytes, "disk_budget_bytes": usage.budget,
-    }  # fmt: skip
+        "responses_in_flight": len(service.cache.in_flight()),
+        "responses_in_memory": len(service.cache.in_memory),
+        "pool_pages_used": used,
+        "pool_pages": pages,
+        "disk_bytes": usage.bytes,
+        "disk_budget_bytes": usage.budget,
+    }
     return web.Response(text=service.metrics.text(gauges), content_type="text/plain")
 
 

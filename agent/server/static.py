@@ -15,11 +15,29 @@ INDEX = "index.html"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 FILES = frozenset(
     {
-        INDEX, "icon.svg", "style.css", "transcript.css", "api.js", "calls.js", "composer.js", "dialogs.js", "diff.js",
-        "dom.js", "follow.js", "inline.js", "main.js", "markdown.js", "meter.js", "sessions.js", "sign_in.js", "text.js",
-        "theme.js", "transcript.js", "turn.js",
+        INDEX,
+        "icon.svg",
+        "style.css",
+        "transcript.css",
+        "api.js",
+        "calls.js",
+        "composer.js",
+        "dialogs.js",
+        "diff.js",
+        "dom.js",
+        "follow.js",
+        "inline.js",
+        "main.js",
+        "markdown.js",
+        "meter.js",
+        "sessions.js",
+        "sign_in.js",
+        "text.js",
+        "theme.js",
+        "transcript.js",
+        "turn.js",
     }
-)  # fmt: skip
+)
 POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none';"
     " require-trusted-types-for 'script'; trusted-types 'none'"

@@ -42,8 +42,11 @@ def _normal(items: list[Json]) -> list[Json]:
 
 def _shown(kept: Kept) -> Json:
     return {
-        "id": kept.id, "object": "conversation", "created_at": int(kept.created_at), "metadata": kept.metadata,
-    }  # fmt: skip
+        "id": kept.id,
+        "object": "conversation",
+        "created_at": int(kept.created_at),
+        "metadata": kept.metadata,
+    }
 
 
 async def _found(request: web.Request) -> Kept:

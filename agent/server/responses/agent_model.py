@@ -100,7 +100,9 @@ class AgentModel:
         """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
         if before is None:
             name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)
-            return await start_session(self.sessions, user, self.workspace, workspace, name, resume=name is not None)
+            return await start_session(
+                self.sessions, user, self.workspace, workspace=workspace, name=name, resume=name is not None
+            )
         place = before.agent_turn
         if place is None:
             raise bad(f"the previous response is not {AGENT_MODEL}'s: go on with its own model", "previous_response_id")

@@ -69,8 +69,12 @@ class Beginnings:
         self._kept.move_to_end(key)
         kept = self._kept[key]
         return Stored(
-            self._engine.chain(owner=stored_owner(owner)), ids[: kept.position], kept.page_ids, lambda: kept.tail, kept.read_pages
-        )  # fmt: skip
+            self._engine.chain(owner=stored_owner(owner)),
+            ids[: kept.position],
+            kept.page_ids,
+            lambda: kept.tail,
+            kept.read_pages,
+        )
 
     def drop(self, owner: str, stored: Stored) -> None:
         """Its pages are gone."""

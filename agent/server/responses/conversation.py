@@ -178,7 +178,14 @@ class Conversations:
         if not base.messages and ids:
             return [], 0
         return await asyncio.to_thread(
-            encode, engine.tokenizer, self.app.texts, base.opening, ids, order, base.messages, engine.max_context
+            encode,
+            engine.tokenizer,
+            self.app.texts,
+            base.opening,
+            base.messages,
+            before=ids,
+            call_order=order,
+            most=engine.max_context,
         )
 
     async def _by_content(self, user: User, request: Create, given: list[Json]) -> Base:

@@ -167,9 +167,13 @@ def _agents_call(item: Json, where: str) -> Json:
 
 
 CHECKS = {
-    "message": _message, "function_call": _call, "function_call_output": _result, "reasoning": _reasoning,
-    "compaction": _compaction, "mcp_call": _agents_call,
-}  # fmt: skip
+    "message": _message,
+    "function_call": _call,
+    "function_call_output": _result,
+    "reasoning": _reasoning,
+    "compaction": _compaction,
+    "mcp_call": _agents_call,
+}
 
 
 @dataclass
@@ -267,9 +271,15 @@ def _digest(before: bytes, value: Any) -> bytes:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: ProtocolTexts, opening: Opening, before: Sequence[int], call_order: Iterable[str],
-    messages: list[Message], most: int | None = None,
-) -> tuple[list[int], int]:  # fmt: skip
+    tokenizer: Tokenizer,
+    texts: ProtocolTexts,
+    opening: Opening,
+    messages: list[Message],
+    *,
+    before: Sequence[int],
+    call_order: Iterable[str],
+    most: int,
+) -> tuple[list[int], int]:
     """Tokens of messages after those `before`, up to where the model goes on; and how many of them stay as they are
     whatever else is said. Raises TooManyTokens above `most`."""
     mode = opening.thinking_mode

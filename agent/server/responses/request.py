@@ -18,24 +18,36 @@ STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 OWN_EVENTS = "holdfast:events"  # in `include`: events and fields that the protocol does not have are sent too
 
 INCLUDABLE = (
-    "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
-    "message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs",
-    "reasoning.encrypted_content", OWN_EVENTS,
-)  # fmt: skip
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    OWN_EVENTS,
+)
 NO_PROBABILITIES = "this server tells no probabilities of tokens, leave it out"
 NO_PENALTIES = "leave it 0"
 UNSUPPORTED: Unsupported = {
-    "top_logprobs": ((0,), NO_PROBABILITIES), "presence_penalty": ((0,), NO_PENALTIES),
-    "frequency_penalty": ((0,), NO_PENALTIES), "prompt": ((), "send its text as instructions and input"),
+    "top_logprobs": ((0,), NO_PROBABILITIES),
+    "presence_penalty": ((0,), NO_PENALTIES),
+    "frequency_penalty": ((0,), NO_PENALTIES),
+    "prompt": ((), "send its text as instructions and input"),
     "context_management": (([],), "send truncation: auto, or shorten it with POST /v1/responses/compact"),
     "moderation": ((), "leave it out"),
     # of chat completions: they would change the answer there
-    "messages": ((), "send input"), "max_tokens": ((), "send max_output_tokens"),
-    "max_completion_tokens": ((), "send max_output_tokens"), "response_format": ((), "send text.format"),
-    "reasoning_effort": ((), "send reasoning.effort"), "n": ((1,), "ask once for each answer"),
-    "logit_bias": (({},), "leave it out"), "logprobs": ((False,), NO_PROBABILITIES),
-    "functions": (([],), "send tools"), "function_call": ((), "send tool_choice"),
-}  # fmt: skip
+    "messages": ((), "send input"),
+    "max_tokens": ((), "send max_output_tokens"),
+    "max_completion_tokens": ((), "send max_output_tokens"),
+    "response_format": ((), "send text.format"),
+    "reasoning_effort": ((), "send reasoning.effort"),
+    "n": ((1,), "ask once for each answer"),
+    "logit_bias": (({},), "leave it out"),
+    "logprobs": ((False,), NO_PROBABILITIES),
+    "functions": (([],), "send tools"),
+    "function_call": ((), "send tool_choice"),
+}
 
 HOSTED = ("web_search", "file_search", "code_interpreter", "image_generation", "computer", "mcp", "tool_search")
 

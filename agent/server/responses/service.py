@@ -243,9 +243,12 @@ class Service:
         summary = {"id": f"cmp_{response.id[5:]}", "type": "compaction", "encrypted_content": "".join(texts)}
         kept = [item for item in given if item.get("role") == "user"][-KEPT_MESSAGES:]
         return {
-            "id": response.id, "object": "response.compaction", "created_at": int(response.created_at),
-            "output": [*kept, summary], "usage": shown["usage"],
-        }  # fmt: skip
+            "id": response.id,
+            "object": "response.compaction",
+            "created_at": int(response.created_at),
+            "output": [*kept, summary],
+            "usage": shown["usage"],
+        }
 
     def _refuse_agent(self, request: Create) -> None:
         if request.model == AGENT_MODEL:

@@ -65,29 +65,36 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
 
 
 async def start_session(
-    sessions: SessionHub, user: User, default: Path, given: str | None, name: str | None, resume: bool,
-    create: bool = True, prompt: str = "",
-) -> OpenSession:  # fmt: skip
+    sessions: SessionHub,
+    user: User,
+    default: Path,
+    *,
+    workspace: str | None,
+    name: str | None,
+    resume: bool,
+    create: bool = True,
+    prompt: str = "",
+) -> OpenSession:
     """The session that a client wants to work in: a fresh one, named or named after its first prompt, or with `resume` the
     named one or the workspace's latest, if there is one. Raises ApiError, also when there is none and `create` is false."""
     if name is not None and not NAME.fullmatch(name):
         raise bad(f"name must be {NAME_RULE}", "name")
     store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity
     info = await asyncio.to_thread(store.find, full_name(user, name)) if name else None
-    wanted = given or (info.workspace if info and resume else None)
-    workspace = await asyncio.to_thread(workspace_of, user, wanted, default)
+    wanted = workspace or (info.workspace if info and resume else None)
+    directory = await asyncio.to_thread(workspace_of, user, wanted, default)
     if resume and name is None:
-        info = await asyncio.to_thread(store.latest, str(workspace), identity, owner)
+        info = await asyncio.to_thread(store.latest, str(directory), identity, owner)
     if info is None:
         if not create:
-            moved = moved_here(await asyncio.to_thread(store.all), workspace, owner)
-            message = moved or f"there is no session of {workspace} yet"
+            moved = moved_here(await asyncio.to_thread(store.all), directory, owner)
+            message = moved or f"there is no session of {directory} yet"
             raise ApiError(404, message, "session_moved" if moved else "no_session", "workspace")
-        return await sessions.create(workspace, owner, name, prompt)
+        return await sessions.create(directory, owner, name, prompt)
     if not resume or not info.workspace:
         raise ApiError(409, f"a session {name} exists already: resume it, or choose another name", "session_exists")
-    if info.workspace != str(workspace):
-        raise ApiError(409, belongs_elsewhere(info, workspace), "session_of_other_workspace", "workspace")
+    if info.workspace != str(directory):
+        raise ApiError(409, belongs_elsewhere(info, directory), "session_of_other_workspace", "workspace")
     if info.model != identity:
         raise ApiError(409, f"session {name} was written by another model", "session_of_other_model", "name")
     return await sessions.open(info)

@@ -99,7 +99,14 @@ async def list_sessions(request: web.Request) -> web.StreamResponse:
 async def create_session(request: web.Request) -> web.StreamResponse:
     sessions, user, body = request.app[SESSIONS], request[USER], await body_of(request, NewSession)
     opened = await start_session(
-        sessions, user, request.app[WORKSPACE], body.workspace, body.name, body.resume, body.create, body.prompt
+        sessions,
+        user,
+        request.app[WORKSPACE],
+        workspace=body.workspace,
+        name=body.name,
+        resume=body.resume,
+        create=body.create,
+        prompt=body.prompt,
     )
     return json_response(await summary(sessions, opened.info), 201)
 

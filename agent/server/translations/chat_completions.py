@@ -68,10 +68,12 @@ def usage(responses: list[Response], num_each: int | None = None) -> Json:
     asked = given[:: num_each or len(given)]
     num_read, num_written = sum(u["input_tokens"] for u in asked), sum(u["output_tokens"] for u in given)
     return {
-        "prompt_tokens": num_read, "completion_tokens": num_written, "total_tokens": num_read + num_written,
+        "prompt_tokens": num_read,
+        "completion_tokens": num_written,
+        "total_tokens": num_read + num_written,
         "prompt_tokens_details": _sums([u["input_tokens_details"] for u in asked]),
         "completion_tokens_details": _sums([u["output_tokens_details"] for u in given]),
-    }  # fmt: skip
+    }
 
 
 def _sums(counts: list[Json]) -> Json:
@@ -85,9 +87,11 @@ def _tool_call(item: Json) -> Json:
 
 def _head(response: Response, kind: str) -> Json:
     return {
-        "id": response.id.replace("resp_", "chatcmpl-"), "object": kind, "created": int(response.created_at),
+        "id": response.id.replace("resp_", "chatcmpl-"),
+        "object": kind,
+        "created": int(response.created_at),
         "model": response.object["model"],
-    }  # fmt: skip
+    }
 
 
 async def chunks(responses: list[Response], with_usage: bool) -> AsyncGenerator[str, None]:

@@ -25,27 +25,50 @@ from holdfast.agent.server.validation import Body, Names, Objects, Short, Unsupp
 
 UNSUPPORTED: Unsupported = {
     "logprobs": ((False,), NO_PROBABILITIES),
-    "top_logprobs": ((0,), NO_PROBABILITIES), "presence_penalty": ((0,), NO_PENALTIES),
-    "frequency_penalty": ((0,), NO_PENALTIES), "logit_bias": (({},), "leave it out"),
-    "audio": ((), "this model writes text alone"), "modalities": ((["text"], []), "this model writes text alone"),
-    "functions": (([],), "send tools"), "function_call": ((), "send tool_choice"), "moderation": ((), "leave it out"),
+    "top_logprobs": ((0,), NO_PROBABILITIES),
+    "presence_penalty": ((0,), NO_PENALTIES),
+    "frequency_penalty": ((0,), NO_PENALTIES),
+    "logit_bias": (({},), "leave it out"),
+    "audio": ((), "this model writes text alone"),
+    "modalities": ((["text"], []), "this model writes text alone"),
+    "functions": (([],), "send tools"),
+    "function_call": ((), "send tool_choice"),
+    "moderation": ((), "leave it out"),
     "web_search_options": ((), "this server does not search the web, leave it out"),
     # of the Responses API: they would change the answer there
-    "input": ((), "send messages"), "instructions": ((), "send a message of role system"),
+    "input": ((), "send messages"),
+    "instructions": ((), "send a message of role system"),
     "previous_response_id": ((), "send the whole conversation as messages"),
     "conversation": ((), "send the whole conversation as messages"),
-    "max_output_tokens": ((), "send max_completion_tokens"), "reasoning": ((), "send reasoning_effort"),
+    "max_output_tokens": ((), "send max_completion_tokens"),
+    "reasoning": ((), "send reasoning_effort"),
     "text": ((), "send response_format"),
-}  # fmt: skip
+}
 SAME = (
-    "model", "temperature", "top_p", "top_k", "min_p", "parallel_tool_calls", "metadata", "user", "seed", "service_tier",
-    "safety_identifier", "prompt_cache_key", "store", "stream", "stop",
-)  # fmt: skip
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "parallel_tool_calls",
+    "metadata",
+    "user",
+    "seed",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "store",
+    "stream",
+    "stop",
+)
 FIELDS = {
-    "input": "messages", "text.format": "response_format", "reasoning.effort": "reasoning_effort",
-    "tool_choice.mode": "tool_choice.allowed_tools.mode", "tool_choice.tools": "tool_choice.allowed_tools.tools",
+    "input": "messages",
+    "text.format": "response_format",
+    "reasoning.effort": "reasoning_effort",
+    "tool_choice.mode": "tool_choice.allowed_tools.mode",
+    "tool_choice.tools": "tool_choice.allowed_tools.tools",
     ".call_id": ".tool_call_id",
-}  # fmt: skip
+}
 
 
 def _is_name(text: str) -> str:

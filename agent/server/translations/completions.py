@@ -23,12 +23,16 @@ from holdfast.agent.server.validation import Body, Names, Short, Unsupported, ch
 from holdfast.engine import Engine, TooManyTokens
 
 UNSUPPORTED: Unsupported = {
-    "suffix": (("",), "this model only goes on, leave it out"), "logprobs": ((), NO_PROBABILITIES),
-    "best_of": ((1,), "ask for n, and choose yourself"), "logit_bias": (({},), "leave it out"),
-    "presence_penalty": ((0,), NO_PENALTIES), "frequency_penalty": ((0,), NO_PENALTIES),
-    "messages": ((), "send prompt, or ask chat/completions"), "max_completion_tokens": ((), "send max_tokens"),
+    "suffix": (("",), "this model only goes on, leave it out"),
+    "logprobs": ((), NO_PROBABILITIES),
+    "best_of": ((1,), "ask for n, and choose yourself"),
+    "logit_bias": (({},), "leave it out"),
+    "presence_penalty": ((0,), NO_PENALTIES),
+    "frequency_penalty": ((0,), NO_PENALTIES),
+    "messages": ((), "send prompt, or ask chat/completions"),
+    "max_completion_tokens": ((), "send max_tokens"),
     "max_output_tokens": ((), "send max_tokens"),
-}  # fmt: skip
+}
 SAME = ("model", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "stream", "user")
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
@@ -108,9 +112,11 @@ def _prompts(asked: Completion, engine: Engine) -> list[tuple[str, list[int]]]:
 
 def _head(response: Response) -> Json:
     return {
-        "id": response.id.replace("resp_", "cmpl-"), "object": "text_completion", "created": int(response.created_at),
+        "id": response.id.replace("resp_", "cmpl-"),
+        "object": "text_completion",
+        "created": int(response.created_at),
         "model": response.object["model"],
-    }  # fmt: skip
+    }
 
 
 def _choice(text: str, index: int, ended: Response | None = None) -> Json:

@@ -18,9 +18,15 @@ from holdfast.agent.server.translations.messages_request import asked_of, counte
 
 PATH = "/v1/messages"
 ERROR_TYPES = {
-    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
-}  # fmt: skip
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 DELTAS = {
     "response.output_text.delta": ("text_delta", "text"),
     "response.reasoning_text.delta": ("thinking_delta", "thinking"),
@@ -55,10 +61,15 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 def _message(response: Response) -> Json:
     """One that has just begun."""
     return {
-        "id": response.id.replace("resp_", "msg_"), "type": "message", "role": "assistant",
-        "model": response.object["model"], "content": [], "stop_reason": None, "stop_sequence": None,
+        "id": response.id.replace("resp_", "msg_"),
+        "type": "message",
+        "role": "assistant",
+        "model": response.object["model"],
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
         "usage": {"input_tokens": response.num_input_tokens, "output_tokens": 0},
-    }  # fmt: skip
+    }
 
 
 def _end(response: Response) -> Json:
@@ -77,9 +88,11 @@ def _usage(response: Response) -> Json:
     given = response.object["usage"]
     num_cached = given["input_tokens_details"]["cached_tokens"]
     return {
-        "input_tokens": given["input_tokens"] - num_cached, "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": num_cached, "output_tokens": given["output_tokens"],
-    }  # fmt: skip
+        "input_tokens": given["input_tokens"] - num_cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": num_cached,
+        "output_tokens": given["output_tokens"],
+    }
 
 
 def _block(item: Json) -> Json | None:

@@ -25,9 +25,14 @@ SERVER_TOOLS = (
     "tool_search",
 )  # of the provider: the model goes on without
 FIELDS = {
-    "input": "messages", "instructions": "system", "max_output_tokens": "max_tokens", "stop": "stop_sequences",
-    "text.format": "output_config.format", "reasoning.effort": "output_config.effort", ".call_id": ".tool_use_id",
-}  # fmt: skip
+    "input": "messages",
+    "instructions": "system",
+    "max_output_tokens": "max_tokens",
+    "stop": "stop_sequences",
+    "text.format": "output_config.format",
+    "reasoning.effort": "output_config.effort",
+    ".call_id": ".tool_use_id",
+}
 
 
 class Block(Body):
