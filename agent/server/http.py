@@ -341,7 +341,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 
 def application(service: Service, access: Access) -> web.Application:
-    """All routes."""
+    """The application with the routes of the Responses API, and those without an API."""
     app = web.Application(middlewares=[guard], client_max_size=MAX_BODY_BYTES)
     app[SERVICE], app[ACCESS] = service, access
     app[UNDER_WAY], app[USER_SOCKETS], app[ERROR_SHAPES] = Counter(), Counter(), {}

@@ -78,13 +78,7 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
             SessionHub.opened(app) as sessions,
             Service.open(app, model_name(settings), AgentModel(sessions, workspace)) as service,
         ):
-            web_app = application(service, access)
-            web_app[SESSIONS], web_app[WORKSPACE] = sessions, workspace
-            web_app.add_routes([*routes(), *conversation_routes()])
-            web_app[SOCKETS] = set()
-            web_app.router.add_post("/v1/chat/completions", create_chat)
-            web_app.router.add_post("/v1/completions", create_completion)
-            add_messages(web_app)
+            web_app = routed(service, access, sessions, workspace)
             options = {"access_log": None, "keepalive_timeout": IDLE_S, "auto_decompress": False}
             web_app[CONNECTIONS] = connections = Connections(connection_limit(), options)
             runner = web.AppRunner(web_app, handler_cancellation=True, shutdown_timeout=STOP_S)
@@ -96,6 +90,17 @@ async def running(settings: Settings, access: Access, host: str, port: int, work
                 await _stop(web_app)
             finally:
                 await runner.cleanup()
+
+
+def routed(service: Service, access: Access, sessions: SessionHub, workspace: Path) -> web.Application:
+    """The application with the routes of all APIs."""
+    app = application(service, access)
+    app[SESSIONS], app[WORKSPACE], app[SOCKETS] = sessions, workspace, set()
+    app.add_routes([*routes(), *conversation_routes()])
+    app.router.add_post("/v1/chat/completions", create_chat)
+    app.router.add_post("/v1/completions", create_completion)
+    add_messages(app)
+    return app
 
 
 def _listening(host: str, port: int) -> socket.socket:
