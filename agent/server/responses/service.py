@@ -19,7 +19,7 @@ from holdfast.agent.server.access import User
 from holdfast.agent.server.conversations.kept import KeptConversations
 from holdfast.agent.server.fairness import Slots
 from holdfast.agent.server.json import ApiError, Json, unsupported
-from holdfast.agent.server.metrics import Metrics
+from holdfast.agent.server.metrics import Metrics, watch_loop
 from holdfast.agent.server.quotas import Quotas
 from holdfast.agent.server.responses.agent_model import AGENT_MODEL, AgentModel, Turn
 from holdfast.agent.server.responses.agent_model import run as run_turn
@@ -31,7 +31,6 @@ from holdfast.agent.server.responses.items import normal_items
 from holdfast.agent.server.responses.request import Create, is_hosted
 from holdfast.agent.server.responses.resident import Sequences
 from holdfast.agent.server.responses.response import End, Response, new_id, new_response
-from holdfast.agent.server.stall import watch
 from holdfast.engine import EngineError
 from holdfast.memory import ResponseStore, StoreError
 
@@ -98,7 +97,7 @@ class Service:
             conversations = Conversations(app, cache, kept)
             service = cls(app, model, cache, conversations, kept, sequences, agent, quotas, Metrics(), group)
             is_busy = lambda: service.slots.num_held > 0 or agent.sessions.is_running  # noqa: E731
-            watching = group.create_task(watch(service.metrics.loop_stall_s, is_busy))
+            watching = group.create_task(watch_loop(service.metrics.loop_stall_s, is_busy))
             try:
                 yield service
             finally:
