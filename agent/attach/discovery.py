@@ -1,10 +1,9 @@
-"""Where the server of a data directory is: it says so in `server.json` for as long as it runs.
+"""Where the server of a data directory is: the server writes it to `server.json` while it runs.
 
-Only the process that wrote the file holds a lock on it, and the system frees that when the process ends, however it
-ends: what a killed server leaves behind is never believed. The file is locked before it gets its name, so there is no
-moment at which an old one looks alive. A data directory has one server (`server.lock`): then there is no question which
-one a terminal means. Two models have two data directories, or one of them runs without a server. Must not know what is
-served.
+The server holds a lock on the file, which the system frees when the process ends in any way: the file of a killed
+server is ignored. The file is locked before it gets its name, so an old one never looks valid. A data directory has
+one server (`server.lock`), so that a terminal needs no choice. Two models need two data directories, or one of them
+runs without a server. Must not know what is served.
 """
 
 import fcntl
@@ -35,7 +34,8 @@ class Server(BaseModel):
 
 @contextmanager
 def only_server(home: Path) -> Iterator[None]:
-    """Be the server of this data directory until the block ends. Raises UsageError when there is one."""
+    """Hold the lock of the data directory's server until the block ends. Raises UsageError if another process has
+    it."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock_fd = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -59,7 +59,7 @@ def _other(home: Path) -> str:
 
 @contextmanager
 def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
-    """Say where the server is until the block ends; inside `only_server`. Raises UsageError when it cannot be said."""
+    """Write `server.json` until the block ends; inside `only_server`. Raises UsageError if it cannot be written."""
     host, colon, port = url.removeprefix("http://").rpartition(":")
     address = f"http://{ANYWHERE.get(host, host)}{colon}{port}"
     server = Server(url=address, pid=os.getpid(), model=os.path.realpath(model_dir))
@@ -72,7 +72,7 @@ def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
 
 
 def _written(path: Path, server: Server) -> int:
-    """The descriptor that holds the lock of the file."""
+    """Write the file; gives the descriptor that holds its lock."""
     fresh = path.with_name(f"{FILE}.new")
     try:
         fresh.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def _written(path: Path, server: Server) -> int:
 def find_server(home: Path) -> Server | None:
     """The server that runs on this data directory, None without one.
 
-    Raises UsageError for a file that another user could have written: a client shows that server its token.
+    Raises UsageError if another user could have written the file: a client sends its token to that server.
     """
     path = home / FILE
     try:
@@ -104,7 +104,7 @@ def find_server(home: Path) -> Server | None:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            pass  # who wrote it is alive
+            pass  # the process that wrote it runs
         else:
             return None
         if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

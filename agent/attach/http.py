@@ -1,6 +1,6 @@
 """A client of this data directory's own server: requests with the owner's token, and its stream of events.
 
-Owns HTTP: what is sent and how, what a refusal and a silence look like. Must not know what a session is.
+Owns HTTP: requests, timeouts, and which errors they become. Must not know what a session is.
 """
 
 import json
@@ -23,7 +23,7 @@ UNHEARD = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 class Refused(StoreError):
-    """The server's answer is no; `code` is for programs, the message for people."""
+    """The server answered with an error; `code` is for programs, the message for people."""
 
     def __init__(self, status: int, code: str | None, message: str):
         super().__init__(message)
@@ -35,7 +35,7 @@ class Unreachable(StoreError):
 
 
 class Connection:
-    """To the server of a data directory, wherever it is now: it may have been started again since the last request."""
+    """A connection to the server of a data directory, which may be restarted between requests."""
 
     def __init__(self, home: Path, server: Server):
         self.server = server
@@ -55,7 +55,7 @@ class Connection:
             raise self._unreachable(e) from None
 
     async def frames(self, path: str, after: str | None) -> AsyncGenerator[tuple[str | None, Json], None]:
-        """The stream's events with their ids, after the one named. Ends when the server ends it; raises as `call`."""
+        """The events of a stream with their ids, from the one after `after` on. Raises as `call`."""
         timeout = aiohttp.ClientTimeout(None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
         query = {} if after is None else {"after": after}
         try:
@@ -72,20 +72,21 @@ class Connection:
             raise self._unreachable(e) from None
 
     def _url(self, path: str) -> str:
-        """Where the server is now. One that has ended is not asked: another program may have its address by now."""
+        """The URL of the server as it runs now. Another program may have the address of one that has ended."""
         try:
             found = find_server(self._home)
         except UsageError as e:
             raise Unreachable(str(e)) from None
         if found is None or found.model != self.server.model:
             raise Unreachable(
-                f"the server at {self.server.url} (pid {self.server.pid}) has ended:"
-                f" start it again, or run this again without it"
+                f"the server at {self.server.url} (pid {self.server.pid}) has ended: start it again, or run this again"
+                " without it"
             )
         self.server = found
         return found.url + path
 
     async def close(self) -> None:
+        """Close the HTTP client."""
         await self._http.close()
 
     async def _answer(self, answer: aiohttp.ClientResponse) -> Json:
@@ -101,9 +102,8 @@ class Connection:
     def _unreachable(self, error: Exception) -> Unreachable:
         why = "it is silent" if isinstance(error, TimeoutError) else printable(str(error)) or type(error).__name__
         return Unreachable(
-            f"the server at {self.server.url} (pid {self.server.pid}) does not answer ({why}):"
-            f" start it again, or end it and"
-            " run this again without it"
+            f"the server at {self.server.url} (pid {self.server.pid}) does not answer ({why}): start it again, or end"
+            " it and run this again without it"
         )
 
 

@@ -1,8 +1,8 @@
-"""A session that the server of this data directory holds open, as the terminal uses one.
+"""A session that is open in the server of this data directory, with the interface of `Session` for the terminal.
 
-One stream of its events stays open as long as this does. What belongs to a turn of ours comes out of `turn`; the rest
-is another client's, and goes to `on_other`. The server owns the session: a connection that is lost loses nothing, and
-the turn goes on without us. Must not know HTTP (connection) nor how anything is shown.
+One stream of its events is open as long as this object is. `turn` yields the events of this client's turn; events of
+other clients' turns go to `on_other`. The server owns the session: if the connection is lost, the turn goes on there
+and no event is lost. Must not know HTTP (`http.py`) nor how events are shown.
 """
 
 import asyncio
@@ -32,9 +32,10 @@ EVENTS = {kind.model_fields["type"].default: kind for kind in get_args(Event)}
 async def attached(
     home: Path, server: Server, workspace: Path, approve: str, ask: Ask | None, on_other: Callable[[Event], None]
 ) -> AsyncIterator[OpenSession]:
-    """Gives what opens sessions in the server, see `App.session`. Raises UsageError, and what it gives StoreError.
+    """Gives a function that opens sessions in the server, see `App.session`. Raises UsageError, the function
+    StoreError.
 
-    `ask` answers calls of our turns that `approve` leaves to the user; without it they are refused.
+    `ask` asks the user about the calls that `approve` does not decide; without it they are refused.
     """
     connection = Connection(home, server)
     if approve == "ask" and ask is None:
@@ -64,7 +65,7 @@ async def attached(
 
 
 class RemoteSession:
-    """Open until `aclose`; then the server still has it. One turn of ours at a time."""
+    """One session, until `aclose`; it stays open in the server. One turn of this client at a time."""
 
     def __init__(
         self, connection: Connection, session: Json, approve: str, ask: Ask | None, on_other: Callable[[Event], None]
@@ -76,14 +77,14 @@ class RemoteSession:
         self._workspace: str = session["workspace"]
         self._approve, self._ask, self._on_other = approve, ask, on_other
         self._last_id: str | None = None
-        self._own: asyncio.Queue[Frame] | None = None  # what comes while a turn of ours runs
-        self._asked: ApprovalNeeded | None = None  # by another client's turn, and not answered yet
-        self._num_rewinds = 0  # of ours that the stream has not told yet
-        self._heard = asyncio.Event()  # the stream has begun, or could not
+        self._own: asyncio.Queue[Frame] | None = None  # frames that come while this client's turn runs
+        self._asked: ApprovalNeeded | None = None  # by another client's turn, without an answer yet
+        self._num_rewinds = 0  # rewinds of this client whose event has not come yet
+        self._heard = asyncio.Event()  # the stream has begun or failed
         self._listening = asyncio.ensure_future(self._listen())
 
     async def turn(self, prompt: str) -> AsyncGenerator[Event, None]:
-        """One turn, as `Session.turn`: closing or cancelling it interrupts it in the server."""
+        """Run one turn, see `Session.turn`. Closing or cancelling the generator interrupts the turn in the server."""
         problem = prompt_problem(prompt)
         if problem or self._listening.done():
             yield Error(message=problem or f"session {self.name} is not in the server any more: start again")
@@ -92,7 +93,7 @@ class RemoteSession:
         may_run = False
         try:
             await self._heard.wait()  # or a short turn could be over before the stream begins
-            may_run = True  # from the first byte we send
+            may_run = True  # from the first byte of the request on
             begun = await self._call("POST", "/turns", {"prompt": prompt, "approve": self._approve})
             self._last_id = self._last_id or begun["after"]
             async with aclosing(self._follow(own, begun["after"], prompt)) as events:
@@ -141,11 +142,11 @@ class RemoteSession:
         return bool((await self._call("POST", "/cancel", {}))["cancelled"])
 
     def take_notices(self) -> list[str]:
-        """The server tells them in a turn."""
+        """None: the server sends notices as events of a turn."""
         return []
 
     async def aclose(self) -> None:
-        """Stop listening. The server has the session, and saves it."""
+        """Stop listening. The session stays open in the server, which saves it."""
         self._listening.cancel()
         await asyncio.wait({self._listening})
         if not self._listening.cancelled():
@@ -161,7 +162,7 @@ class RemoteSession:
         return await self._connection.call(method, self._path + path, body)
 
     async def _listen(self) -> None:
-        """Hear what happens in the session, from one connection to the next."""
+        """Read the stream of events, and connect again when it is lost."""
         while True:
             try:
                 async with aclosing(self._connection.frames(f"{self._path}/stream", self._last_id)) as frames:
@@ -180,7 +181,7 @@ class RemoteSession:
                 return
 
     async def _connect_again(self) -> bool:
-        """Wait for a server, and let it open the session; whether it did."""
+        """Wait for a server and let it open the session. Whether it did."""
         lost_at, is_told = time.monotonic(), False
         while True:
             await asyncio.sleep(RETRY_S)
@@ -204,7 +205,7 @@ class RemoteSession:
             self._hear(frame[1])
 
     async def _follow(self, own: "asyncio.Queue[Frame]", after: str, prompt: str) -> AsyncGenerator[Event, None]:
-        """The events of our turn, which are those after `after`; an Error when it ends in another way."""
+        """The events of this client's turn, those after `after`; an Error if the turn ends in another way."""
         question = Question(self._call, self._ask, own)
         try:
             while True:
@@ -243,7 +244,7 @@ class RemoteSession:
             await question.close()
 
     async def _missed(self, prompt: str) -> list[Event]:
-        """How our turn ended while we could not listen; nothing when it still runs."""
+        """How the turn ended while the connection was lost; nothing if it still runs."""
         log, state = (await self._call("GET", "/events"))["data"], (await self._call("GET", ""))["state"]
         said = next((event["text"] for event in reversed(log) if event["type"] == "user"), None)
         last = log[-1]["type"] if said == prompt else None
@@ -257,7 +258,7 @@ class RemoteSession:
         return [Error(message=f"the server was started again in the middle of the turn; {KEPT}")]
 
     async def _cancel(self, own: "asyncio.Queue[Frame]") -> None:
-        """Interrupt our turn, and wait for its end."""
+        """Interrupt this client's turn and wait for its end."""
         with suppress(Refused, Unreachable, TimeoutError):
             is_over = not (await self._call("POST", "/cancel", {}))["cancelled"]
             async with asyncio.timeout(STOP_S):
@@ -267,7 +268,7 @@ class RemoteSession:
             own.get_nowait()
 
     def _hear(self, frame: Json) -> None:
-        """What is not of a turn of ours."""
+        """Pass an event that is not of this client's turn to `on_other`."""
         match frame:
             case {"type": "user", "text": text}:
                 said = f"another client: {text}"
@@ -277,7 +278,7 @@ class RemoteSession:
                     return
                 said = f"another client went back to the end of turn {turns}"
             case {"type": "approval_done", "approved": approved}:
-                if self._asked is None:  # we answered
+                if self._asked is None:  # this client answered
                     return
                 self._asked = None
                 said = "it was allowed" if approved else "it was refused"
@@ -298,13 +299,13 @@ class RemoteSession:
 
 
 def is_later(id_: str, after: str) -> bool:
-    """Whether an event comes after another. Ids are `FEED.NUMBER`; another feed is that of a server started again."""
-    (feed, _, number), (feed_before, _, before) = id_.partition("."), after.partition(".")
-    return feed != feed_before or int(number) > int(before)
+    """Whether an event comes after another. Ids are `LOG.NUMBER`; a restarted server has another log."""
+    (log, _, number), (log_before, _, before) = id_.partition("."), after.partition(".")
+    return log != log_before or int(number) > int(before)
 
 
 def event_of(frame: Json) -> Event:
-    """An event as a turn in this process would give it: without what only the server adds."""
+    """The event of a frame, as a turn in this process gives it: without the fields that the server adds."""
     kind = EVENTS[frame["type"]]
     event: Event = kind(**{name: frame[name] for name in kind.model_fields if name in frame})
     return event

@@ -1,1 +1,1 @@
-"""`holdfast serve`: the model and its durable conversations over the OpenAI Responses API, on HTTP, SSE and WebSocket."""
+"""`holdfast serve`: the model and its durable conversations over HTTP, SSE and WebSocket, as the Responses API."""

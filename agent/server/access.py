@@ -1,7 +1,7 @@
 """Who may talk to the server: tokens and users, and which Host and Origin a request may come with.
 
-Owns the token file and every comparison with a token. A browser page of somebody else is kept out three times: it has no
-token, its Origin is foreign, and its body would not be JSON. Must not know what is asked for.
+Owns the token file and every comparison with a token. A page of another site is kept out three times: it has no token,
+its Origin is foreign, and its body would not be JSON. Must not know requests.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from holdfast.agent.config import UsageError, printable
 from holdfast.agent.server.json import ApiError
 
 MAX_WAITING = 256  # responses under way of one user
-OWNER = "owner"  # whoever has the data directory, and so its token
+OWNER = "owner"  # the user of the data directory, where the token is
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EXPOSED = "x-request-id, retry-after, x-should-retry"
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")
@@ -32,8 +32,8 @@ def stored_owner(name: str) -> str:
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with responses and sessions of their own. `token_hash` is SHA-256; `workspaces` are the directories in which
-    the agent may work for them, None for all."""
+    """One user of the server. `token_hash` is SHA-256; `workspaces` are the directories in which the agent may work for
+    this user, None for all."""
 
     name: str
     token_hash: bytes
@@ -43,25 +43,26 @@ class User:
 
     @property
     def session_owner(self) -> str:
-        """How their sessions are marked: those of the terminal belong to whoever has the data directory."""
+        """The owner that is stored with this user's sessions. Sessions of the terminal belong to the data
+        directory's."""
         return stored_owner(self.name)
 
     def may_work_in(self, workspace: Path) -> bool:
-        """Whether it is one of their directories, or inside one. Real paths."""
+        """Whether a directory is one of the user's workspaces or inside one. Real paths."""
         return self.workspaces is None or any(workspace.is_relative_to(allowed) for allowed in self.workspaces)
 
 
 @dataclass(frozen=True)
 class Access:
-    """The users, the host names that this server goes by (an address is always fine: no page can be named one), and the
-    origins whose pages and extensions may ask it."""
+    """The users, the host names that this server has, and the origins whose pages and extensions may send requests.
+    An IP address is always allowed as Host: no site has one as its name."""
 
     users: tuple[User, ...]
     hosts: tuple[str, ...] = LOOPBACK
     origins: tuple[str, ...] = ()
 
     def user(self, headers: Mapping[str, str]) -> User:
-        """Who sends the request. Raises ApiError 401; it takes the same time whatever the token is."""
+        """The user whose token the request has. Raises ApiError 401. Takes the same time for every token."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         token = token.strip() if scheme.lower() == "bearer" else headers.get("X-Api-Key", "").strip()
         given = hash_of(token) if token else b""
@@ -83,13 +84,13 @@ class Access:
             raise ApiError(403, text, "foreign_origin")
 
     def is_preflight(self, method: str, headers: Mapping[str, str]) -> bool:
-        """Whether a browser asks, before it sends a token, if an allowed page may send it."""
+        """Whether this is a CORS preflight from an allowed origin."""
         return (
             method == "OPTIONS" and headers.get("Origin") in self.origins and "Access-Control-Request-Method" in headers
         )
 
     def cors(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Headers that let a browser show the answer to a page of another origin; none for pages that are not allowed."""
+        """The CORS headers for an allowed origin; none for any other."""
         origin = headers.get("Origin")
         if origin not in self.origins or origin is None:
             return {}
@@ -116,7 +117,7 @@ class Access:
 
 
 def host_name(given: str) -> str:
-    """One that a server goes by. Raises UsageError for what is none."""
+    """A host name from the command line, checked. Raises UsageError."""
     name = given.lower()
     if not HOST_NAME.fullmatch(name):
         raise UsageError(f"--name {printable(given)} is no host name: give it without scheme and port")
@@ -124,7 +125,7 @@ def host_name(given: str) -> str:
 
 
 def origin_of(given: str) -> str:
-    """As browsers send it. Raises UsageError for what is none."""
+    """An origin from the command line, as browsers send it. Raises UsageError."""
     origin = given.lower().removesuffix("/")
     if not ORIGIN.fullmatch(origin):
         raise UsageError(f"--allow-origin {printable(given)} is no origin: give one like https://app.example")
@@ -136,7 +137,7 @@ def hash_of(token: str) -> bytes:
 
 
 def own_token(home: Path) -> str:
-    """The token of this data directory, made when there is none. Raises UsageError when it cannot be kept."""
+    """The token of this data directory, created if there is none. Raises UsageError if it cannot be stored."""
     path = home / "token"
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)

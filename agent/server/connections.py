@@ -153,7 +153,7 @@ class Connection(RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """The answer to bytes that are no request. They are counted; they and the error, which quotes them, are not logged."""
+        """The answer to bytes that are not HTTP. Counted, but not logged: the error quotes them."""
         self._connections.num_not_http += 1
         log.warning("a request was refused: its bytes are no HTTP/1.1")
         answer = web.Response(text=dumps({"error": NOT_HTTP}), status=400, content_type="application/json")

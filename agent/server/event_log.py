@@ -1,7 +1,7 @@
 """Numbered events that any number of watchers follow, each at its own pace: of a response, or of an open session.
 
-Owns the numbers, and how many events are kept. A watcher that comes late sees all that is kept; one that has missed more
-is told to read the session's log. Must not know responses, sessions or sockets.
+Owns the numbers, and how many events are kept. A watcher that comes late gets all events that are kept; one that has
+missed dropped events is told to read the session's log. Must not know responses, sessions or sockets.
 """
 
 import asyncio
@@ -70,8 +70,8 @@ class EventLog:
         return int(number)
 
     async def follow(self, number: int | None) -> AsyncGenerator[tuple[str, Json], None]:
-        """(id, event) of the events from this number on, those to come included, until the log is closed. `RELOAD`, with
-        an empty id, comes before the first that is kept where `number` is None or was dropped."""
+        """(id, event) from this number on, future events included, until the log is closed. If `number` is None or its
+        event was dropped, `RELOAD` comes first, with an empty id."""
         self.num_watchers += 1
         try:
             while True:

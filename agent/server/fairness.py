@@ -1,7 +1,7 @@
-"""Whose turn it is when more is wanted than can run at a time. Must not know what runs.
+"""A fair queue for slots: which user runs next when more is asked for than can run at a time. Must not know what runs.
 
-A slot that gets free goes to the user who holds the fewest; of those with equally few, to the one served longest ago. What
-one user wants waits in order, so whoever asks for hundreds of things waits for them alone.
+A free slot goes to the waiting user who holds the fewest slots; among equals, to the one served longest ago. The
+requests of one user are served in order, so a user with hundreds of them delays only their own.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 
 class Slots:
-    """So many slots. All calls are made on the event loop."""
+    """A fixed number of slots. All calls are made on the event loop."""
 
     def __init__(self, num_slots: int):
         self._num_free = num_slots
@@ -24,12 +24,12 @@ class Slots:
 
     @property
     def are_taken(self) -> bool:
-        """Whether the next one has to wait."""
+        """Whether the next request has to wait."""
         return not self._num_free
 
     @asynccontextmanager
     async def one(self, user: str) -> AsyncIterator[None]:
-        """A slot, from when there is one until the block ends."""
+        """Wait for a slot and hold it until the block ends."""
         await self._take(user)
         try:
             yield
@@ -37,7 +37,7 @@ class Slots:
             self._give_back(user)
 
     async def _take(self, user: str) -> None:
-        if self._num_free:  # then nobody waits
+        if self._num_free:  # then no request waits
             self._num_free -= 1
             self._held[user] += 1
             return

@@ -1,7 +1,7 @@
 """The routes of the Responses API over HTTP, JSON and SSE.
 
-Owns paths, status codes and how a stream is framed. A client that does not read is cut off. Must not know how responses
-come to be.
+Owns paths, status codes and how a stream is framed. A client that does not read is cut off. Must not know how a
+response is made.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Who is it, and where from; every refusal as the protocol's error object, counted by route."""
+    """Check user and origin, answer every error with the protocol's error object, and count requests by route."""
     service = request.app[SERVICE]
     resource = request.match_info.route.resource
     route = resource.canonical if resource else "unknown"
@@ -71,7 +71,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def error_of(e: Exception, request: web.Request, route: str) -> ApiError:
-    """What a client gets to know of what was raised. A fault of ours in one request must not end the others."""
+    """The error that the client gets for an exception. A bug in one request must not end the others."""
     if isinstance(e, ApiError):
         return e
     if isinstance(e, StoreError | EngineError | EncodingError):
@@ -87,7 +87,7 @@ def error_of(e: Exception, request: web.Request, route: str) -> ApiError:
 
 
 async def admitted(request: web.Request, handler: Handler, route: str) -> web.StreamResponse:
-    """The handler's answer, if the request may be read at all: the cheapest refusals come first."""
+    """The handler's answer, if the request is allowed. The cheapest checks come first."""
     access = request.app[ACCESS]
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):  # a small body would become a large one
@@ -106,7 +106,7 @@ async def admitted(request: web.Request, handler: Handler, route: str) -> web.St
 
 @asynccontextmanager
 async def counted(counts: "Counter[str]", user: str, most: int, what: str) -> AsyncIterator[None]:
-    """One more of this user until the block ends. Raises ApiError 429."""
+    """Count one more for this user until the block ends. Raises ApiError 429 above `most`."""
     if counts[user] >= most:
         raise ApiError(429, f"{most} {what}: end some, or try again later", "rate_limit_exceeded")
     counts[user] += 1
@@ -119,7 +119,7 @@ async def counted(counts: "Counter[str]", user: str, most: int, what: str) -> As
 
 
 async def sign(request: web.Request, answer: web.StreamResponse) -> None:
-    """What every answer carries, just before it is sent."""
+    """Add the headers of every answer, just before it is sent."""
     answer.headers["x-request-id"] = answer.headers["request-id"] = request.get(REQUEST_ID, "")
     answer.headers.update(request.app[ACCESS].cors(request.headers))
 
@@ -140,7 +140,7 @@ def json_response(value: Json, status: int = 200) -> web.Response:
 
 
 async def read_json(request: web.Request) -> Json:
-    """The body. Raises ApiError 415 for what is not sent as JSON: a page can send other types without asking."""
+    """The body. Raises ApiError 415 for another content type: pages can send some of them without a preflight."""
     if request.content_type != "application/json":
         raise ApiError(415, "send the body with Content-Type: application/json", "unsupported_media_type")
     try:
@@ -163,7 +163,7 @@ async def create(request: web.Request) -> web.StreamResponse:
 
 
 async def until_over(response: Response) -> None:
-    """Wait for the end; a client that leaves ends it."""
+    """Wait until a response is over; it is cancelled if the client leaves."""
     try:
         await response.over()
     except asyncio.CancelledError:
@@ -174,7 +174,7 @@ async def until_over(response: Response) -> None:
 async def stream(
     request: web.Request, response: Response, after: int = -1, on_gone: Callable[[], None] = lambda: None
 ) -> web.StreamResponse:
-    """The events of a response as SSE, from the one after `after`."""
+    """The events of a response as SSE, from the one after number `after`."""
 
     async def frames() -> AsyncGenerator[str, None]:
         async for event in response.follow(after):
@@ -186,7 +186,7 @@ async def stream(
 async def send_frames(
     request: web.Request, frames: AsyncGenerator[str, None], on_gone: Callable[[], None] = lambda: None
 ) -> web.StreamResponse:
-    """A stream of SSE frames, with comments while there is nothing to say."""
+    """Send SSE frames, with a comment as keepalive while there is none. `on_gone` is called if the client leaves."""
     answer = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     answer.content_type = "text/event-stream"
     await answer.prepare(request)
@@ -217,7 +217,7 @@ async def send_frames(
 
 
 async def found(request: web.Request) -> Response:
-    """The response that the path names. Raises ApiError 404, also for one of another user."""
+    """The response that the path names. Raises ApiError 404, also for another user's."""
     id = request.match_info["id"]
     response = await request.app[SERVICE].cache.get(request[USER], id) if RESPONSE_ID.fullmatch(id) else None
     if response is None:
@@ -242,7 +242,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
-    """Of any response that runs, not only of one in the background."""
+    """Cancel a response that runs, in the background or not."""
     response = await found(request)
     if not response.is_over:
         response.cancel()
@@ -257,7 +257,7 @@ async def input_items(request: web.Request) -> web.StreamResponse:
 
 
 def page_of(request: web.Request, items: list[Json]) -> Json:
-    """A part of items, which begin with the oldest: `order`, `limit` of them, those `after` an id."""
+    """One page of items, given oldest first, by the query: `order`, `limit`, `after` an id."""
     items = items if request.query.get("order") == "asc" else items[::-1]
     limit, after = request.query.get("limit", "20"), request.query.get("after")
     if not re.fullmatch(r"\d{1,3}", limit) or not 1 <= int(limit) <= 100:
@@ -283,7 +283,7 @@ async def compact(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.StreamResponse:
-    """With the fields of both APIs that name models."""
+    """The models, or the one that the path names, with the fields of both APIs that list models."""
     service = request.app[SERVICE]
     wanted = request.match_info.get("id")
     limit = service.app.engine.max_context

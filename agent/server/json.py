@@ -1,6 +1,6 @@
-"""JSON from outside, and the shapes of errors. Owns how deep, long and strict a body may be; must not know requests.
+"""JSON from clients, and the shape of errors. Owns how deep, long and strict a body may be; must not know requests.
 
-Strict on purpose: a key given twice, NaN or half a surrogate pair means something else to whoever reads it next.
+Strict on purpose: parsers disagree on a key given twice, on NaN and on half a surrogate pair.
 """
 
 import json
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """What a client gets for a request that is refused. `code` is for programs, the message for people."""
+    """The error that a client gets for its request. `code` is for programs, the message for people."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None, type: str | None = None
@@ -31,12 +31,12 @@ class ApiError(Exception):
 
 
 def bad(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
-    """A request that can never be right."""
+    """The error for an invalid request."""
     return ApiError(400, message, code, param)
 
 
 def unsupported(message: str, param: str) -> ApiError:
-    """A request that another server might answer."""
+    """The error for a valid request that this server does not support."""
     return ApiError(400, message, "unsupported", param)
 
 

@@ -1,6 +1,6 @@
-"""What the server's log may hold: short lines without control characters, and few of a kind.
+"""The server's log: short lines without control characters, and few of a kind.
 
-Who sends bad requests must not fill the disk. Must not know what is logged.
+A client that sends bad requests must not fill the disk. Must not know what is logged.
 """
 
 import logging
@@ -16,7 +16,7 @@ PERIOD_S = 60.0
 
 
 class BoundedHandler(logging.StreamHandler):
-    """Writes to standard error. The lines that are left out are counted, and that is said when the period is over."""
+    """Writes to standard error. Lines above the limit are counted, and the count is written after each period."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class BoundedHandler(logging.StreamHandler):
         return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
     def say_left_out(self) -> None:
-        """A new period begins."""
+        """Write how many lines were left out, and begin a new period."""
         left_out = {kind: num - MAX_OF_KIND for kind, num in self._num_of.items() if num > MAX_OF_KIND}
         self._since, self._num_of = time.monotonic(), {}
         for kind, num in left_out.items():

@@ -1,7 +1,7 @@
 """What the server counts, as Prometheus text, and how late its event loop is. Must not know where numbers come from.
 
-By hand: prometheus_client takes 25 ms to import, and adds a `_created` series to each metric unless a switch of the whole
-process is set.
+By hand: prometheus_client takes 25 ms to import, and adds a `_created` series to each metric unless a switch of the
+whole process is set.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""How much of the disk each user may fill, checked before work begins. Must not know what is stored there."""
+"""Disk quotas of users, checked before work begins. Must not know what is stored."""
 
 import asyncio
 import time
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError
 
-AGE = 20  # times as long as counting takes, a count is believed: at most a twentieth of the time goes into it
+AGE = 20  # a count is valid for so many times the time it took: counting takes at most 5 % of the time
 
 
 class Quotas:
-    """`used_bytes(name)` counts what a user needs; it is called on another thread, for users with a quota only."""
+    """`used_bytes(name)` counts the bytes of a user; called on another thread, and only for users with a quota."""
 
     def __init__(self, used_bytes: Callable[[str], int]):
         self._used_bytes = used_bytes
-        self._counted: dict[str, tuple[int, float]] = {}  # bytes, and until when they are believed
+        self._counted: dict[str, tuple[int, float]] = {}  # bytes, and until when the count is valid
 
     async def check(self, user: User) -> None:
-        """Raises ApiError 507 for a user who has filled the quota."""
+        """Raises ApiError 507 if the user has reached the quota."""
         if user.disk_bytes is None:
             return
         used, until = self._counted.get(user.name, (0, 0.0))
@@ -35,5 +35,5 @@ class Quotas:
             raise ApiError(507, text, "insufficient_storage")
 
     def forget(self, user: User) -> None:
-        """Something of this user was removed: count again."""
+        """Count again at the next check: something of this user was removed."""
         self._counted.pop(user.name, None)

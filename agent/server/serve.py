@@ -1,4 +1,4 @@
-"""`holdfast serve`: start, say where, run until told to stop, stop gracefully."""
+"""`holdfast serve`: start, print the address, run until a signal comes, stop gracefully."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ def access_of(
 ) -> tuple[Access, str | None]:
     """Who may use the server, and the token to show when there is only one user. Raises UsageError.
 
-    Whoever owns the data directory always may: their terminal attaches with the token that lies there.
+    The owner of the data directory always may: the terminal attaches with the token stored there.
     """
     hosts = (*map(host_name, names), *LOOPBACK, host.lower())
     allowed = tuple(map(origin_of, origins))
@@ -70,7 +70,8 @@ def model_name(settings: Settings) -> str:
 async def running(settings: Settings, access: Access, host: str, port: int, workspace: Path) -> AsyncIterator[Running]:
     """A server on this event loop; port 0 takes a free one. Raises UsageError when the address cannot be had.
 
-    New agent sessions of whoever has the data work in `workspace`. Who connects while the model is loaded waits for it.
+    New agent sessions of the data directory's owner work in `workspace`. A client that connects while the model is
+    loaded waits for it.
     """
     with closing(_listening(host, port)) as listener:
         async with (
@@ -112,7 +113,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 async def _stop(app: web.Application) -> None:
-    """Take nothing new, let what runs end for a moment, and tell WebSocket clients to come back."""
+    """Refuse new responses, give those that run a moment to end, and tell WebSocket clients to reconnect."""
     service = app[SERVICE]
     service.is_stopping = True
     ending = [asyncio.ensure_future(response.over()) for response in service.cache.in_flight()]
@@ -125,7 +126,7 @@ async def _stop(app: web.Application) -> None:
 
 
 def _set_aside_what_stays() -> None:
-    """Modules and the model live as long as the process: a collection that looks at them stops everything for 0.2 s."""
+    """Exclude modules and the model from garbage collection: they are never freed, and scanning them takes 0.2 s."""
     gc.collect()
     gc.freeze()
 
@@ -139,7 +140,7 @@ def serve(
     names: Sequence[str] = (),
     origins: Sequence[str] = (),
 ) -> int:
-    """Until SIGINT or SIGTERM."""
+    """Run the server until SIGINT or SIGTERM; gives the exit code. Raises UsageError."""
     logging.basicConfig(handlers=[BoundedHandler()])
     settings = replace(settings, own_files=(users,) if users else ())
     with only_server(settings.home):
@@ -190,8 +191,8 @@ def _print_where(settings: Settings, url: str, access: Access, token: str | None
 
 
 def reachable(url: str, hosts: Sequence[str]) -> str:
-    """The same server under an address that a browser can open: where it listens on every address, by its first name or
-    this machine's address."""
+    """The server's URL as a browser can open it. Where it listens on every address, that is its first --name, or this
+    machine's address."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     if host not in ANYWHERE:
         return url

@@ -1,7 +1,8 @@
-"""The chat page: a fixed list of files, served without a token, since they tell nothing. Must not know what the page does.
+"""The chat page: a fixed list of files, served without a token, since they have no data of users.
 
-The policy lets the page load only what this server sends, and lets no script make elements out of text. The files are
-asked for again with each load (ETag): a page never meets a server of another version.
+The Content-Security-Policy lets the page load files of this server only, and forbids scripts to make elements from
+text. Browsers revalidate the files with each load (ETag), so page and server have the same version. Must not know what
+the page does.
 """
 
 from pathlib import Path

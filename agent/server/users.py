@@ -1,7 +1,7 @@
 """The file of users that the owner of a server writes: a JSON list of {"name", "token" or "token_sha256"}, with
 "max_waiting", "disk_gb" and "workspaces" if any.
 
-Owns what may stand in it and how a mistake reads. Must not know requests.
+Owns its fields and how a mistake is reported. Must not know requests.
 """
 
 import json

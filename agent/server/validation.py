@@ -1,7 +1,7 @@
-"""A body against its pydantic model: what is wrong is said in one line, by the name that the client used.
+"""Checks a body against its pydantic model and reports a mistake in one line, under the client's name of the field.
 
-Owns how an error of pydantic reads, and how an error about one protocol's fields is said in another's. Must not know any
-request.
+Owns how errors of pydantic are worded, and how an error about one protocol's field names another protocol's. Must not
+know any request.
 """
 
 import re
@@ -21,7 +21,7 @@ Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 
 
 class Body(BaseModel):
-    """What a client sends. Fields that are not known are ignored, as the protocols want; null is absent."""
+    """A request body. Unknown fields are ignored, as the protocols want; null counts as absent."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -37,7 +37,7 @@ Kind = TypeVar("Kind", bound=Body)
 
 
 def checked(kind: type[Kind], body: Json, without: Unsupported | None = None) -> Kind:
-    """Raises ApiError that names the field, also for one that is not supported."""
+    """The body as its model. Raises ApiError that names the field, also for fields that are not supported."""
     for name, (neutral, way_out) in (without or {}).items():
         if body.get(name) is not None and body[name] not in neutral:
             raise unsupported(f"{name} is not supported: {way_out}", name)
@@ -53,8 +53,8 @@ def _refusal(error: ValidationError, body: Json) -> ApiError:
 
 
 def what_is_wrong(error: ValidationError, given: Any) -> tuple[str, str, bool]:
-    """Of the first field that is wrong: its name, as deep as is known, the rest of a sentence that begins with the name, and
-    whether it is missing. What its alternatives may be is one sentence."""
+    """The first field that is wrong: its name, the rest of a sentence that begins with the name, and whether it is
+    missing. Errors about the alternatives of one field become one sentence."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
     paths = [_path(e["loc"], given, e["type"] == "missing") for e in errors]
     where = max((path for path in paths if path.startswith(paths[0])), key=len)

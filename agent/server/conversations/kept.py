@@ -1,7 +1,7 @@
 """Conversations that the server keeps: metadata, and items that responses and clients add.
 
-Each is a row of its own, and every addition another, so that no turn writes the whole again; they lie among the responses
-of their owner. One response at a time. Must not know how a response is made.
+A conversation is a row in the table of responses, and each addition another row: a turn never writes the whole
+conversation again. One response of a conversation runs at a time. Must not know how a response is made.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from holdfast.memory import StoredResponse, StoreError
 
 @dataclass
 class Kept:
-    """One conversation; its items are those of its additions but for the removed."""
+    """One conversation. Its items are those of its additions, without the removed ones."""
 
     id: str
     created_at: float
@@ -31,13 +31,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class KeptConversations:
-    """Of all users. Raises ApiError 404 for one that is not there, or not theirs."""
+    """The conversations of all users. Methods raise ApiError 404 for one that does not exist or has another owner."""
 
     cache: ResponseCache
     _busy: set[tuple[str, str]] = field(default_factory=set)
 
     def hold(self, owner: str, id: str) -> None:
-        """A response is about to add to it. Raises ApiError 409 when another is."""
+        """Reserve a conversation for a response that will add to it. Raises ApiError 409 if another has it."""
         if (owner, id) in self._busy:
             text = "another response of this conversation is under way: ask again when it is over"
             raise ApiError(409, text, "conversation_locked", "conversation")
@@ -45,7 +45,7 @@ class KeptConversations:
 
     @asynccontextmanager
     async def changing(self, owner: str, id: str) -> AsyncIterator[Kept]:
-        """One that nothing else changes until the block ends."""
+        """A conversation that is reserved until the block ends."""
         self.hold(owner, id)
         try:
             yield await self.get(owner, id)
@@ -53,6 +53,7 @@ class KeptConversations:
             self.let_go(owner, id)
 
     def let_go(self, owner: str, id: str) -> None:
+        """End a reservation."""
         self._busy.discard((owner, id))
 
     async def create(self, owner: str, items: list[Json], metadata: dict[str, str]) -> Kept:
@@ -69,7 +70,7 @@ class KeptConversations:
         return Kept(**body)
 
     async def items(self, owner: str, kept: Kept) -> list[Json]:
-        """The oldest first."""
+        """The items of a conversation, the oldest first."""
         found: list[Json] = []
         for number in range(kept.num_additions):
             body = await self._body(owner, f"{kept.id}.{number}")
@@ -84,7 +85,7 @@ class KeptConversations:
         return [] if id is None else await self.items(owner, await self.get(owner, id, "conversation"))
 
     async def add(self, owner: str, id: str, items: list[Json]) -> None:
-        """Items come at its end."""
+        """Append items to a conversation."""
         await self._add(owner, await self.get(owner, id), items)
 
     async def remove_item(self, owner: str, kept: Kept, item_id: str) -> None:
@@ -102,7 +103,7 @@ class KeptConversations:
                 await asyncio.to_thread(store.remove, row)
 
     async def _add(self, owner: str, kept: Kept, items: list[Json]) -> None:
-        """What is not counted yet is not there: a crash in between leaves the conversation as it was."""
+        """Write an addition, then count it: a crash in between leaves the conversation as it was."""
         await self._put(owner, f"{kept.id}.{kept.num_additions}", time.time(), {"items": items})
         kept.num_additions += 1
         await self._put(owner, kept.id, kept.created_at, vars(kept))

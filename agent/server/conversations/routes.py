@@ -1,6 +1,6 @@
 """The routes of `/v1/conversations`: conversations that the server keeps, and their items.
 
-Owns paths, bodies and what a client gets to see. Must not know how they are kept.
+Owns paths, bodies and the objects that clients get. Must not know how conversations are stored.
 """
 
 import secrets

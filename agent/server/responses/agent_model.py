@@ -1,7 +1,7 @@
-"""`holdfast-agent`, the agent behind the Responses API: a response is one turn of a durable session, with tools on the server.
+"""`holdfast-agent`, the agent behind the Responses API: a response is one turn of a durable session, with server tools.
 
-Owns which session a request means, and how a turn's events become those of a response. To go on from a response that its
-session has left behind is a fork of the session. Must not know HTTP, nor how responses are kept.
+Owns which session a request means, and how a turn's events become those of a response. Going on from a response that is
+not the last turn of its session forks the session. Must not know HTTP, nor how responses are stored.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class AgentModel:
-    """`workspace` is where whoever has the data works unless they say otherwise."""
+    """The agent as a model. `workspace` is the default workspace of the data directory's owner."""
 
     sessions: SessionHub
     workspace: Path
@@ -49,7 +49,7 @@ class AgentModel:
     async def begin(
         self, user: User, request: Create, history: list[Json], before: Response | None, cache: ResponseCache
     ) -> tuple[Response, Turn]:
-        """Start the turn that a request asks for; `history` are the items of the conversation that it belongs to. Raises
+        """Start the turn that a request asks for. `history` are the items of the conversation that it names. Raises
         ApiError."""
         policy = request.metadata.get(APPROVE, Policy.READ)
         if policy not in set(Policy):
@@ -80,10 +80,10 @@ class AgentModel:
     async def _place(
         self, user: User, request: Create, before: Response | None, lines: list[Line], find: Find
     ) -> tuple[OpenSession, list[Line]]:
-        """Where the turn goes on, and what is new there. A conversation that comes whole goes on in the session that has
-        held its beginning; where there is none, a new one is told all of it."""
+        """The session for the turn, and the lines that are new to it. A whole conversation continues the session that
+        had its longest beginning; if there is none, a new session gets all of it."""
         known = num_known(lines)
-        if before is not None or SESSION in request.metadata:  # the session knows what was said
+        if before is not None or SESSION in request.metadata:  # the session has the earlier lines
             return await self._session(user, request, before), lines[known:]
         found = digests(lines[:known])
         for at in range(known, 0, -1):
@@ -97,7 +97,7 @@ class AgentModel:
         return await self._session(user, request, None), lines
 
     async def _session(self, user: User, request: Create, before: Response | None) -> OpenSession:
-        """Where the turn goes on: the session of the response before, or a fork of it where others went on already."""
+        """The session of the response before, or a fork of it if that response is not its last turn."""
         if before is None:
             name, workspace = request.metadata.get(SESSION), request.metadata.get(WORKSPACE)
             return await start_session(
@@ -122,7 +122,7 @@ class AgentModel:
 
 
 def _refuse_unusual(request: Create) -> None:
-    """Raises ApiError for what an agent with its own tools and sessions cannot do."""
+    """Raises ApiError for fields that an agent with its own tools and sessions does not support."""
     if request.tools:
         raise unsupported(f"{AGENT_MODEL} has its own tools on the server: send none", "tools")
     if (request.text.get("format") or {}).get("type", "text") != "text":

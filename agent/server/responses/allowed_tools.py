@@ -1,4 +1,4 @@
-"""`tool_choice` of type `allowed_tools`: which tools of a request its model may call. It reads of no others.
+"""`tool_choice` of type `allowed_tools`: the tools of a request that the model may call. Its prompt has no others.
 
 Must not know how a call is made.
 """
@@ -9,7 +9,7 @@ MAX_ALLOWED = 512
 
 
 def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
-    """The tools that are allowed and the `tool_choice` among them; `tools` are right by themselves. Raises ApiError."""
+    """The allowed tools and the `tool_choice` among them. `tools` have been checked. Raises ApiError."""
     mode, wanted = choice.get("mode"), choice.get("tools")
     if mode not in ("auto", "required"):
         raise bad("tool_choice.mode must be auto or required", "tool_choice.mode")
@@ -37,5 +37,5 @@ def allowed(tools: list[Json], choice: Json) -> tuple[list[Json], str]:
 
 
 def _name(tool: Json, namespace: object) -> list[object]:
-    """What a tool is known by; hosted ones have no name, servers of tools a label."""
+    """The identity of a tool: hosted tools have no name, MCP servers have a label."""
     return [tool.get("type"), namespace, tool.get("name"), tool.get("server_label")]

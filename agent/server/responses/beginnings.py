@@ -1,8 +1,8 @@
-"""States in memory that a conversation of the same user may begin with: after instructions and tools, after a whole
-prompt, after an answer.
+"""A cache of state in memory that other conversations of the same user can start from: after instructions and tools,
+after a whole prompt, after an answer.
 
-Kept is what only that position has, the tail. Its pages are those of the pool, where sequences with the same beginning
-share them; when no sequence holds them any more the state is gone too. Must not know requests.
+An entry has the tail of its position. Its pages are in the page pool, shared with sequences that have the same
+beginning; once no sequence has them the entry cannot be loaded. Must not know requests.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ MAX_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Beginning:
-    """`pages` are bytes of pages that a load reads whatever is in the pool, or that are not shared yet, by number."""
+    """`pages`, by number, are bytes of the pages that a load always reads, and of the last one, which is not shared
+    yet."""
 
     position: int
     page_ids: list[bytes]
@@ -38,7 +39,7 @@ class Beginning:
 
 
 class Beginnings:
-    """Of all users; nobody finds those of another. All calls are made on the event loop."""
+    """The cache of all users; a user finds only entries of the same user. All calls are made on the event loop."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
@@ -47,7 +48,7 @@ class Beginnings:
         )  # by owner and tail id; used last at the end
 
     async def keep(self, owner: str, seq: Sequence, is_followed: bool) -> None:
-        """The state that an idle sequence has now, see `Engine.snapshot`."""
+        """Add the state that an idle sequence has now, see `Engine.snapshot`."""
         snapshot = await self._engine.snapshot(seq, is_followed)
         if snapshot is None:
             return
@@ -59,7 +60,7 @@ class Beginnings:
             self._kept.popitem(last=False)
 
     async def find(self, owner: str, ids: list[int]) -> Stored | None:
-        """The longest state that these tokens begin with."""
+        """The state of the longest prefix of these tokens that is in the cache."""
         positions = sorted({kept.position for (of, _), kept in self._kept.items() if of == owner}, reverse=True)
         chain = self._engine.chain(owner=stored_owner(owner))
         tail_ids = await asyncio.to_thread(lambda: [chain.tail_id(ids, at) for at in positions if at <= len(ids)])
@@ -77,11 +78,11 @@ class Beginnings:
         )
 
     def drop(self, owner: str, stored: Stored) -> None:
-        """Its pages are gone."""
+        """Remove an entry whose pages are gone."""
         self._kept.pop((owner, stored.chain.tail_id(stored.ids, len(stored.ids))), None)
 
     def forget(self, owner: str) -> None:
-        """All of a user."""
+        """Remove all entries of a user."""
         for key in [key for key in self._kept if key[0] == owner]:
             del self._kept[key]
 

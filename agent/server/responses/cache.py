@@ -1,6 +1,7 @@
-"""The responses that can be gone on from: the late ones in memory, the stored ones from the database when they are asked for.
+"""The responses that requests can go on from: the latest in memory, the stored ones in the database.
 
-Owns which are in memory, who may see them, and how one is found by what it has said. Must not know how one comes to be.
+Owns which are in memory, which user may see one, and how one is found by its id or by the content of its conversation.
+Must not know how a response is made.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ MAX_TOKENS = 2**23
 
 @dataclass(eq=False)
 class ResponseCache:
-    """Of the model with this identity. One per server."""
+    """The responses of the model with this identity. One per server."""
 
     store: ResponseStore
     identity: str
@@ -28,6 +29,7 @@ class ResponseCache:
     _sessions: dict[str, int] = field(default_factory=dict)
 
     def in_flight(self) -> list[Response]:
+        """The responses that are not over."""
         return [response for response in self.in_memory.values() if not response.is_over]
 
     async def get(self, user: User, id: str, local: dict[str, Response] | None = None) -> Response | None:
@@ -36,14 +38,14 @@ class ResponseCache:
             return local[id]
         if (held := self.in_memory.get(id)) is not None:
             return held if held.owner == user.name and held.is_stored else None
-        if not id.startswith("resp_"):  # kept conversations lie in the same table
+        if not id.startswith("resp_"):  # conversations are rows of the same table
             return None
         row = await asyncio.to_thread(self.store.get, id, user.name)
         if row is None:
             return None
         ids = await asyncio.to_thread(self.store.ids, row.branch_id) if row.branch_id else array("i")
         response = await asyncio.to_thread(response_of, row, ids)
-        if id not in self.in_memory:  # nobody was faster
+        if id not in self.in_memory:  # no other request was faster
             self.remember(response)
         return self.in_memory[id]
 
@@ -60,7 +62,7 @@ class ResponseCache:
         return response
 
     async def find(self, user: User, session: int, digest: bytes) -> Response | None:
-        """The last response of a session after which exactly this was said."""
+        """The last response of a session whose conversation, its output included, has this digest."""
         found = self._by_digest.get((session, digest))
         if found is None:
             row = await asyncio.to_thread(self.store.latest, session, digest)
@@ -91,7 +93,7 @@ class ResponseCache:
         return self.store.put(row, ids, parent, response.num_known_tokens)
 
     def remember(self, response: Response) -> None:
-        """Keep a response in memory, and let the oldest that are over go: the stored ones come back when asked for."""
+        """Keep a response in memory and drop the oldest that are over; stored ones are read again when asked for."""
         self.in_memory[response.id] = response
         num_tokens = sum(len(r.ids) for r in self.in_memory.values())
         for old in list(self.in_memory.values()):
@@ -102,13 +104,13 @@ class ResponseCache:
                 self.forget(old)
 
     def ended(self, response: Response) -> None:
-        """It can be found by its content from now on."""
+        """Let a response be found by the content of its conversation."""
         self._by_digest[response.session_id, response.digest] = response
         while len(self._by_digest) > MAX_RESPONSES:
             self._by_digest.popitem(last=False)
 
     def forget(self, response: Response) -> None:
-        """Nobody can go on from it any more, unless it is stored."""
+        """Remove a response from memory. Unless it is stored, no request can go on from it any more."""
         self.in_memory.pop(response.id, None)
         if self._by_digest.get((response.session_id, response.digest)) is response:
             del self._by_digest[response.session_id, response.digest]

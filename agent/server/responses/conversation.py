@@ -1,7 +1,7 @@
-"""Where the conversation of a request stands: what it goes on from, what is new in it, and the tokens of that.
+"""The conversation of a request: the response that it goes on from, the messages that are new, and their tokens.
 
-Owns the rules of `previous_response_id`, of references, of conversations that come whole, and of truncation. Must not know
-how a response is run or kept.
+Owns the rules of `previous_response_id`, of item references, of conversations that are sent whole, and of truncation.
+Must not know how a response is run or stored.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ ITEM_ID = re.compile(r"(?:rs|msg|fc|in|mcp)_([0-9a-f]{32})_?[0-9a-f]{1,5}")
 
 @dataclass
 class Base:
-    """What a request goes on from, and what is new in it."""
+    """The response that a request goes on from, and the messages that are new."""
 
     opening: Opening
     system: list[str]
@@ -48,19 +48,19 @@ class Base:
 
     @property
     def num_tokens(self) -> int:
-        """Those known and those that are new."""
+        """The tokens of the whole conversation."""
         return len(self.ids) + (len(self.before.ids) if self.before else 0)
 
 
 def going_on(request: Create, prompt: list[int], limit: int) -> Base:
-    """From tokens that are no conversation. Raises ApiError for more than the context holds."""
+    """For a prompt of tokens instead of a conversation. Raises ApiError if it is too long."""
     refuse_too_long(len(prompt), limit)
     digest = hashlib.blake2b(array("i", prompt).tobytes(), digest_size=16, person=b"prompt").digest()
     return Base(opening_of(request, []), [], [], digest, ids=prompt[:])
 
 
 def refuse_too_long(num_tokens: int, limit: int) -> None:
-    """Raises ApiError where no room is left for an answer."""
+    """Raises ApiError if no room is left for an answer."""
     if num_tokens >= limit:
         text = f"This model's maximum context length is {limit} tokens, and the input has {num_tokens}."
         raise ApiError(400, text, "context_length_exceeded", "input")
@@ -75,8 +75,8 @@ class Conversations:
     kept: KeptConversations
 
     async def start(self, user: User, request: Create, id: str, local: dict[str, Response]) -> Base:
-        """What the response `id` goes on from, and the tokens of what is new; shortened when that is asked for. Raises
-        ApiError."""
+        """Find the response that the new response `id` goes on from, and encode what is new. With `truncation: auto` a
+        conversation that is too long is shortened. Raises ApiError."""
         wanted = await self._resolved(user, request.input, local)
         given = await asyncio.to_thread(normal_items, wanted, f"in_{id[5:]}_")
         history = await self.kept.history(user.name, request.conversation_id)
@@ -107,7 +107,7 @@ class Conversations:
         return base.num_tokens
 
     async def _resolved(self, user: User, given: str | list[Json], local: dict[str, Response]) -> str | list[Json]:
-        """The input with the items that it only refers to; their ids say which response they are of."""
+        """The input with item references replaced by their items; an item's id says which response has it."""
         if isinstance(given, str):
             return given
         found: list[Json] = []
@@ -126,7 +126,7 @@ class Conversations:
         return found
 
     async def _base(self, user: User, request: Create, given: list[Json], local: dict[str, Response]) -> Base:
-        """Where the conversation of a request stands. With another opening it is read again from its items."""
+        """As `start`, without tokens. If the opening changes, the conversation is encoded again from all its items."""
         before = await self.cache.previous(user, request.previous_response_id, local)
         if before is None:
             return await self._by_content(user, request, given)
@@ -142,7 +142,7 @@ class Conversations:
     async def _fitting(
         self, user: User, request: Create, given: list[Json], local: dict[str, Response], base: Base
     ) -> Base:
-        """With the tokens of what is new; shortened when that is asked for, so that an answer has room too."""
+        """Encode what is new; with `truncation: auto` drop the oldest items until an answer has room too."""
         limit = self.app.engine.max_context
         wanted = request.max_output_tokens or self.app.settings.max_output_tokens
         most = limit - 1 - min(wanted, limit // 4)
@@ -162,8 +162,8 @@ class Conversations:
         return base
 
     async def _measure(self, base: Base) -> int:
-        """Encode what is new; gives the tokens of all. Where they are far too many nothing is encoded, and it is about
-        how many."""
+        """Encode what is new; gives the number of tokens of the whole conversation, an estimate where it is far too
+        long to be encoded."""
         try:
             base.ids, base.num_ahead = await self._encoded(base)
         except TooManyTokens as e:
@@ -171,8 +171,8 @@ class Conversations:
         return base.num_tokens
 
     async def _encoded(self, base: Base) -> tuple[list[int], int]:
-        """The tokens of what is new, and how many of them can be read ahead. Raises TooManyTokens for those of a text
-        that no context holds."""
+        """The tokens of the new messages, and how many of them can be read ahead. Raises TooManyTokens for a text
+        that is longer than the context."""
         before, engine = base.before, self.app.engine
         ids, order = (before.ids, before.calls) if before else ((), {})
         if not base.messages and ids:
@@ -189,7 +189,7 @@ class Conversations:
         )
 
     async def _by_content(self, user: User, request: Create, given: list[Json]) -> Base:
-        """A conversation that comes whole: it goes on from the response that has said its beginning, if there is one."""
+        """Match a whole conversation against earlier responses by digest, and go on from the longest match."""
         said = await asyncio.to_thread(messages_of, given)
         opening = opening_of(request, said.system)
         start, session = opening.digest(), await self.cache.session(user.name)
@@ -205,7 +205,7 @@ class Conversations:
         return base
 
     async def _items_up_to(self, user: User, response: Response, local: dict[str, Response]) -> list[Json]:
-        """Every item of a conversation, the response's own output last."""
+        """All items of the conversation of a response, its own output last."""
         found: list[list[Json]] = []
         at: Response | None = response
         while at is not None:

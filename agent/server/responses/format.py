@@ -1,4 +1,4 @@
-"""How the answer to a request is sampled: the format and the calls that it is held to, and where it stops.
+"""How the answer to a request is sampled: its grammar, from the format and the tools, and where it stops.
 
 Must not know conversations, nor how a model is run.
 """
@@ -23,8 +23,9 @@ def temperature_of(request: Create, settings: Settings) -> float:
 async def sampling_of(
     request: Create, opening: Opening, engine: Engine, settings: Settings, *, room: int
 ) -> SamplingParams:
-    """The answer is text, held to the format if there is one, or calls; only where no tool may be called there is no
-    control token, which a call begins with. Raises ApiError for a format or a tool that is not possible."""
+    """The parameters for an answer that is text in the format asked for, or calls of tools. Control tokens, with
+    which a call begins, are excluded if no tool may be called. Raises ApiError for a format or a tool that is not
+    possible."""
     constraint = constraint_of(request)
     if constraint is not None:
         try:
@@ -48,7 +49,7 @@ async def sampling_of(
 
 
 async def _with_calls(request: Create, thinks: bool, engine: Engine, params: SamplingParams) -> SamplingParams:
-    """With the calls that the request allows, or wants: then they come first, or right after the thinking."""
+    """Add the grammar of calls. Calls that are required come first, or right after the thinking."""
     tokenizer, functions = engine.tokenizer, function_tools(request.tools)
     end_think = tokenizer.token_id(END_THINK) if thinks else None
     ends_thinking = frozenset() if end_think is None else frozenset({end_think})
@@ -67,8 +68,8 @@ async def _with_calls(request: Create, thinks: bool, engine: Engine, params: Sam
 
 
 async def _calls(request: Create, engine: Engine, before: str | None, instead: Constraint | None) -> Constraint:
-    """Calls of the tools that may be called. Arguments whose schema cannot be kept to are any, or, of a strict tool, an
-    ApiError."""
+    """The grammar of the tools that may be called. Where a schema cannot be compiled, any arguments are allowed; for a
+    strict tool ApiError is raised."""
     functions, strict = function_tools(request.tools), strict_places(request.tools)
     _, name = forced_call(request, functions)
     wanted = [function for function in functions if name in (None, function["name"])]

@@ -1,4 +1,4 @@
-"""Running one response: state, prefill, sampling, and how it ends. Must not know which clients follow it."""
+"""One response of the plain model: state, prefill, sampling, and how it ends. Must not know which clients follow it."""
 
 import asyncio
 import logging
@@ -39,14 +39,14 @@ class Writing:
         self.output = Output(response.emit, response.id, namespaces_of(response.object["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
-        self.is_cut = True  # it did not come to its own end
+        self.is_cut = True  # sampling stopped before the end of the message
         is_held = generation.params is not None and generation.params.constraint is not None
         self._parser = StreamParser(generation.is_thinking, in_pieces=True, unwraps=not is_held)
         self._decoded = engine.tokenizer.stream()
         self._stops = StopTexts(generation.stop)
 
     def token(self, token: int) -> bool:
-        """Take in a sampled token; whether the message has ended."""
+        """Add a sampled token; gives whether the message has ended."""
         self.usage.output_tokens += 1
         self._read(self._decoded.add(token))
         self.reasoning_tokens += self.output.is_reasoning
@@ -56,11 +56,11 @@ class Writing:
 
     @property
     def stopped_by(self) -> str | None:
-        """The stop text that was written."""
+        """The stop text at which the message ended, if any."""
         return self._stops.found
 
     def finish(self) -> None:
-        """No more tokens come."""
+        """End the message: no more tokens come."""
         if self.stopped_by is None:
             for delta in self._parser.finish().tail:
                 self.output.add(delta)
@@ -80,14 +80,14 @@ class Writing:
 
 
 class StopTexts:
-    """Texts at which the answer ends; they are not part of it. What may become one is held back."""
+    """The texts at which an answer ends, without being part of it. Text that may become one is held back."""
 
     def __init__(self, stops: tuple[str, ...]):
         self._stops, self._held = stops, ""
         self.found: str | None = None
 
     def add(self, text: str) -> str:
-        """What may be shown."""
+        """Add text; gives what can be shown."""
         text = self._held + text
         found = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
@@ -105,7 +105,7 @@ class StopTexts:
 async def run(
     response: Response, generation: Generation, engine: Engine, sequences: Sequences
 ) -> tuple[End, Sequence | None]:
-    """Sample the response; gives its end and its sequence. Only the death of the server raises."""
+    """Sample the response; gives its end and its sequence, if it got one. Raises only if the server stops."""
     response.emit_object("response.in_progress")
     writing = Writing(response, generation, engine)
     held: list[Sequence] = []
@@ -134,7 +134,7 @@ async def _sample(
     sequences: Sequences,
     held: list[Sequence],
 ) -> None:
-    """Feed and sample; the sequence is in `held` from when there is one, however this ends."""
+    """Feed and sample. The sequence is put into `held`, where it stays if this is cancelled."""
     params = generation.params
     ids = await asyncio.to_thread(lambda: [*response.ids, *generation.ids])
     seq = await sequences.claim(response, ids, writing.usage)
@@ -155,13 +155,13 @@ async def _sample(
                 response.emit_own("prefill.progress", {"done": first + item.done, "total": first + item.total})
             elif writing.token(item) or response.steering:
                 return
-    # what is only read has no end to come to; text that is held to a format, and calls, end by themselves
+    # what is only read is never cut; a grammar may have come to its end without a stop token
     writing.is_cut = params is not None and not seq.is_complete
 
 
 def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
-    """Where others may go on from: before the first words of a user, behind which conversations with these instructions
-    and tools differ, and at the end of the input. Only what is a page further than what there is."""
+    """The positions whose state other conversations may start from: before the first user message, up to which they
+    share instructions and tools, and at the end of the input. Each at least a page after the one before."""
     user_id = engine.tokenizer.token_id(USER)
     is_new = response.before is None and user_id in ids
     places = [*([ids.index(user_id)] if is_new and user_id is not None else []), end]

@@ -1,6 +1,6 @@
-"""Items of the protocol to messages of the chat encoding, and messages to tokens after what the model already knows.
+"""Items of the protocol to messages of the chat encoding, and messages to tokens that continue a token log.
 
-Owns what a conversation is: how it opens, what was said, which calls wait for a result, and the digest it is found by.
+Owns what a conversation is: its opening, its messages, which calls wait for a result, and the digest to find it by.
 Must not know sequences, the store or sockets.
 """
 
@@ -34,7 +34,7 @@ AHEAD_MARGIN = 16  # tokens at the end of a text that may become others when mor
 
 @dataclass(frozen=True)
 class Opening:
-    """What a conversation begins with. Another opening is another conversation: its tokens are others from the start."""
+    """What a conversation begins with. Another opening gives other tokens from the first on."""
 
     text: str
     tools: tuple[str, ...]  # schemas as JSON
@@ -46,10 +46,11 @@ class Opening:
         return "chat" if self.effort is None else "thinking"
 
     def digest(self) -> bytes:
-        """Equal for openings of the same tokens, or nearly: an effort that adds no text counts too."""
+        """Equal for equal openings. An effort that adds no text counts too."""
         return _digest(b"", [self.text, list(self.tools), self.effort, self.schema])
 
     def message(self) -> Message:
+        """The opening as a system message."""
         found: Message = {"role": "system", "content": self.text}
         if self.tools:
             found["tools"] = [{"type": "function", "function": json.loads(tool)} for tool in self.tools]
@@ -59,7 +60,7 @@ class Opening:
 
 
 def opening_of(request: Create, system: Sequence[str]) -> Opening:
-    """From instructions, tools, reasoning effort and the system messages that come before any other."""
+    """The opening from instructions, tools, reasoning effort and the system messages at the beginning."""
     functions = function_tools(request.tools)
     forced_call(
         request, functions
@@ -106,8 +107,8 @@ def _message(item: Json, where: str) -> Json:
 
 
 def _texts(content: Any, where: str, may_name_media: bool = False) -> list[str]:
-    """`may_name_media`: what is no text is named in its place, as the model's own encoding does. That is for results of
-    tools: a model that cannot be told of them could not go on."""
+    """The texts of content. If `may_name_media`, a part that is not text becomes its name in brackets, as in the
+    model's own encoding: for results of tools, so that the conversation can go on."""
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
@@ -162,7 +163,7 @@ def _compaction(item: Json, where: str) -> Json:
 
 
 def _agents_call(item: Json, where: str) -> Json:
-    """Of a tool of the server: only the session of its response knows more of it."""
+    """A call of a tool of the server, from a response of the agent."""
     return {key: item.get(key) for key in ("type", "server_label", "name", "arguments", "output", "error")}
 
 
@@ -178,7 +179,7 @@ CHECKS = {
 
 @dataclass
 class Messages:
-    """A conversation as messages: system texts that stand before everything, then the rest."""
+    """A conversation as messages: the system texts at its beginning, then the rest."""
 
     system: list[str] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
@@ -187,8 +188,8 @@ class Messages:
 def messages_of(
     items: Iterable[Json], calls: dict[str, str] | None = None, *, is_first: bool = True, answers_calls: bool = True
 ) -> Messages:
-    """Messages of items that come after a message with these open calls. Raises ApiError for a result without a call, for
-    a second one, and for a call without a result before the next message that is not the model's.
+    """Messages of items that come after a message with these open calls. Raises ApiError for a result without a call,
+    for a second one, and for a call without a result before the next message that is not the model's.
 
     If `answers_calls`, every call must have a result. If `is_first`, system messages at the beginning become `system`;
     later ones become user messages, since V4 has no system role in the middle of a conversation.
@@ -229,7 +230,7 @@ def _is_open(found: Messages) -> bool:
 
 
 def _add_assistant(found: Messages, item: Json) -> None:
-    """Reasoning, text and calls in a row are one message of the model."""
+    """Add an item of the model: reasoning, text and calls in a row are one message."""
     last = found.messages[-1] if _is_open(found) else None
     starts = last is None or (item["type"] != "function_call" and (last["content"] or last["tool_calls"]))
     if starts:
@@ -245,7 +246,7 @@ def _add_assistant(found: Messages, item: Json) -> None:
 
 
 def fingerprints(digest: bytes, messages: Iterable[Message]) -> list[bytes]:
-    """After each message, the digest of all up to it. Reasoning does not count: clients drop it."""
+    """For each message the digest of all messages up to it. Reasoning does not count: clients drop it."""
     found = []
     for m in messages:
         functions = [(c["id"], c["function"]) for c in m.get("tool_calls", ())]
@@ -259,7 +260,7 @@ def fingerprints(digest: bytes, messages: Iterable[Message]) -> list[bytes]:
 
 
 def _as_written(arguments: str) -> str:
-    """JSON in one way: some clients keep the value of a call's arguments, not its text."""
+    """JSON in a normal form: some clients keep the value of a call's arguments, not its text."""
     try:
         return json.dumps(json.loads(arguments), ensure_ascii=False)
     except (ValueError, RecursionError):
@@ -280,8 +281,8 @@ def encode(
     call_order: Iterable[str],
     most: int,
 ) -> tuple[list[int], int]:
-    """Tokens of messages after those `before`, up to where the model goes on; and how many of them stay as they are
-    whatever else is said. Raises TooManyTokens above `most`."""
+    """The tokens of messages after the token log `before`, up to where the model's message begins, and how many of them
+    do not depend on what follows. Raises TooManyTokens above `most`."""
     mode = opening.thinking_mode
     if before:
         if any(m["role"] == "assistant" for m in messages):

@@ -21,9 +21,9 @@ SERVER_LABEL = "holdfast"  # of tools that run here: clients show them as those 
 
 
 class Output:
-    """The items of one response. Each change of them is an event, given to `emit` by type and fields.
+    """The output items of one response. Each change of them is an event, given to `emit` by type and fields.
 
-    `namespaces`: see `requests.namespaces_of`.
+    `namespaces`: see `request.namespaces_of`.
     """
 
     def __init__(self, emit: Emit, id: str, namespaces: Mapping[str, Json] = {}):
@@ -38,7 +38,7 @@ class Output:
         return self._kind == "reasoning"
 
     def add(self, delta: Delta) -> None:
-        """Take in what the parser found."""
+        """Add a delta from the parser."""
         if isinstance(delta, ToolCallBegun):
             self._begin_function_call(delta.name)
         elif isinstance(delta, ArgumentsDelta):
@@ -51,7 +51,7 @@ class Output:
             self._end_function_call(delta)
 
     def begin_call(self, name: str, arguments: str) -> int:
-        """A tool of the server begins; gives the place among the items that `end_call` wants."""
+        """Add a call of a tool of the server; gives the index for `end_call`."""
         self.close()
         item = {"type": "mcp_call", "server_label": SERVER_LABEL, "name": name, "arguments": arguments}
         self._start({"id": self._new_id("mcp"), **item, "output": None, "error": None})
@@ -61,20 +61,20 @@ class Output:
         return len(self.items) - 1
 
     def end_call(self, index: int, output: str, is_ok: bool) -> None:
-        """It has ended, or was refused."""
+        """End a call of a tool of the server; one that was refused is not ok."""
         status, item = "completed" if is_ok else "failed", self.items[index]
         self._emit(f"response.mcp_call.{status}", {"item_id": item["id"], "output_index": index})
         error = None if is_ok else {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": output}]}
         self._finish({**item, "output": output, "error": error, "status": status}, index)
 
     def abandon_calls(self) -> None:
-        """Those that have no end never get one."""
+        """Mark the calls that have not ended as incomplete."""
         for index, item in enumerate(self.items):
             if item["type"] == "mcp_call" and item["status"] == "in_progress":
                 self._finish({**item, "status": "incomplete"}, index)
 
     def close(self, is_cut: bool = False) -> None:
-        """End the open item; `is_cut` when the model was stopped inside it."""
+        """End the open item; `is_cut` if the model was stopped inside it."""
         if not self._kind:
             return
         item, text, place = self.items[-1], "".join(self._texts), self._place()

@@ -1,4 +1,4 @@
-"""What a client may ask for: the body of a create request, checked. Must not know messages, tokens or sockets."""
+"""The body of `POST /v1/responses`, checked. Must not know messages, tokens or sockets."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -77,7 +77,7 @@ class ConversationRef(Body):
 
 
 class Create(Body):
-    """A response that is asked for."""
+    """A request for a response."""
 
     model: Short
     input: str | Objects = Field(default_factory=list, max_length=MAX_TEXT_CHARS)
@@ -113,7 +113,7 @@ class Create(Body):
     _asked: Json = PrivateAttr(default_factory=dict)
 
     def narrowed(self) -> "Create":
-        """Without the tools that `allowed_tools` does not allow. Raises ApiError."""
+        """The request without the tools that `allowed_tools` excludes. Raises ApiError."""
         choice = self.tool_choice
         if isinstance(choice, str) or choice.get("type") != "allowed_tools":
             return self
@@ -125,17 +125,17 @@ class Create(Body):
 
     @property
     def conversation_id(self) -> str | None:
-        """Of the kept conversation that it belongs to."""
+        """The id of the conversation that it belongs to, if any."""
         return self.conversation.id if isinstance(self.conversation, ConversationRef) else self.conversation
 
     @property
     def shown(self) -> Json:
-        """The tools and the choice among them as they were sent."""
+        """`tools` and `tool_choice` as they were sent."""
         return {"tools": self.tools, "tool_choice": self.tool_choice, **self._asked}
 
 
 def create_request(body: Json) -> Create:
-    """Raises ApiError that names the parameter."""
+    """The request from its body. Raises ApiError that names the parameter."""
     request = checked(Create, body, UNSUPPORTED)
     if isinstance(request.input, list) and len(request.input) > MAX_ITEMS:
         raise bad(f"input has {len(request.input)} items, and {MAX_ITEMS} are the most", "input")
@@ -152,7 +152,7 @@ def create_request(body: Json) -> Create:
 
 
 def constraint_of(request: Create) -> Constraint | None:
-    """What `text.format` holds the answer to; None for plain text, and where the answer must be a call. Raises ApiError."""
+    """The constraint of `text.format`; None for plain text, and if the answer must be a call. Raises ApiError."""
     format_ = request.text.get("format") or {"type": "text"}
     kind = format_.get("type") if isinstance(format_, dict) else None
     if kind not in ("text", "json_object", "json_schema"):
@@ -171,7 +171,7 @@ def constraint_of(request: Create) -> Constraint | None:
 
 
 def function_tools(tools: list[Json]) -> list[Json]:
-    """The functions among the tools, as the model reads them: name, description, parameters; those of a namespace under
+    """The function tools as the model gets them: name, description, parameters. In a namespace the name is
     `NAMESPACE.NAME`. Hosted tools are left out. Raises ApiError."""
     functions: list[Json] = []
     for number, tool in enumerate(tools):
@@ -203,7 +203,7 @@ def _function(tool: Any, where: str, prefix: str = "") -> Json:
 
 
 def strict_places(tools: list[Json]) -> dict[str, str]:
-    """Where the tools stand whose arguments must fit their schemas, by the name that the model uses."""
+    """The strict tools: from the name that the model uses to the field of the request."""
     places: dict[str, str] = {}
     for number, tool in enumerate(tools):
         if tool["type"] != "namespace":
@@ -217,17 +217,17 @@ def strict_places(tools: list[Json]) -> dict[str, str]:
 
 
 def is_hosted(tool: Json) -> bool:
-    """Whether it is a tool that another provider runs on its own servers: the model goes on without it."""
+    """Whether a tool is one that another provider runs on its servers: it is left out."""
     return isinstance(kind := tool.get("type"), str) and kind.startswith(HOSTED)
 
 
 def full_name(item: Json) -> str:
-    """Of the function that an item calls, as the model knows it."""
+    """The name of the function that an item calls, as the model uses it."""
     return f"{item['namespace']}.{item['name']}" if item.get("namespace") else str(item["name"])
 
 
 def namespaces_of(tools: list[Json]) -> dict[str, Json]:
-    """What a call of a function in a namespace has for its name, by the name that the model uses."""
+    """For functions in namespaces: from the name that the model uses to the fields of a call item."""
     return {
         f"{tool['name']}.{inner['name']}": {"namespace": tool["name"], "name": inner["name"]}
         for tool in tools
@@ -237,7 +237,7 @@ def namespaces_of(tools: list[Json]) -> dict[str, Json]:
 
 
 def forced_call(request: Create, functions: list[Json]) -> tuple[Literal["none", "auto", "required"], str | None]:
-    """What `tool_choice` says, and the one function it names. Raises ApiError."""
+    """The mode of `tool_choice`, and the function that it names, if any. Raises ApiError."""
     choice = request.tool_choice
     if isinstance(choice, str):
         if choice not in ("none", "auto", "required"):
@@ -254,7 +254,7 @@ def forced_call(request: Create, functions: list[Json]) -> tuple[Literal["none",
 
 
 def stream_id_of(body: Json) -> str | None:
-    """The lane of a WebSocket message, None for the one without a name. Raises ApiError."""
+    """The lane of a WebSocket message; None is the lane without a name. Raises ApiError."""
     lane = body.get("stream_id")
     if lane is None or (isinstance(lane, str) and STREAM_ID.fullmatch(lane)):
         return lane

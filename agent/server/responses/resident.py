@@ -1,6 +1,6 @@
-"""Live sequences between responses: which response's end each one stands at, and how a conversation gets its state back.
+"""Sequences in memory between responses: each is idle at the end of one response, and the next response takes it.
 
-Owns the idle ones, saves them in the background and gives them up when memory is short. Must not know requests.
+Owns the idle sequences, saves them in the background and releases them when memory is short. Must not know requests.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Idle:
 
 
 class Sequences:
-    """All calls are made on the event loop."""
+    """The idle sequences of all responses. All calls are made on the event loop."""
 
     def __init__(self, engine: Engine, snapshots: Snapshots):
         self._engine, self._snapshots = engine, snapshots
@@ -72,7 +72,7 @@ class Sequences:
 
     @contextmanager
     def settling(self, response: Response) -> Iterator[None]:
-        """Inside, the response is over before its sequence is given back: what goes on from it waits for that."""
+        """While its sequence is not given back yet, responses that go on from this response wait in `claim`."""
         settled = self._settling[response.id] = asyncio.get_running_loop().create_future()
         try:
             yield
@@ -81,7 +81,7 @@ class Sequences:
             settled.set_result(None)
 
     async def give(self, response: Response, seq: Sequence) -> None:
-        """The response is over, and this is its sequence; save it if the response is stored."""
+        """Take the sequence of a response that is over, and save it if the response is stored."""
         if response.status == "failed":
             await self._engine.release(seq)
             return
@@ -97,8 +97,9 @@ class Sequences:
             await self.drop(next(iter(self._idle)))
 
     async def drop(self, id: str, save: bool = True) -> None:
-        """Give up the sequence of a response, saved first unless nobody wants it; then no save of it is under way either."""
-        if not save and id in self._settling:  # it was answered before its state is handed over
+        """Release the sequence of a response. Without `save` it is not saved, and a save under way has ended on
+        return."""
+        if not save and id in self._settling:  # it is over, but its sequence is not given back yet
             await asyncio.wait({self._settling[id]})
         idle = self._idle.pop(id, None)
         if not save:
@@ -110,7 +111,7 @@ class Sequences:
         await self._engine.release(idle.seq)
 
     async def park(self, seq: Sequence) -> None:
-        """Memory is short: store what this idle sequence holds, or let it be computed again."""
+        """Free the memory of an idle sequence: its state is stored, or computed again later."""
         idle = next((idle for idle in self._idle.values() if idle.seq is seq), None)
         if idle is None or not idle.response.is_stored:
             await self._resume.park(seq, None)
@@ -118,7 +119,7 @@ class Sequences:
             idle.is_saved = True
 
     async def aclose(self) -> None:
-        """Save everything that is to be saved."""
+        """Save and release all idle sequences."""
         for id in list(self._idle):
             await self.drop(id)
         await self._saves.written()
@@ -140,8 +141,8 @@ class Sequences:
         return None
 
     async def _from_memory(self, response: Response, ids: list[int]) -> Sequence | None:
-        """On the longest state in memory that this user's conversations begin with, if the disk cannot have a longer one
-        of the conversation that goes on."""
+        """A sequence from the longest state in `beginnings`; None if the stored state of the previous response may be
+        longer."""
         while (stored := await self.beginnings.find(response.owner, ids[:-1])) is not None:
             if len(stored.ids) < response.num_known_tokens - 1:
                 return None
@@ -152,7 +153,7 @@ class Sequences:
         return None
 
     async def _save(self, idle: Idle) -> None:
-        """Begin to save an idle sequence; it may go on while it is written."""
+        """Begin to save an idle sequence; it can be used while it is written."""
         if not idle.is_saved:
             idle.is_saved = await self._saves.begin(
                 idle.response.id, idle.seq, idle.response.branch, lambda error: _not_saved(idle, error)

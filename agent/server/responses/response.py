@@ -1,7 +1,7 @@
 """One response: what was asked, what the model has written so far, and where its conversation stands.
 
-A response is what `previous_response_id` names. It is in memory while it runs and for a while after; with `store` it is a
-row too, and comes back from there. Only this module writes its fields. Must not know how a response is made.
+A response is what `previous_response_id` names. It is in memory while it runs and for a while after; with `store` it is
+also a row of the database. Only this module writes its fields. Must not know how a response is made.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """How a response ends. `ids` is the token log after it, `digest` that of the conversation with its output; without
-    them they stay as they are."""
+    """How a response ends. `ids` is the token log after it, `digest` that of the conversation with its output; None
+    keeps what the response has."""
 
     status: str
     ended_at: float = field(default_factory=time.time)
@@ -51,8 +51,8 @@ class End:
 
 @dataclass(eq=False, kw_only=True)
 class Response:
-    """`ids` is the token log after it; while it runs, that of the response it goes on from, `before`. `digest` is of the
-    opening and of all messages, `opening` of the opening alone."""
+    """`ids` is its token log; while it runs, that of `before`, the response that it goes on from. `digest` is of the
+    opening and all messages, `opening` of the opening alone."""
 
     id: str
     owner: str
@@ -103,7 +103,7 @@ class Response:
 
     @property
     def cancelled_status(self) -> str:
-        """What it ends as when it is cancelled: a client that has left gets no `cancelled`."""
+        """Its status after a cancel: `incomplete` if that was because the client has left."""
         return "incomplete" if self.is_left else "cancelled"
 
     @property
@@ -124,7 +124,7 @@ class Response:
             self.emit(f"holdfast:{type}", fields)
 
     async def follow(self, after: int = -1) -> AsyncIterator[Json]:
-        """Its events with a sequence_number above `after`, those to come too, up to the last."""
+        """Its events with a sequence_number above `after`, future ones included, up to the last."""
         if self._packed:
             for event in (await asyncio.to_thread(_events_in, self._packed))[after + 1 :]:
                 yield event
@@ -138,32 +138,32 @@ class Response:
         await self._over.wait()
 
     async def run(self, work: Coroutine[Any, Any, T], on_steer: Callable[[], None] | None = None) -> T:
-        """Do the work that makes it, as a task that `cancel` ends. `on_steer` is called when it is steered."""
+        """Run the work that makes it as a task, which `cancel` cancels. `on_steer` is called when it is steered."""
         self._task, self._on_steer = asyncio.create_task(work), on_steer
         if self.is_cancelled:
             self._task.cancel()
         return await self._task
 
     def cancel(self) -> None:
-        """End it; it is over a moment later."""
+        """Cancel it; it is over a moment later."""
         self.is_cancelled = True
         if self._task is not None:
             self._task.cancel()
 
     def leave(self) -> None:
-        """The client that asked for it is gone: it ends as incomplete, unless it runs in the background."""
+        """Cancel it because its client is gone, unless it runs in the background. It ends as incomplete."""
         if not self.object["background"]:
             self.is_left = True
             self.cancel()
 
     def steer(self, items: list[Json]) -> None:
-        """End it, so that another response goes on with these messages."""
+        """Add user messages for a response that follows, and end this one early."""
         self.steering += items
         if self._on_steer is not None:
             self._on_steer()
 
     def row(self, end: End | None = None) -> StoredResponse:
-        """As it is stored: now, or with an end that is not published yet."""
+        """Its row as it is now, or with an end that is not published yet."""
         object_, events, calls, digest = self.object, self._events.kept(), self.calls, self.digest
         if end is not None:
             object_, calls, digest = self._ended(end), end.calls, end.digest or digest
@@ -174,8 +174,8 @@ class Response:
         return StoredResponse(self.id, self.owner, self.session_id, self.branch, digest, self.created_at, data)
 
     def finish(self, end: End, stored: StoredResponse | None = None) -> None:
-        """Publish the end. What is stored is kept as bytes, events too: dicts of all responses held the interpreter up
-        whenever it looked for garbage."""
+        """Publish the end. The events of a stored response are kept as the bytes of its row: dicts of all responses
+        made garbage collection slow."""
         self.object = self._ended(end)
         self.calls, self.stopped_by, self.before = end.calls, end.stopped_by, None
         self.digest = end.digest or self.digest
@@ -187,7 +187,7 @@ class Response:
             self.branch, self._packed, self._events = stored.branch_id, stored.body, EventLog()
 
     def restore(self, events: list[Json], body: bytes) -> None:
-        """Its events from its row, whose body has them. One that did not end before its server did has failed."""
+        """Restore its events from the body of its row. If the server ended before it was over, it has failed."""
         if self.is_over:
             self._packed = body
             self._over.set()
@@ -197,7 +197,7 @@ class Response:
         self.finish(End(status="").failed("the server ended before this response did: ask again"))
 
     def forget_events(self) -> None:
-        """Nothing follows it from now on."""
+        """Drop its events: no client follows it any more."""
         self._events.drop()
 
     def _ended(self, end: End) -> Json:
@@ -241,7 +241,7 @@ def new_response(
     agent_turn: Json | None = None,
     **more: Any,
 ) -> Response:
-    """A response that begins now. It goes on from `before`, whose log it takes over; `more` are fields of `Response`."""
+    """A response that begins now, with the log of `before`; `more` are fields of `Response`."""
     now = time.time()
     object_ = response_object(id, request, opening, now, temperature)
     if agent_turn is not None:

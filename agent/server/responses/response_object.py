@@ -56,8 +56,8 @@ def tool_object(tool: Json) -> Json:
 
 
 def usage_object(usage: Usage, reasoning_tokens: int) -> Json:
-    """The counters of a turn under the protocol's names. `cached_tokens` are those whose state was not computed again; the
-    rest of the details say where the input came from. Details are numbers alone: clients check it."""
+    """Counters under the protocol's names. `cached_tokens` are those whose state was not computed again; the other
+    details say where the input came from. All details are numbers: clients check it."""
     return {
         "input_tokens": usage.input_tokens,
         "input_tokens_details": {

@@ -1,6 +1,6 @@
-"""All responses of a server: making, running, cancelling and deleting them. One per process.
+"""All responses of a server: creates, runs, stores and deletes them. One per process.
 
-Owns what is under way and how it ends. Must not know HTTP or sockets, nor how a model is run.
+Owns which responses are under way. Must not know HTTP or sockets, nor how a model is run.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ KEPT_MESSAGES = 4  # of the user that stay word for word when a conversation is 
 
 
 def failure(error: Exception) -> ApiError:
-    """What a client gets to know of a failure that is not its own: the disk, the model."""
+    """The error that a client gets for a failure of the disk or the model."""
     if is_disk_full(error):
         return ApiError(507, f"{error}: the server's disk is full, its owner must make room", "insufficient_storage")
     return ApiError(500, str(error), "server_error")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it was raised for want of room, by the system or by SQLite."""
+    """Whether the system or SQLite raised it because the disk is full."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -60,7 +60,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def _bytes_of(app: App, store: ResponseStore, name: str) -> int:
-    """What a user's responses and sessions take on the disk."""
+    """The bytes that a user's responses and sessions take on the disk."""
     sessions = [info.id for info in app.store.all() if info.owner == name]
     return app.snapshots.store.bytes_needed([*store.sessions_of(name), *sessions])
 
@@ -86,7 +86,7 @@ class Service:
     @classmethod
     @asynccontextmanager
     async def open(cls, app: App, model: str, agent: AgentModel) -> AsyncIterator["Service"]:
-        """On an open app; at the end whatever still runs is cancelled, and all state is saved."""
+        """A service on an open app. At the end responses that run are cancelled, and all state is saved."""
         sequences = Sequences(app.engine, app.snapshots)
         app.park_other = sequences.park
         async with asyncio.TaskGroup() as group:
@@ -110,8 +110,8 @@ class Service:
     async def create(
         self, user: User, request: Create, local: dict[str, Response] | None = None, prompt: list[int] | None = None
     ) -> Response:
-        """Begin a response. `local` are responses that only this connection can go on from; `prompt` are tokens to go on
-        from as they are, instead of a conversation. Raises ApiError."""
+        """Begin a response. `local` are responses that only this connection can go on from; `prompt` are tokens to
+        continue instead of a conversation. Raises ApiError."""
         with ExitStack() as undo:
             if request.conversation_id is not None:
                 self.kept.hold(user.name, request.conversation_id)
@@ -135,7 +135,7 @@ class Service:
 
     @contextmanager
     def _admitted(self, user: User, request: Create) -> Iterator[None]:
-        """Count a request until it is a response. Raises ApiError where it cannot become one now."""
+        """Count a request until it is a response. Raises ApiError if no response can begin now."""
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
         self.check_model(request.model)
@@ -194,6 +194,7 @@ class Service:
             raise ApiError(404, text, "model_not_found", "model")
 
     async def delete(self, user: User, id: str) -> bool:
+        """Delete a response with its stored state, cancelled first if it runs. Whether there was one."""
         response = await self.cache.get(user, id)
         row = await asyncio.to_thread(self.cache.store.get, id, user.name)
         if response is None:
@@ -212,7 +213,7 @@ class Service:
         return True
 
     async def forget_local(self, response: Response) -> None:
-        """The connection that it belonged to has ended."""
+        """Remove a response that is not stored: the connection that it belonged to has ended."""
         if not response.is_over:
             response.cancel()
             await response.over()
@@ -225,7 +226,7 @@ class Service:
         return await self.conversations.count(user, request)
 
     async def compact(self, user: User, request: Create) -> Json:
-        """The conversation in the model's own short words: items that another one can begin with."""
+        """Let the model sum a conversation up; gives items that another conversation can begin with."""
         self._refuse_agent(request)
         if request.conversation_id is not None:
             raise unsupported("conversation: send the items to make short as input", "conversation")
@@ -256,7 +257,7 @@ class Service:
             )
 
     async def _run(self, response: Response, work: Generation | Turn) -> None:
-        """From its first event to its last one."""
+        """Make a response, from its first event to its last one."""
         started = time.monotonic()
         try:
             if isinstance(work, Turn):
@@ -264,7 +265,7 @@ class Service:
                 await self._finish(response, end)
             else:
                 end = await self._generate(response, work)
-        except Exception:  # a fault of ours in one response must not end the others
+        except Exception:  # a bug in one response must not end the others
             log.exception("%s failed", response.id)
             if not response.is_over:
                 end = End(status="failed").failed("the server made a mistake: its log says which")

@@ -1,6 +1,6 @@
-"""A conversation with the agent as clients send it whole: who said what, the digests it is found by, the prompt of its turn.
+"""A whole conversation with the agent, as clients send it: its lines, their digests, and the prompt of its next turn.
 
-The session keeps calls, results and reasoning itself, so they do not count here. Must not know sessions or responses.
+Calls, results and reasoning are in the session, so they do not count here. Must not know sessions or responses.
 """
 
 from holdfast.agent.server.json import Json, bad, unsupported
@@ -12,7 +12,7 @@ Line = tuple[str, str]  # role and text; a model's messages in a row are one lin
 
 
 def lines_of(items: list[Json]) -> list[Line]:
-    """Raises ApiError for what an agent with its own tools cannot take, and where nothing waits for an answer."""
+    """The lines of items. Raises ApiError for items that are not messages, and if the last one is the model's."""
     lines: list[Line] = []
     for number, item in enumerate(items):
         where = f"input[{number}]"
@@ -32,23 +32,23 @@ def lines_of(items: list[Json]) -> list[Line]:
 
 
 def num_known(lines: list[Line]) -> int:
-    """How many lines there are up to the model's last."""
+    """The number of lines up to the model's last one."""
     return max((number for number, (role, _) in enumerate(lines, 1) if role == "assistant"), default=0)
 
 
 def digests(lines: list[Line], start: bytes = START) -> list[bytes]:
-    """After each line, the digest of all up to it."""
+    """For each line the digest of all lines up to it."""
     return fingerprints(start, [{"role": role, "content": text} for role, text in lines])
 
 
 def answer_of(output: list[Json]) -> list[Line]:
-    """What a response adds, as clients send it back."""
+    """The lines that a response adds, as clients send them back."""
     texts = [part["text"] for item in output if item["type"] == "message" for part in item["content"]]
     return [("assistant", "".join(texts))] if any(texts) else []
 
 
 def prompt_of(lines: list[Line]) -> str:
-    """Lines as one text; where the model's own are among them, with who said what."""
+    """The lines as one text; with the role before each if the model's are among them."""
     if not num_known(lines):
         return "\n\n".join(text for _, text in lines)
     return "\n\n".join(f"{role}: {text}" for role, text in lines)

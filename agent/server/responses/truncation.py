@@ -13,8 +13,8 @@ LEFT_SHARE = 0.75  # of what fits: after it was shortened a conversation can gro
 def shortened(items: Sequence[Json], share: float) -> list[Json] | None:
     """The items without the oldest, so that about this share of their text is left; None when none can go.
 
-    What stands before everything as the system's own words stays. The rest begins with somebody's words to the model
-    where that is possible, else with words of the model.
+    System messages at the beginning stay. The rest begins with a user's message if possible, else with one of the
+    model.
     """
     first = next((at for at, item in enumerate(items) if item.get("role") not in ("system", "developer")), len(items))
     starts = _starts(items, first)
@@ -32,7 +32,7 @@ def shortened(items: Sequence[Json], share: float) -> list[Json] | None:
 
 
 def _starts(items: Sequence[Json], first: int) -> list[int]:
-    """Where a conversation may begin, its present beginning left out."""
+    """The indices at which a shortened conversation may begin."""
     starts: list[int] = []
     open_calls: set[str] = set()
     for at, item in enumerate(items):

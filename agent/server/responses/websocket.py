@@ -1,7 +1,7 @@
 """The Responses API over a WebSocket: lanes by stream_id, each a queue of requests, all on one connection.
 
-Owns the order of a lane, what a connection remembers, and steering. A response that is not stored lives as long as its
-connection; one that is stored goes on without it. Must not know how responses come to be.
+Owns the order of a lane, the local responses of a connection, and steering. A response that is not stored lives as long
+as its connection; one that is stored goes on without it. Must not know how a response is made.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ async def serve_socket(request: web.Request, service: Service, user: User) -> we
 
 @dataclass(eq=False)
 class Connection:
-    """One client. Reading never waits for a response, and writing never for longer than a bound."""
+    """One client. Reading never waits for a response; writing has a time limit."""
 
     socket: web.WebSocketResponse
     service: Service
@@ -64,7 +64,7 @@ class Connection:
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
-        """Until the client or the server closes it."""
+        """Serve until the client or the server closes the connection."""
         workers: set[asyncio.Task[None]] = set()
         limit = asyncio.timeout(CONNECTION_S)
         try:
@@ -75,7 +75,7 @@ class Connection:
         finally:
             for worker in workers:
                 worker.cancel()
-            # this handler is cancelled when its connection is lost, here too: so what is left to do is not its own
+            # this handler is cancelled when its connection is lost, even here: so another task does the rest
             self.service.group.create_task(self._forget_all(workers))
         if limit.expired():
             await self._end()
@@ -96,7 +96,7 @@ class Connection:
             await self.service.forget_local(response)
 
     async def _end(self) -> None:
-        """The connection is as old as one may be. Its client is told to make another one, and may do so by itself."""
+        """The connection has reached its time limit: tell the client to make another one."""
         text = (
             f"Responses websocket connection limit reached ({CONNECTION_S / 60:g} minutes)."
             " Create a new websocket connection to continue."
@@ -141,13 +141,13 @@ class Connection:
                 async with self._in_flight:
                     while body is not None:
                         body = await self._respond(lane, body)
-            except (ConnectionError, TimeoutError):  # nobody reads any more
+            except (ConnectionError, TimeoutError):  # the client does not read any more
                 if self.request.transport is not None:
                     self.request.transport.abort()
                 return
 
     async def _respond(self, lane: Lane, body: Json) -> Json | None:
-        """One response from first to last event; the request of its successor when it was steered."""
+        """Send one response from first to last event; gives the request of the next one if it was steered."""
         parent = body.get("previous_response_id")
         try:
             if isinstance(parent, str) and (held_back := self._held_back.pop(parent, None)):
@@ -183,7 +183,7 @@ class Connection:
         return {**body, **goes_on, "input": response.steering}
 
     async def _steer(self, body: Json) -> None:
-        """Messages for a response that runs: it ends at the next token, and another goes on with them."""
+        """Steer a response that runs: it ends at the next token, and another goes on with the messages."""
         id, given = body.get("previous_response_id"), body.get("input")
         steer = {"id": f"steer_{secrets.token_hex(12)}", "previous_response_id": id}
         response = self.running.get(id) if isinstance(id, str) else None
@@ -221,7 +221,7 @@ class Connection:
         self.local[response.id], self._lane_of[response.id] = response, lane
 
     def _evict(self, lane: Lane, parent: object) -> None:
-        """A continuation failed on the lane of what it went on from: that is forgotten, as the protocol wants."""
+        """Forget the response that a failed request went on from, as the protocol wants, if it is of the same lane."""
         if isinstance(parent, str) and parent in self.local and self._lane_of[parent] == lane:
             self._forget(parent)
 
@@ -241,7 +241,7 @@ class Connection:
 
 
 async def close_all(app: web.Application) -> None:
-    """Tell every client to come back: the server restarts."""
+    """Close all sockets with the code for a restart: clients reconnect."""
     sockets = app[SOCKETS]
     closing = [socket.close(code=WSCloseCode.SERVICE_RESTART, message=b"restart") for socket in list(sockets)]
     with suppress(ConnectionError):

@@ -1,7 +1,7 @@
-"""Agent sessions that the server holds open: any number of clients watch one, and drive it one turn at a time.
+"""Agent sessions that are open in the server: any number of clients watch one, and drive it one turn at a time.
 
-Owns which are open, the turn that runs in each, and the questions that wait for somebody's answer. A turn belongs to its
-session, not to whoever asked for it: it goes on when they leave. Must not know HTTP.
+Owns which are open, the turn that runs in each, and the approvals that wait for an answer. A turn belongs to its
+session, not to the client that began it: it goes on when that client leaves. Must not know HTTP.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from holdfast.agent.threads import to_end
 from holdfast.memory import ResponseStore, SessionInfo, SessionInUse, StoreError
 
 log = logging.getLogger("holdfast.server")
-IDLE_S = 900.0  # unwatched and unused for so long, a session is saved and closed: other processes may open it then
+IDLE_S = 900.0  # a session that is neither watched nor used for so long is closed: then other processes can open it
 CHECK_S = 30.0
-MAX_OPEN = 64  # the longest unused are closed for new ones
+MAX_OPEN = 64  # then the one that was unused for longest is closed for a new one
 MAX_IN_USE = 32  # of one user, running or watched
 MAX_EVENTS = 20_000  # kept of a turn, for clients that come late; a longer one loses its oldest
 COUNTED = ("new", "from_memory", "from_disk", "prefilled_again", "output_tokens")
@@ -60,7 +60,7 @@ class OpenSession:
         return self.is_running or self.events.num_watchers > 0
 
     async def begin(self, prompt: str, policy: Policy) -> str:
-        """Start a turn; gives the id after which its events come. Raises ApiError."""
+        """Start a turn; gives the id of the event before its first one. Raises ApiError."""
         if problem := prompt_problem(prompt):
             raise bad(problem, "prompt")
         await self._settled()
@@ -74,12 +74,12 @@ class OpenSession:
         return after
 
     def interrupt(self) -> None:
-        """End the turn under way, if there is one; it is over a moment later."""
+        """Cancel the turn that runs, if any; it is over a moment later."""
         if self.is_running and self._task is not None:
             self._task.cancel()
 
     async def cancel(self) -> bool:
-        """As `interrupt`, and wait for it; whether there was one."""
+        """As `interrupt`, and wait for its end. Whether a turn ran."""
         if not self.is_running or self._task is None:
             return False
         self.interrupt()
@@ -87,7 +87,7 @@ class OpenSession:
         return True
 
     def answer(self, call_id: str, is_approved: bool) -> None:
-        """Of the call that waits under this id; the first answer counts. Raises ApiError."""
+        """Answer for the call that waits with this id; only the first answer counts. Raises ApiError."""
         if call_id in self._answered:
             raise ApiError(409, f"the call {call_id} has been answered already", "approval_answered", "id")
         if call_id not in self._questions:
@@ -99,7 +99,7 @@ class OpenSession:
     async def rewind(
         self, turn: int | None, token: int | None, branch: int | None, catalog: SessionCatalog
     ) -> list[str]:
-        """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
+        """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that does not exist."""
         await self._settled()
         before, log = self.info, self.session.log
         try:
@@ -116,7 +116,7 @@ class OpenSession:
         return files
 
     async def ask(self, call: ApprovalNeeded) -> bool:
-        """A client's answer; the question itself is among the events."""
+        """Wait for a client's answer. The question itself is an event."""
         question = asyncio.get_running_loop().create_future()
         self._questions[call.id] = question
         try:
@@ -125,7 +125,7 @@ class OpenSession:
             self._questions.pop(call.id, None)
 
     async def aclose(self) -> None:
-        """Save it, and let other processes open it."""
+        """Save and close the session: other processes can open it."""
         await self.cancel()
         if self._task is not None:
             await asyncio.wait({self._task})
@@ -133,7 +133,7 @@ class OpenSession:
         self.events.close()
 
     async def _settled(self) -> None:
-        """The last turn has ended, and begun its save. Raises ApiError while one runs."""
+        """Wait until the last turn has begun its save. Raises ApiError while a turn runs."""
         while self._task is not None and not self._task.done():
             if self.is_running:
                 break
@@ -144,12 +144,12 @@ class OpenSession:
             raise ApiError(409, "the session was closed meanwhile: try again", "session_closed")
 
     async def _run(self, prompt: str) -> None:
-        """One turn. Whatever happens, its last event is TurnDone, Error or `interrupted`."""
+        """Run one turn. Its last event is always TurnDone, Error or `interrupted`."""
         try:
             async with aclosing(self.session.turn(prompt)) as events:
                 async for event in events:
                     self._publish(event)
-        except Exception:  # a fault of ours in one session must not end the others
+        except Exception:  # a bug in one session must not end the others
             log.exception("a turn of session %s failed", self.session.name)
             self._publish(Error(message="the server made a mistake: its log says which"))
         finally:
@@ -165,14 +165,14 @@ class OpenSession:
             self.events.append(event.model_dump(mode="json"))
 
     def _end(self, event: Json) -> None:
-        """The turn is over for whoever watches, if it was not; it may still be saved."""
+        """Publish the last event of a turn, once. The turn may still be saving."""
         if self.turn is not None:
             self.turn, self.used_at = None, time.monotonic()
             self.events.append(event)
 
 
 class SessionHub:
-    """All that are open, by owner and name. Made by `opened`."""
+    """All open sessions, by owner and name. Made by `opened`."""
 
     def __init__(self, app: App, group: asyncio.TaskGroup):
         self.app, self.catalog = (
@@ -187,7 +187,7 @@ class SessionHub:
     @classmethod
     @asynccontextmanager
     async def opened(cls, app: App) -> AsyncIterator["SessionHub"]:
-        """Until the block ends; see `aclose`."""
+        """A hub that is closed when the block ends; see `aclose`."""
         async with asyncio.TaskGroup() as group:
             sessions = cls(app, group)
             closing = group.create_task(sessions._close_idle())
@@ -199,11 +199,11 @@ class SessionHub:
 
     @property
     def is_running(self) -> bool:
-        """Whether a turn runs in any."""
+        """Whether a turn runs in any session."""
         return any(opened.is_running for opened in self._open.values())
 
     async def aclose(self) -> None:
-        """Save and close every session; none is opened any more. A turn under way ends as interrupted."""
+        """Save and close every session; none can be opened any more. Turns that run are interrupted."""
         self.is_stopping = True
         for name in list(self._open):
             await self.close(name)
@@ -213,8 +213,8 @@ class SessionHub:
         return self._open.get(info.name)
 
     async def open(self, info: SessionInfo) -> OpenSession:
-        """The session, opened if it is not. Raises ApiError when another process has it or its workspace is gone, StoreError
-        for a damaged one."""
+        """The session, opened if it is not. Raises ApiError if another process has it or its workspace is gone,
+        StoreError if it is damaged."""
         async with self._lock:
             opened = self._open.get(info.name)
             if opened is None:
@@ -223,11 +223,12 @@ class SessionHub:
             return opened
 
     async def create(self, workspace: Path, owner: str, name: str | None, prompt: str = "") -> OpenSession:
-        """A fresh session; see `App.session`."""
+        """A new session; see `App.session`."""
         async with self._lock:
             return await self._opened(workspace, owner, name, is_new=True, prompt=prompt)
 
     async def close(self, name: str) -> None:
+        """Save and close a session, if it is open."""
         async with self._lock:
             if (opened := self._open.pop(name, None)) is not None:
                 await opened.aclose()
@@ -250,8 +251,8 @@ class SessionHub:
         return opened
 
     async def _make_room(self, owner: str) -> None:
-        """Close the longest unused when there are too many. Those in use are limited for each user: one cannot keep others
-        from theirs. Raises ApiError."""
+        """Close the session that was unused for longest if there are too many. Sessions in use are limited per user,
+        so that one user cannot take all. Raises ApiError."""
         in_use = [opened for opened in self._open.values() if opened.is_in_use]
         if sum(opened.info.owner == owner for opened in in_use) >= MAX_IN_USE:
             text = f"{MAX_IN_USE} of your sessions are running or watched: end some first"

@@ -1,4 +1,4 @@
-"""Which session a user means, and where they may work: their own sessions and workspaces, and nobody else's."""
+"""Which session a user means, and in which workspaces the user may work: only the user's own."""
 
 import asyncio
 import os
@@ -17,12 +17,12 @@ NAME = re.compile(NAME_PATTERN)
 
 
 def shown_name(info: SessionInfo) -> str:
-    """As its owner calls it."""
+    """The name of a session as its owner uses it."""
     return info.name.rpartition("/")[2]
 
 
 async def find_session(sessions: SessionHub, user: User, name: str) -> SessionInfo:
-    """The user's session of that name. Raises ApiError 404, also for one of another user."""
+    """The user's session of that name. Raises ApiError 404, also for another user's."""
     info = await asyncio.to_thread(sessions.app.store.find, full_name(user, name)) if NAME.fullmatch(name) else None
     if info is None or not info.workspace:
         raise ApiError(404, f"Session '{name[:100]}' not found.", "session_not_found", "name")
@@ -30,7 +30,7 @@ async def find_session(sessions: SessionHub, user: User, name: str) -> SessionIn
 
 
 async def open_session(sessions: SessionHub, user: User, name: str) -> OpenSession:
-    """As `find_session`, and opened. Raises ApiError, also where the user may not work any more."""
+    """As `find_session`, and open it. Raises ApiError, also if its workspace is no longer one of the user's."""
     info = await find_session(sessions, user, name)
     if not user.may_work_in(Path(info.workspace)):
         raise ApiError(403, f"{info.workspace} is none of your workspaces any more", "workspace_forbidden")
@@ -40,12 +40,12 @@ async def open_session(sessions: SessionHub, user: User, name: str) -> OpenSessi
 
 
 def full_name(user: User, name: str) -> str:
-    """As it is stored."""
+    """The name of a user's session as it is stored."""
     return f"{user.session_owner}/{name}" if user.session_owner else name
 
 
 def workspace_of(user: User, given: str | None, default: Path) -> Path:
-    """Where a new session works. Raises ApiError for a directory that is not there or not the user's."""
+    """The workspace of a new session. Raises ApiError if it does not exist or is not one of the user's."""
     if given is None:
         if user.workspaces == ():
             raise ApiError(403, "you have no workspace here: the server's users file lists them", "workspace_forbidden")
@@ -54,12 +54,12 @@ def workspace_of(user: User, given: str | None, default: Path) -> Path:
         raise bad(f"workspace has {len(given)} characters: no path is longer than {MAX_PATH_CHARS}", "workspace")
     forbidden = ApiError(403, f"{given[:200]} is none of your workspaces", "workspace_forbidden", "workspace")
     try:
-        if not user.may_work_in(Path(os.path.realpath(given))):  # before a word on whether it is there
+        if not user.may_work_in(Path(os.path.realpath(given))):  # before an error tells whether it exists
             raise forbidden
         directory = workspace_directory(given)
     except (UsageError, OSError, ValueError) as e:
         raise bad(str(e), "workspace") from None
-    if not user.may_work_in(directory):  # again: this is the path that will be opened, and opening follows no link
+    if not user.may_work_in(directory):  # again: this path will be opened, without following links
         raise forbidden
     return directory
 
@@ -75,8 +75,9 @@ async def start_session(
     create: bool = True,
     prompt: str = "",
 ) -> OpenSession:
-    """The session that a client wants to work in: a fresh one, named or named after its first prompt, or with `resume` the
-    named one or the workspace's latest, if there is one. Raises ApiError, also when there is none and `create` is false."""
+    """The session for a client. Without `resume` it is new, with the given name or one made from `prompt`. With
+    `resume` it is the named one or the latest of the workspace; if there is none, a new one, or ApiError if not
+    `create`."""
     if name is not None and not NAME.fullmatch(name):
         raise bad(f"name must be {NAME_RULE}", "name")
     store, owner, identity = sessions.app.store, user.session_owner, sessions.app.engine.identity

@@ -1,6 +1,6 @@
-"""The routes of agent sessions, `/v1/sessions`: list, show, drive and watch them, fork and rewind, answer for their calls.
+"""The routes of `/v1/sessions`: list, show, drive and watch agent sessions, fork and rewind, answer for their calls.
 
-Owns paths, bodies and what a client gets to see of a session; users see their own. Must not know how a turn runs.
+Owns paths, bodies and the objects that clients get; users see only their own sessions. Must not know how a turn runs.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from holdfast.agent.session.approvals import Policy
 from holdfast.memory import SessionInfo, SessionInUse, StoreError
 
 SESSIONS = web.AppKey("sessions", SessionHub)
-WORKSPACE = web.AppKey("workspace", Path)  # where the owner of the data works unless they say otherwise
+WORKSPACE = web.AppKey("workspace", Path)  # the default of the data directory's owner
 MAX_EVENT_ID_CHARS = 64
 
 
@@ -32,8 +32,10 @@ class NewSession(Body):
     workspace: str | None = None
     name: str | None = None
     resume: bool = False
-    create: bool = True  # where there is none to resume
-    prompt: str = Field("", max_length=MAX_PROMPT_CHARS)  # the first, which it is named after; it is not asked
+    create: bool = True  # if there is none to resume
+    prompt: str = Field(
+        "", max_length=MAX_PROMPT_CHARS
+    )  # the first one: the session is named after it, but it is not run
 
 
 class NewTurn(Body):
@@ -46,7 +48,7 @@ class Answer(Body):
 
 
 class Place(Body):
-    """In a session: the end of a turn, or a token of its log; on its current branch or another."""
+    """A place in a session: the end of a turn, or a token of its log; on its current branch or another."""
 
     turn: int | None = Field(None, ge=0, le=2**31)
     token: int | None = Field(None, ge=0, le=2**31)
@@ -55,7 +57,7 @@ class Place(Body):
 
 
 async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
-    """Raises ApiError that names the field."""
+    """The body of a request, checked. Raises ApiError that names the field."""
     return checked(kind, await read_json(request))
 
 
@@ -69,7 +71,7 @@ async def summary(sessions: SessionHub, info: SessionInfo) -> Json:
 
 
 async def context(sessions: SessionHub, info: SessionInfo) -> Json:
-    """How full its window is."""
+    """How full the context window of a session is."""
     opened, store = sessions.find(info), sessions.catalog.sessions
     rolls = opened.session.window.rolls if opened else rolls_of(await asyncio.to_thread(store.events, info))
     branch = next(b for b in await asyncio.to_thread(store.branches, info) if b.is_current)
@@ -83,6 +85,7 @@ async def found(request: web.Request) -> SessionInfo:
 
 
 async def open_named(request: web.Request) -> OpenSession:
+    """As `found`, opened if it is not."""
     return await open_session(request.app[SESSIONS], request[USER], request.match_info["name"])
 
 
@@ -135,7 +138,7 @@ async def delete_session(request: web.Request) -> web.StreamResponse:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """What was said and done, from the first turn on."""
+    """The logged events of a session, from the first turn on."""
     sessions, info = request.app[SESSIONS], await found(request)
     branch = request.query.get("branch")
     if branch is not None and not re.fullmatch(r"\d{1,9}", branch):
@@ -218,7 +221,7 @@ async def rewind(request: web.Request) -> web.StreamResponse:
 
 
 async def usage(request: web.Request) -> web.StreamResponse:
-    """Where its tokens are, and what it has cost since it was opened here."""
+    """Where the tokens of a session are, and the counts since it was opened here."""
     sessions, info = request.app[SESSIONS], await found(request)
     opened = sessions.find(info)
     branch = await asyncio.to_thread(lambda: next(b for b in sessions.catalog.tree(info) if b["is_current"]))
@@ -230,7 +233,7 @@ async def usage(request: web.Request) -> web.StreamResponse:
 
 
 async def workspaces(request: web.Request) -> web.StreamResponse:
-    """Where this user may work; the first is what a new session takes."""
+    """The workspaces of this user; the first is the default of new sessions."""
     sessions, user = request.app[SESSIONS], request[USER]
     if user.workspaces is not None:
         return json_response({"object": "list", "data": list(map(str, user.workspaces))})

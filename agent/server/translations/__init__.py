@@ -1,1 +1,1 @@
-"""Other APIs, said in terms of responses: chat completions, text completions, Anthropic's messages."""
+"""Other APIs, translated to responses: chat completions, text completions, Anthropic's messages."""

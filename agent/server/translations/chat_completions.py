@@ -1,7 +1,7 @@
-"""`/v1/chat/completions`: the older protocol, said in terms of responses.
+"""`/v1/chat/completions`: the older protocol, translated to responses.
 
-The client sends the whole conversation every time. It goes on from the response that has said its beginning, found by
-content, so nothing of it is read again. Owns how a response is shown as a completion; must not know how responses come to be.
+The client sends the whole conversation every time. It goes on from an earlier response, found by content, so its state
+is used again. Owns how a response becomes a completion; must not know how a response is made.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def _choice(response: Response, index: int) -> Json:
 
 
 def failure_of(response: Response) -> ApiError | None:
-    """Why there is no answer, or only a part that its client did not ask for: then the client is to try again."""
+    """The error of a response that failed, or was cancelled by a server that stops; None for any other."""
     status = response.status
     if status == "cancelled":
         return ApiError(503, "the server is stopping: try again in a moment", "server_stopping")
@@ -63,7 +63,7 @@ def finish_reason(response: Response) -> str:
 
 
 def usage(responses: list[Response], num_each: int | None = None) -> Json:
-    """Of all: what `num_each` of them were asked for, all without it, is counted once."""
+    """The usage of all responses. The input of each `num_each` of them, by default of all, is counted once."""
     given = [response.object["usage"] for response in responses]
     asked = given[:: num_each or len(given)]
     num_read, num_written = sum(u["input_tokens"] for u in asked), sum(u["output_tokens"] for u in given)
@@ -95,7 +95,7 @@ def _head(response: Response, kind: str) -> Json:
 
 
 async def chunks(responses: list[Response], with_usage: bool) -> AsyncGenerator[str, None]:
-    """SSE frames of responses that run."""
+    """The chunks of responses that run, as SSE."""
     head = _head(responses[0], "chat.completion.chunk")
     try:
         async for choice in merged(_deltas(response, index) for index, response in enumerate(responses)):
@@ -109,7 +109,7 @@ async def chunks(responses: list[Response], with_usage: bool) -> AsyncGenerator[
 
 
 async def _deltas(response: Response, index: int) -> AsyncGenerator[Json, None]:
-    """The pieces of one choice, its end last. Raises ApiError where it has failed."""
+    """The deltas of one choice, its end last. Raises ApiError if it has failed."""
 
     def piece(delta: Json, reason: str | None = None) -> Json:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

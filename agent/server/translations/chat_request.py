@@ -1,6 +1,6 @@
 """The body of `/v1/chat/completions`, checked, and the same request in terms of the Responses API.
 
-Owns which fields of that API there are and what each is called here. Must not know how a response is run.
+Owns the fields of that API and their names in the Responses API. Must not know how a response is run.
 """
 
 from typing import Annotated, Any, Literal
@@ -131,7 +131,7 @@ class StreamOptions(Body):
 
 
 class Chat(Body):
-    """A completion that is asked for."""
+    """A request for chat completions."""
 
     model: Short
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
@@ -160,7 +160,7 @@ class Chat(Body):
 
 
 def chat_request(body: Json) -> tuple[Chat, Create, Names]:
-    """What is asked for, the same in terms of the Responses API, and what the client calls its fields. Raises ApiError."""
+    """The checked body, its translation to the Responses API, and the client's names of fields. Raises ApiError."""
     chat = checked(Chat, body, UNSUPPORTED)
     if chat.n > 1 and chat.model == AGENT_MODEL:
         raise unsupported(f"n must be 1: {AGENT_MODEL} goes on in one session", "n")
@@ -184,7 +184,7 @@ def chat_request(body: Json) -> tuple[Chat, Create, Names]:
 
 
 def _input(messages: list[Message], names: Names) -> list[Json]:
-    """Items of messages, each named in `names`."""
+    """The items of messages; `names` gets the client's name of each."""
     items: list[Json] = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -213,7 +213,7 @@ def _items(message: Message, where: str) -> list[tuple[Json, str]]:
 
 
 def _choice(choice: str | Json) -> Any:
-    """{"type": KIND, KIND: {...}} without its inner object; those of the tools it allows too."""
+    """{"type": KIND, KIND: {...}} becomes {"type": KIND, ...}; in `allowed_tools` each tool too."""
     if isinstance(choice, str):
         return choice
     kind = choice.get("type")

@@ -1,6 +1,6 @@
-"""Several answers to one request: begun together, told in one stream, and all left when the client leaves.
+"""Several answers to one request: begun together, merged into one stream, and all cancelled when the client leaves.
 
-Must not know what an answer is shown as.
+Must not know how a response is translated.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def seeded(seed: int | None, number: int) -> dict[str, int]:
-    """What the request of one of several choices has for its seed: with the same one they would be the same."""
+    """The seed of one of several choices: with the same seed they would be equal."""
     return {} if seed is None else {"seed": seed ^ number}
 
 
 async def begin(
     service: Service, user: User, asked: Iterable[tuple[Create, list[int] | None]], names: Names
 ) -> list[Response]:
-    """A response for each request, with the tokens to go on from if it has no conversation; none where one is refused."""
+    """Begin a response for each request, with its prompt of tokens if it has one. If one is refused, all are."""
     responses: list[Response] = []
     try:
         for request, prompt in asked:
@@ -38,14 +38,14 @@ async def begin(
 
 
 def leave(responses: Iterable[Response]) -> None:
-    """The client that asked is gone."""
+    """Cancel the responses: their client is gone."""
     for response in responses:
         if not response.is_over:
             response.leave()
 
 
 async def all_over(responses: Sequence[Response]) -> None:
-    """Wait for the end of all; a client that leaves ends them."""
+    """Wait until all are over; they are cancelled if the client leaves."""
     try:
         for response in responses:
             await response.over()
@@ -55,7 +55,7 @@ async def all_over(responses: Sequence[Response]) -> None:
 
 
 async def merged(sources: Iterable[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """What comes from any of them, as it comes."""
+    """The values of all sources, each as soon as it comes."""
     coming = {asyncio.ensure_future(anext(source)): source for source in sources}
     try:
         while coming:

@@ -1,6 +1,6 @@
-"""`/v1/completions`: text that goes on from a prompt as it is, without a conversation, said in terms of responses.
+"""`/v1/completions`: text that continues a prompt, without a conversation, translated to responses.
 
-Owns that API's fields and what it shows. Must not know how responses come to be.
+Owns the fields of that API and its objects. Must not know how a response is made.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ def _as_list(prompt: Any) -> Any:
 
 
 class Completion(Body):
-    """A completion that is asked for: `n` for each prompt."""
+    """A request for `n` completions of each prompt."""
 
     model: Short
     prompt: Annotated[list[str | Ids], BeforeValidator(_as_list)] = Field([""], min_length=1, max_length=MAX_CHOICES)
@@ -92,7 +92,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 
 
 def _prompts(asked: Completion, engine: Engine) -> list[tuple[str, list[int]]]:
-    """Each prompt as text and as tokens: a text begins a document, tokens are taken as they are. Raises ApiError."""
+    """Each prompt as text and tokens. A text gets the begin-of-sequence token, tokens are used as given. Raises
+    ApiError."""
     found = []
     for number, prompt in enumerate(asked.prompt):
         where = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
@@ -120,7 +121,7 @@ def _head(response: Response) -> Json:
 
 
 def _choice(text: str, index: int, ended: Response | None = None) -> Json:
-    """A choice, or a piece of one that has not ended."""
+    """A choice, or a chunk of one that has not ended."""
     reason = None if ended is None else "stop" if ended.status == "completed" else "length"
     return {"text": text, "index": index, "logprobs": None, "finish_reason": reason}
 
@@ -145,7 +146,7 @@ async def _frames(responses: list[Response], echoes: list[str], asked: Completio
 
 
 async def _pieces(response: Response, index: int, echo: str) -> AsyncGenerator[Json, None]:
-    """Of one choice, its end last. Raises ApiError where it has failed."""
+    """The chunks of one choice, its end last. Raises ApiError if it has failed."""
     if echo:
         yield _choice(echo, index)
     async for event in response.follow():

@@ -1,6 +1,6 @@
-"""`/v1/messages`: the Anthropic Messages API, said in terms of responses.
+"""`/v1/messages`: the Anthropic Messages API, translated to responses.
 
-Owns how a response, its events and errors are shown there. Must not know how responses come to be.
+Owns how a response, its events and its errors look there. Must not know how a response is made.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ async def count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 def _message(response: Response) -> Json:
-    """One that has just begun."""
+    """A message that has just begun."""
     return {
         "id": response.id.replace("resp_", "msg_"),
         "type": "message",
@@ -73,7 +73,7 @@ def _message(response: Response) -> Json:
 
 
 def _end(response: Response) -> Json:
-    """Why it has ended."""
+    """Why a message has ended."""
     reason = "end_turn"
     if response.status != "completed":
         reason = "max_tokens"
@@ -96,7 +96,7 @@ def _usage(response: Response) -> Json:
 
 
 def _block(item: Json) -> Json | None:
-    """An item as a block of content; None for a call that the server itself has answered."""
+    """An item as a content block; None for a call of a tool of the server."""
     if item["type"] == "function_call":
         return {**_called(item), "input": json.loads(item["arguments"] or "{}")}
     text = "".join(part["text"] for part in item.get("content", ()))
@@ -110,7 +110,7 @@ def _called(item: Json) -> Json:
 
 
 async def _frames(response: Response) -> AsyncGenerator[str, None]:
-    """SSE of a response that runs."""
+    """The events of a response that runs, as SSE."""
     yield _frame("message_start", {"message": _message(response)})
     index = -1
     async for event in response.follow():
@@ -138,7 +138,7 @@ def _frame(kind: str, fields: Json) -> str:
 
 
 def _error(error: ApiError) -> Json:
-    """As this API has it: without a field for the parameter, so the message names it."""
+    """An error in the shape of this API. It has no field for the parameter, so the message names it."""
     text = str(error)
     if error.param and not text.startswith(error.param):
         text = f"{error.param}: {text}"
@@ -147,7 +147,7 @@ def _error(error: ApiError) -> Json:
 
 
 def add_messages(app: web.Application) -> None:
-    """The routes of this API."""
+    """Add the routes of this API."""
     for path, handler in ((PATH, create_message), (f"{PATH}/count_tokens", count_tokens)):
         app.router.add_post(path, handler)
         app[ERROR_SHAPES][path] = _error

@@ -1,7 +1,7 @@
 """The body of `/v1/messages`, checked, and the same request in terms of the Responses API.
 
-Owns which fields and blocks the Anthropic Messages API has, and what each is called there. Must not know how a response
-is run.
+Owns the fields and blocks of the Anthropic Messages API and their names in the Responses API. Must not know how a
+response is run.
 """
 
 import json
@@ -36,7 +36,7 @@ FIELDS = {
 
 
 class Block(Body):
-    """Of content: which other fields there are depends on its type."""
+    """A content block; its type says which other fields it has."""
 
     type: str
     text: str | None = None
@@ -86,7 +86,7 @@ class OutputConfig(Body):
 
 
 class Counted(Body):
-    """What a message is made of, as it is counted too."""
+    """The fields of a message request that also count_tokens takes."""
 
     model: Short
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1, max_length=MAX_ITEMS)
@@ -98,7 +98,7 @@ class Counted(Body):
 
 
 class Asked(Counted):
-    """A message that is asked for."""
+    """A request for a message."""
 
     max_tokens: Tokens
     stop_sequences: list[Stop] = Field(default_factory=list, max_length=16)
@@ -109,14 +109,14 @@ class Asked(Counted):
 
 
 def asked_of(body: Json) -> tuple[Create, Names]:
-    """The request in terms of the Responses API, and what the client calls its fields. Raises ApiError."""
+    """The request translated to the Responses API, and the client's names of fields. Raises ApiError."""
     asked = checked(Asked, body, UNSUPPORTED)
     same = {key: getattr(asked, key) for key in ("temperature", "top_p", "top_k", "stream")}
     return _translated(asked, {**same, "max_output_tokens": asked.max_tokens, "stop": asked.stop_sequences})
 
 
 def counted_of(body: Json) -> tuple[Create, Names]:
-    """As `asked_of`, of a body that is only counted."""
+    """As `asked_of`, for a body of count_tokens."""
     return _translated(checked(Counted, body, UNSUPPORTED), {})
 
 
@@ -156,7 +156,7 @@ def _choice(choice: Choice) -> Any:
 
 
 def _input(messages: list[Message], names: Names) -> list[Json]:
-    """Items of messages, each named in `names`."""
+    """The items of messages; `names` gets the client's name of each."""
     items: list[Json] = []
     if messages[-1].role == "assistant":
         text = "the last message must be a user's: this model goes on from no beginning of an answer"
@@ -173,7 +173,7 @@ def _input(messages: list[Message], names: Names) -> list[Json]:
 
 
 def _item(role: str, block: Block, where: str) -> Json | None:
-    """Of a block; None for one that says nothing here."""
+    """The item of a block; None for a block that has no meaning here."""
     if role == "assistant":
         if block.type == "thinking" and block.thinking:
             return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": block.thinking}]}
@@ -200,7 +200,7 @@ def _texts(content: str | list[Block], where: str, may_name_media: bool = False)
 
 
 def _text(block: Block, where: str, may_name_media: bool = False) -> str:
-    """Of a text, or of a document that is one. `may_name_media`: what is no text is named in its place."""
+    """The text of a block or of a text document. If `may_name_media`, other media become their name in brackets."""
     source = block.source or {}
     text = block.text if block.type == "text" else source.get("data") if source.get("type") == "text" else None
     if isinstance(text, str):
