@@ -56,7 +56,7 @@ def what_is_wrong(error: ValidationError, given: Any) -> tuple[str, str, bool]:
     """The first field that is wrong: its name, the rest of a sentence that begins with the name, and whether it is
     missing. Errors about the alternatives of one field become one sentence."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    paths = [_path(e["loc"], given, e["type"] == "missing") for e in errors]
+    paths = [_path(e["loc"], given, is_missing=e["type"] == "missing") for e in errors]
     where = max((path for path in paths if path.startswith(paths[0])), key=len)
     of_field = [e for e, path in zip(errors, paths, strict=True) if path == where]
     if of_field[0]["type"] == "missing":
@@ -68,7 +68,7 @@ def what_is_wrong(error: ValidationError, given: Any) -> tuple[str, str, bool]:
     return where, f": {said[0]}", False
 
 
-def _path(place: tuple[int | str, ...], body: Any, is_missing: bool) -> str:
+def _path(place: tuple[int | str, ...], body: Any, *, is_missing: bool) -> str:
     """`messages[0].role`. Parts that are no key of the body name a branch of pydantic's own."""
     path, at = "", body
     for number, part in enumerate(place):

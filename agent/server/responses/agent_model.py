@@ -165,7 +165,7 @@ async def _follow(response: Response, turn: Turn, output: Output) -> Json:
             elif kind == "tool_call":
                 calls[event["id"]] = output.begin_call(event["name"], event["arguments"])
             elif kind == "tool_result" and event["id"] in calls:
-                output.end_call(calls.pop(event["id"]), event["output"], event["ok"])
+                output.end_call(calls.pop(event["id"]), event["output"], is_ok=event["ok"])
             elif kind in ("turn_done", "error", "interrupted"):
                 return event
     return {"type": "error", "message": "the session was closed"}

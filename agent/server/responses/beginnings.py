@@ -47,7 +47,7 @@ class Beginnings:
             OrderedDict()
         )  # by owner and tail id; used last at the end
 
-    async def keep(self, owner: str, seq: Sequence, is_followed: bool) -> None:
+    async def keep(self, owner: str, seq: Sequence, *, is_followed: bool) -> None:
         """Add the state that an idle sequence has now, see `Engine.snapshot`."""
         snapshot = await self._engine.snapshot(seq, is_followed)
         if snapshot is None:

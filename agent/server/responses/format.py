@@ -45,10 +45,10 @@ async def sampling_of(
         never=tokenizer.special_ids - stops,
         constraint=constraint,
     )
-    return await _with_calls(request, opening.thinking_mode == "thinking", engine, params)
+    return await _with_calls(request, engine, params, thinks=opening.thinking_mode == "thinking")
 
 
-async def _with_calls(request: Create, thinks: bool, engine: Engine, params: SamplingParams) -> SamplingParams:
+async def _with_calls(request: Create, engine: Engine, params: SamplingParams, *, thinks: bool) -> SamplingParams:
     """Add the grammar of calls. Calls that are required come first, or right after the thinking."""
     tokenizer, functions = engine.tokenizer, function_tools(request.tools)
     end_think = tokenizer.token_id(END_THINK) if thinks else None

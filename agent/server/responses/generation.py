@@ -66,7 +66,7 @@ class Writing:
                 self.output.add(delta)
             if rest := self._stops.rest():
                 self.output.add(TextDelta(rest))
-        self.output.close(self.is_cut)
+        self.output.close(is_cut=self.is_cut)
 
     def _read(self, text: str) -> None:
         for delta in self._parser.feed(text):

@@ -106,7 +106,7 @@ def _message(item: Json, where: str) -> Json:
     return {"type": "message", "role": role, "status": "completed", "content": content, **phase}
 
 
-def _texts(content: Any, where: str, may_name_media: bool = False) -> list[str]:
+def _texts(content: Any, where: str, *, may_name_media: bool = False) -> list[str]:
     """The texts of content. If `may_name_media`, a part that is not text becomes its name in brackets, as in the
     model's own encoding: for results of tools, so that the conversation can go on."""
     if isinstance(content, str):

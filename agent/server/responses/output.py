@@ -60,7 +60,7 @@ class Output:
         self._emit("response.mcp_call_arguments.done", {**place, "arguments": arguments})
         return len(self.items) - 1
 
-    def end_call(self, index: int, output: str, is_ok: bool) -> None:
+    def end_call(self, index: int, output: str, *, is_ok: bool) -> None:
         """End a call of a tool of the server; one that was refused is not ok."""
         status, item = "completed" if is_ok else "failed", self.items[index]
         self._emit(f"response.mcp_call.{status}", {"item_id": item["id"], "output_index": index})
@@ -73,7 +73,7 @@ class Output:
             if item["type"] == "mcp_call" and item["status"] == "in_progress":
                 self._finish({**item, "status": "incomplete"}, index)
 
-    def close(self, is_cut: bool = False) -> None:
+    def close(self, *, is_cut: bool = False) -> None:
         """End the open item; `is_cut` if the model was stopped inside it."""
         if not self._kind:
             return

@@ -96,7 +96,7 @@ class Sequences:
         while len(self._idle) > MAX_IDLE:
             await self.drop(next(iter(self._idle)))
 
-    async def drop(self, id: str, save: bool = True) -> None:
+    async def drop(self, id: str, *, save: bool = True) -> None:
         """Release the sequence of a response. Without `save` it is not saved, and a save under way has ended on
         return."""
         if not save and id in self._settling:  # it is over, but its sequence is not given back yet

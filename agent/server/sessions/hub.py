@@ -234,7 +234,7 @@ class SessionHub:
                 await opened.aclose()
 
     async def _opened(
-        self, workspace: Path, owner: str, name: str | None, is_new: bool = False, prompt: str = ""
+        self, workspace: Path, owner: str, name: str | None, *, is_new: bool = False, prompt: str = ""
     ) -> OpenSession:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping: try again in a moment", "server_stopping")

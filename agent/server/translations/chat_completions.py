@@ -22,7 +22,7 @@ async def create_chat(request: web.Request) -> web.StreamResponse:
     asked = [(wanted.model_copy(update=seeded(wanted.seed, number)), None) for number in range(chat.n)]
     responses = await begin(service, request[USER], asked, names)
     if chat.stream:
-        frames = chunks(responses, chat.stream_options.include_usage)
+        frames = chunks(responses, with_usage=chat.stream_options.include_usage)
         return await send_frames(request, frames, lambda: leave(responses))
     await all_over(responses)
     for response in responses:
@@ -94,7 +94,7 @@ def _head(response: Response, kind: str) -> Json:
     }
 
 
-async def chunks(responses: list[Response], with_usage: bool) -> AsyncGenerator[str, None]:
+async def chunks(responses: list[Response], *, with_usage: bool) -> AsyncGenerator[str, None]:
     """The chunks of responses that run, as SSE."""
     head = _head(responses[0], "chat.completion.chunk")
     try:

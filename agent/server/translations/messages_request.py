@@ -193,13 +193,13 @@ def _item(role: str, block: Block, where: str) -> Json | None:
     return {"type": "message", "role": role, "content": [{"type": kind, "text": _text(block, where)}]}
 
 
-def _texts(content: str | list[Block], where: str, may_name_media: bool = False) -> list[str]:
+def _texts(content: str | list[Block], where: str, *, may_name_media: bool = False) -> list[str]:
     if isinstance(content, str):
         return [content]
-    return [_text(block, f"{where}[{number}]", may_name_media) for number, block in enumerate(content)]
+    return [_text(block, f"{where}[{number}]", may_name_media=may_name_media) for number, block in enumerate(content)]
 
 
-def _text(block: Block, where: str, may_name_media: bool = False) -> str:
+def _text(block: Block, where: str, *, may_name_media: bool = False) -> str:
     """The text of a block or of a text document. If `may_name_media`, other media become their name in brackets."""
     source = block.source or {}
     text = block.text if block.type == "text" else source.get("data") if source.get("type") == "text" else None
