@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.agent import VERSION, streams
-from holdfast.agent.cli.options import Parser, add_max_context, add_ranks, add_session_options, port
+from holdfast.agent.cli import backup, sessions
+from holdfast.agent.cli.options import Parser, add_bench_options, add_serve_options, add_session_options
 from holdfast.agent.cli.prompt import read_prompt
 from holdfast.agent.cli.workspaces import chosen_workspace
 from holdfast.agent.config import (
-    POCKET,
     Failure,
     Settings,
     UsageError,
@@ -35,7 +35,7 @@ from holdfast.agent.config import (
 )
 from holdfast.agent.encoding.encode import EncodingError
 from holdfast.agent.terminal.mode import TerminalMode
-from holdfast.memory import SessionInUse, StoreError
+from holdfast.memory import StoreError
 
 if TYPE_CHECKING:
     from holdfast.agent.attach.discovery import Server
@@ -132,43 +132,10 @@ def command_line() -> Parser:
     )
     add_session_options(run)
     run.add_argument("--json", action="store_true", help="print one event per line")
-    serve = command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)")
-    serve.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
-    serve.add_argument(
-        "--name",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="a host name that the server goes by too; repeatable",
-    )
-    serve.add_argument(
-        "--allow-origin",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
-    )
-    serve.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
-    serve.add_argument("--workspace", metavar="DIR", help="where new agent sessions work (default: this directory)")
-    serve.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
-    add_max_context(serve)
-    add_ranks(serve)
-    from holdfast.agent.cli import sessions as timelines
-
-    sessions = commands.add_parser("sessions", help="the durable timelines").add_subparsers(
-        metavar="ACTION", required=True
-    )
-    timelines.add_commands(sessions, _sessions)
-    bench = command("bench", _bench, "measure prefill and decode at several context lengths")
-    bench.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
-    bench.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
-    bench.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
-    bench.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
-    bench.add_argument("--random", choices=["flash", "pro"], help="a real model's shapes with random weights instead")
-    bench.add_argument("--layers", type=int, metavar="N", help="of the random model (default: all)")
-    bench.add_argument("--experts", type=int, metavar="M", help="of each layer of the random model (default: all)")
-    bench.add_argument("--json", action="store_true", help="print one result per line")
+    add_serve_options(command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)"))
+    timelines = commands.add_parser("sessions", help="the durable timelines")
+    sessions.add_commands(timelines.add_subparsers(metavar="ACTION", required=True))
+    add_bench_options(command("bench", _bench, "measure prefill and decode at several context lengths"))
     model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
         metavar="ACTION", required=True
     )
@@ -176,8 +143,6 @@ def command_line() -> Parser:
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("directory", metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
-    from holdfast.agent.cli import backup
-
     backup.add_commands(command)
     command("doctor", _doctor, "what this machine can run, and what is missing")
     return parser
@@ -270,22 +235,6 @@ async def _until_told(talking: Coroutine[Any, Any, int]) -> int:
         if told:
             return TERMINATED
         raise
-
-
-def _sessions(args: argparse.Namespace) -> int:
-    from holdfast.agent.cli import sessions as timelines
-
-    try:
-        return timelines.run(args)
-    except SessionInUse as e:
-        server = _server(data_home())
-        if server is None:
-            raise
-        if args.action_name == "move":
-            raise Failure(f"{e}; a session that the server holds open is not moved: stop the server first") from None
-    from holdfast.agent.cli import held
-
-    return held.run(args, server)
 
 
 def _serve(args: argparse.Namespace) -> int:

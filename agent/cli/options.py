@@ -1,4 +1,4 @@
-"""Options that several commands take, and what their values may be: a value that cannot be is one line."""
+"""Options of the commands, and what their values may be: a value that cannot be is one line."""
 
 import argparse
 import re
@@ -36,7 +36,7 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--new", action="store_true", help="start a fresh session")
     parser.add_argument("--workspace", metavar="DIR", help="the directory to work in (default: this one)")
-    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    add_model(parser)
     add_max_context(parser)
     add_ranks(parser)
     parser.add_argument(
@@ -47,11 +47,50 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=port, default=8420, metavar="P", help="port, 0 for a free one (default: 8420)")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host name that the server goes by too; repeatable",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="pages of this origin may ask it (https://app.example, chrome-extension://ID); repeatable",
+    )
+    parser.add_argument("--users", metavar="FILE", help="JSON list of users with name and token (default: one user)")
+    parser.add_argument("--workspace", metavar="DIR", help="where new agent sessions work (default: this directory)")
+    add_model(parser)
+    add_max_context(parser)
+    add_ranks(parser)
+
+
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
+    add_model(parser)
+    parser.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
+    parser.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
+    parser.add_argument("--random", choices=["flash", "pro"], help="a real model's shapes with random weights instead")
+    parser.add_argument("--layers", type=int, metavar="N", help="of the random model (default: all)")
+    parser.add_argument("--experts", type=int, metavar="M", help="of each layer of the random model (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one result per line")
+
+
 def session_name(text: str) -> str:
     """A name that a session may get."""
     if not re.fullmatch(NAME_PATTERN, text):
         raise argparse.ArgumentTypeError(f"{text!a} cannot be a session's name: take {NAME_RULE}")
     return text
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
 
 
 def add_max_context(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ memory's.
 """
 
 import argparse
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from holdfast.agent.cli.options import session_name
-from holdfast.agent.config import UsageError, printable, stored_home, workspace_directory
+from holdfast.agent.config import Failure, UsageError, data_home, printable, stored_home, workspace_directory
 from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.agent.session.left_behind import CALLS, branch_line, branch_value_of, changed_files, files_line
 from holdfast.agent.session.places import gone, is_gone
@@ -25,6 +26,7 @@ from holdfast.memory import (
     LoggedEvent,
     ResponseStore,
     SessionInfo,
+    SessionInUse,
     SessionStore,
     SnapshotStore,
     StoreError,
@@ -48,14 +50,14 @@ def _open_catalog() -> Iterator[SessionCatalog]:
         yield SessionCatalog(sessions, snapshot_store, ResponseStore(database, sessions))
 
 
-def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> None:
-    """The parsers below `holdfast sessions`; `run` is what the command line calls with the arguments."""
+def add_commands(commands: Any) -> None:
+    """The parsers below `holdfast sessions`."""
 
     def command(
         name: str, action: Callable[[SessionCatalog, argparse.Namespace], Result], about: str
     ) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-        parser.set_defaults(command=run, action=action, action_name=name)
+        parser.set_defaults(command=run, action=action)
         parser.add_argument("--json", action="store_true", help="print one JSON value")
         return parser
 
@@ -85,10 +87,31 @@ def add_commands(commands: Any, run: Callable[[argparse.Namespace], int]) -> Non
 
 def run(args: argparse.Namespace) -> int:
     """One command; 1 when `verify` found damage, or could not put it right."""
-    with _open_catalog() as catalog:
-        value, lines = args.action(catalog, args)
+    try:
+        with _open_catalog() as catalog:
+            value, lines = args.action(catalog, args)
+    except SessionInUse as e:
+        value, lines = _run_in_server(args, e)
     print(json.dumps(value) if args.json else "\n".join(map(neutral, lines)))
     return 1 if args.action is _verify and value["left"] else 0
+
+
+def _run_in_server(args: argparse.Namespace, in_use: SessionInUse) -> Result:
+    """`rewind` or `rm` of a session that the server of this data directory holds open: the server does it."""
+    from holdfast.agent.attach.discovery import find_server  # pydantic and aiohttp: `--help` must not wait for them
+    from holdfast.agent.attach.rewind import remove, rewind
+
+    home = data_home()
+    server = find_server(home)
+    if server is None:
+        raise in_use
+    if args.action is _move:
+        raise Failure(f"{in_use}; a session that the server holds open is not moved: stop the server first") from None
+    if args.action is _remove:
+        value = asyncio.run(remove(home, server, args.name))
+        return value, _removed_lines(value)
+    value = asyncio.run(rewind(home, server, args.name, turn=args.turn, token=args.token, branch=args.branch))
+    return value, _rewound_lines(value)
 
 
 def _named(catalog: SessionCatalog, name: str) -> SessionInfo:
@@ -231,10 +254,10 @@ def _rewind(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
         }
     finally:
         log.close()
-    return value, rewound_lines(value)
+    return value, _rewound_lines(value)
 
 
-def rewound_lines(value: dict[str, Any]) -> list[str]:
+def _rewound_lines(value: dict[str, Any]) -> list[str]:
     files = files_line(value["files_changed"])
     place = f"turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
     return [f"{value['name']} goes on after {place}", *([files] if files else [])]
@@ -243,10 +266,10 @@ def rewound_lines(value: dict[str, Any]) -> list[str]:
 def _remove(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     freed = catalog.remove(_named(catalog, args.name))
     value = {"name": args.name, "freed_bytes": freed.num_bytes}
-    return value, removed_lines(value)
+    return value, _removed_lines(value)
 
 
-def removed_lines(value: dict[str, Any]) -> list[str]:
+def _removed_lines(value: dict[str, Any]) -> list[str]:
     return [f"{value['name']} is deleted, {_size(value['freed_bytes'])} freed"]
 
 

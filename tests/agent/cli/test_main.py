@@ -276,7 +276,7 @@ def test_help_does_not_load_the_engine() -> None:
     code = (
         "import sys, holdfast.agent.cli.main\ntry: holdfast.agent.cli.main.main(['--help'])\nexcept SystemExit: pass\n"
     )
-    code += "print([m for m in ('torch', 'rich', 'prompt_toolkit', 'pydantic') if m in sys.modules])"
+    code += "print([m for m in ('torch', 'rich', 'prompt_toolkit', 'pydantic', 'aiohttp') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "bench" in done.stdout and done.stdout.endswith("\n[]\n")
     assert "130 interrupted (Ctrl-C)" in " ".join(done.stdout.split())
