@@ -28,7 +28,7 @@ from holdfast.engine.snapshot import cut_tail, pack_page, place_pages, place_tai
 from holdfast.engine.state.cache import Cache
 from holdfast.engine.state.pinned_prefix import PinnedPrefix
 from holdfast.kernels.gpu import jit
-from tests.engine.test_engine import run_async
+from tests.engine.tiny_engine import run_async
 
 pytestmark = pytest.mark.skipif(not jit.AVAILABLE, reason="there is no Triton for this platform")
 

@@ -19,7 +19,7 @@ from holdfast.engine.checkpoint.writer import random_weights
 from holdfast.engine.sequence import Stored
 from holdfast.engine.snapshot import cut_tail, pack_page
 from holdfast.engine.state.cache import page_bytes
-from tests.engine.test_engine import CONFIG, opened, random_ids, run_async, take
+from tests.engine.tiny_engine import CONFIG, opened, random_ids, run_async, take
 
 PAGE = 128  # of `opened`
 LENGTHS = (*range(2, 10), *range(127, 131), *range(255, 258), *range(383, 386), *range(511, 514))

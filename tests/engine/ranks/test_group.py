@@ -43,7 +43,7 @@ from holdfast.engine.weights import Weights
 from holdfast.kernels.cpu import jit
 from holdfast.kernels.dispatch import Ops
 from tests.agent.real_session import killed
-from tests.engine.test_engine import CONFIG, run_async
+from tests.engine.tiny_engine import CONFIG, run_async
 
 FLASH = Path(__file__).parents[2] / "fixtures" / "v4-tiny-flash"
 # In pocket and the uneven model four ranks share two groups of heads.
