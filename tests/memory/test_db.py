@@ -230,5 +230,5 @@ def test_a_stopped_process_that_writes_is_named_and_waited_for_no_longer_than_sa
         assert SessionStore(database).all() == []  # readers go on
     finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     SessionStore(database).create("/w", "m")  # its lock went with it

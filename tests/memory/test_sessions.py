@@ -120,7 +120,7 @@ def test_what_was_acknowledged_survives_sigkill(store: SessionStore, tmp_path: P
     writer.send_signal(signal.SIGKILL)
     rest = writer.stdout.read().split()
     acknowledged = int(rest[-1]) if rest else acknowledged
-    writer.wait()
+    writer.communicate()
     log = store.open(named(store, "work"))
     events = [e.payload["n"] for e in log.events()[1:]]
     assert events == list(range(len(events))) and len(events) in (acknowledged + 1, acknowledged + 2)

@@ -125,4 +125,4 @@ def browser(profile: Path) -> Iterator[Browser]:
                 http.delete(path)
     finally:
         driver.terminate()
-        driver.wait()
+        driver.communicate()

@@ -34,7 +34,8 @@ class Process:
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait()
+        self.process.communicate()
+        return self.process.returncode
 
 
 def test_after_a_clean_stop_nothing_is_read_again(tmp_path: Path) -> None:
