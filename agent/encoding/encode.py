@@ -157,7 +157,7 @@ def _literals(path: Path) -> dict[str, Any]:
     return constants
 
 
-class _Writer:
+class _PieceWriter:
     """Collects pieces. Pieces are tokenised one by one, so neighbours of one kind are joined and empty ones vanish."""
 
     def __init__(self) -> None:
@@ -227,7 +227,7 @@ def encode_messages(
     if drop:
         last = _last_user(turns)
         turns = [turn for i, turn in enumerate(turns) if turn.role != "developer" or i >= last]
-    writer = _Writer()
+    writer = _PieceWriter()
     writer.protocol(BOS + (texts.effort_prefix(reasoning_effort) if thinking else ""))
     last = _last_user(turns)
     for i, turn in enumerate(turns):
@@ -255,7 +255,7 @@ def encode_continuation(
     for message in messages:
         if message["role"] not in ("user", "tool"):
             raise EncodingError(f"a {message['role']} message cannot continue a session: only user and tool can")
-    writer = _Writer()
+    writer = _PieceWriter()
     turns = _turns(messages, call_order)
     for turn in turns:
         _write_user(writer, turn)
@@ -298,7 +298,7 @@ def _text(content: Any) -> str:
     return "\n\n".join(p.get("text", "") if p["type"] == "text" else f"[Unsupported {p['type']}]" for p in content)
 
 
-def _write_input(writer: _Writer, turn: _Turn, texts: ProtocolTexts) -> None:
+def _write_input(writer: _PieceWriter, turn: _Turn, texts: ProtocolTexts) -> None:
     if turn.role == "user":
         _write_user(writer, turn)
         return
@@ -319,7 +319,7 @@ def _write_input(writer: _Writer, turn: _Turn, texts: ProtocolTexts) -> None:
         writer.template(texts.response_format_template, "{schema}", _json(schema))
 
 
-def _write_user(writer: _Writer, turn: _Turn) -> None:
+def _write_user(writer: _PieceWriter, turn: _Turn) -> None:
     writer.protocol(USER)
     after_text = False
     for part_idx, part in enumerate(turn.parts):
@@ -331,7 +331,7 @@ def _write_user(writer: _Writer, turn: _Turn) -> None:
         after_text = not part.is_result
 
 
-def _write_transition(writer: _Writer, turn: _Turn, thinks: bool, thinking: bool) -> None:
+def _write_transition(writer: _PieceWriter, turn: _Turn, thinks: bool, thinking: bool) -> None:
     """What stands between a turn and the assistant text that follows it."""
     if turn.task is not None and turn.task not in TASKS:
         raise EncodingError(f"a message has the unknown task {turn.task!r}; tasks are {', '.join(TASKS)}")
@@ -343,7 +343,7 @@ def _write_transition(writer: _Writer, turn: _Turn, thinks: bool, thinking: bool
         writer.protocol(ASSISTANT + (THINK if thinks else END_THINK))
 
 
-def _write_assistant(writer: _Writer, message: Message, thinks: bool) -> None:
+def _write_assistant(writer: _PieceWriter, message: Message, thinks: bool) -> None:
     if thinks:
         writer.plain(message.get("reasoning_content") or "")
         writer.protocol(END_THINK)
@@ -357,7 +357,7 @@ def _write_assistant(writer: _Writer, message: Message, thinks: bool) -> None:
         writer.protocol(EOS)
 
 
-def _write_call(writer: _Writer, function: Mapping[str, Any]) -> None:
+def _write_call(writer: _PieceWriter, function: Mapping[str, Any]) -> None:
     writer.protocol(f'<{DSML}invoke name="')
     writer.embedded(function["name"])
     writer.protocol('">\n')

@@ -186,7 +186,7 @@ async def run_turn(turn: Turn) -> AsyncGenerator[Event, None]:
             async for event in events:
                 yield event
         if not reply.calls:
-            for event in _ending(turn, reply):
+            for event in _turn_end(turn, reply):
                 yield event
             return
         results = []
@@ -270,7 +270,7 @@ async def _speak(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
         yield call
 
 
-def _ending(turn: Turn, reply: Reply) -> list[Event]:
+def _turn_end(turn: Turn, reply: Reply) -> list[Event]:
     """The events after a message without calls: the answer, or why it is none."""
     if reply.is_cut and turn.window.used >= turn.window.model.max_context:
         return [turn.context_full()]

@@ -161,7 +161,7 @@ def _flatten(fields: dict[str, Any], source: str) -> dict[str, Any]:
     yarn, main, thetas = _rope(fields, source)
     flat = {name: value for name, value in thetas.items() if value is not None}
     for name, value in fields.items():
-        _take(flat, name, value, source)
+        _set_field(flat, name, value, source)
     flat |= {name: yarn.get(ROPE_NAMES.get(name, name)) for name in ROPE_FIELDS}
     flat["is_dspark"] = any(name.startswith("dspark_") for name in fields)
     for rotary in (fields, yarn, main):
@@ -170,7 +170,7 @@ def _flatten(fields: dict[str, Any], source: str) -> dict[str, Any]:
                 raise CheckpointError(
                     f"{source}: partial_rotary_factor is {short(factor)}: take the official config.json"
                 )
-            _take(flat, "qk_rope_head_dim", int(flat["head_dim"] * factor), source)
+            _set_field(flat, "qk_rope_head_dim", int(flat["head_dim"] * factor), source)
     if fields.get("layer_types") is None:
         rates = fields.get("compress_rates") or {}
         check_values(rates, {name: ratio for ratio, name in LAYER_KINDS.items()}, f"{source}: compress_rates")
@@ -182,11 +182,11 @@ def _flatten(fields: dict[str, Any], source: str) -> dict[str, Any]:
                 f"{source}: compress_ratios and layer_types do not agree: take the official config.json"
             )
     if (types := fields.get("mlp_layer_types")) is not None:
-        _take(flat, "num_hash_layers", _num_hash_layers(types, source), source)
+        _set_field(flat, "num_hash_layers", _num_hash_layers(types, source), source)
     return flat
 
 
-def _take(flat: dict[str, Any], name: str, value: Any, source: str) -> None:
+def _set_field(flat: dict[str, Any], name: str, value: Any, source: str) -> None:
     """Set a field, which another spelling of it must not have set otherwise."""
     if value is None:
         return
