@@ -1,6 +1,6 @@
 """Everything a front end needs, built once: the data directory, the engine, and sessions on them.
 
-Owns which session a workspace means. Must not know who is in front: terminal, command line or server.
+Owns which session a workspace means. Must not know which front end it serves: terminal, command line or server.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ NULL = {0: os.O_RDONLY, 1: os.O_WRONLY, 2: os.O_WRONLY}
 
 
 def prepare() -> bool:
-    """Make the three usable, each as UTF-8 where that is ours to say; whether stdout is open."""
+    """Make stdin, stdout and stderr usable, stdin as UTF-8; returns whether stdout is open."""
     has_output = sys.stdout is not None
     for fd, flags in NULL.items():
         try:

@@ -9,7 +9,10 @@ R = TypeVar("R")
 
 
 async def to_end(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Its result, from a thread. Cancelled, this still waits for it: what has begun must have a known outcome."""
+    """The result of a function that runs on a thread.
+
+    Cancelled, this still waits for it: what has begun must have a known outcome.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(running)

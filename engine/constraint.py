@@ -110,7 +110,7 @@ class Constraint:
         return cls("grammar", f'%llguidance {{"no_forcing": true}}\n{lark}' if control else lark, control)
 
     def as_rule(self) -> str:
-        """Of a JSON schema: what stands for it in the rules of a grammar."""
+        """The rule of a grammar that stands for a JSON schema."""
         assert self.kind == "JSON schema"
         styled = {"x-guidance": JSON_STYLE, **json.loads(self.text)}
         return f"%json {json.dumps(styled, ensure_ascii=False)}"

@@ -71,7 +71,7 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """Of the weights."""
+        """A hash of the weights."""
         return self._worker.identity
 
     @property

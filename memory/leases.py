@@ -1,4 +1,4 @@
-"""The lock files of sessions: which process has a session open, and the high water of its log (see `witness`).
+"""The lock files of sessions: which process has a session open, and the high water of its log (see `high_water`).
 
 Owns `locks/` of a data directory. Must not know the sessions' rows, nor what a missing row means.
 """

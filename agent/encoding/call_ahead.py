@@ -45,7 +45,7 @@ class CallAhead:
         self._num_told = 0  # characters of the arguments
 
     def read(self, buffer: str, start: int) -> list[Delta]:
-        """Of the call that begins at `start`: what is new."""
+        """What is new of the call that begins at `start`."""
         if not self._is_begun:
             head = HEAD_OF_CALL.match(buffer, start)
             if head is None:
@@ -60,7 +60,7 @@ class CallAhead:
         return self._told("".join(pieces))
 
     def rest(self, call: ToolCallParsed) -> list[Delta]:
-        """What is still to be told once it is whole."""
+        """What was not told yet, once the call is whole."""
         begun: list[Delta] = [] if self._is_begun else [ToolCallBegun(call.name)]
         return [*begun, *self._told(call.arguments_json[self._num_told :])]
 

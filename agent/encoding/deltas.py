@@ -29,14 +29,14 @@ class ToolCallParsed:
 
 @dataclass(frozen=True)
 class ToolCallBegun:
-    """Its name is known. The pieces of its arguments follow, and then the whole call."""
+    """A call whose name is known. The pieces of its arguments follow, and then the whole call."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class ArgumentsDelta:
-    """A piece of `arguments_json`; all of them together are it."""
+    """A piece of `arguments_json`; all pieces joined give it."""
 
     text: str
 

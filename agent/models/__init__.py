@@ -1,1 +1,1 @@
-"""Who answers a turn: stored state of its sequences, and what leaves a full context window."""
+"""The model of a turn: one request to it, stored state of its sequences, what leaves a full window."""

@@ -62,14 +62,14 @@ async def generate(
 
 
 class Progress:
-    """Of one request that reads `total` tokens together with others, `before` of which came before it."""
+    """The progress of one request that reads `total` tokens together with others, `before` of which came before it."""
 
     def __init__(self, before: int, total: int):
         self._before, self._total = before, total
         self._updates: asyncio.Queue[PrefillProgress | None] = asyncio.Queue()
 
     def report(self, done: int, _: int) -> None:
-        """What the model calls."""
+        """Take in what the model has read; the model calls it."""
         self._updates.put_nowait(PrefillProgress(done=self._before + done, total=self._total))
 
     async def until(self, request: "asyncio.Future[Any]") -> AsyncGenerator[PrefillProgress, None]:

@@ -20,7 +20,7 @@ class Model(Protocol):
 
     @property
     def identity(self) -> str:
-        """Binds a session to who wrote it."""
+        """Names the model that wrote a session's tokens: another model cannot go on with them."""
 
     @property
     def max_context(self) -> int:

@@ -32,7 +32,7 @@ class Snapshots:
     ) -> Stored | None:
         """The stored state that covers most of these tokens: of this owner, or public.
 
-        Or only what branches of a session use.
+        With a session, only state that its branches use.
 
         `branch` goes on from it; 0 when that is no branch yet.
         """

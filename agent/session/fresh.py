@@ -35,7 +35,7 @@ OpenSession = Callable[[str | None, bool], Awaitable[Timeline]]  # its name, and
 
 
 class Fresh:
-    """Made with its first prompt, which it is named after: one that is asked nothing leaves nothing behind."""
+    """A session that is created with its first prompt and named after it; without one it leaves nothing behind."""
 
     def __init__(
         self,

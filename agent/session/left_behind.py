@@ -37,7 +37,7 @@ def _path(arguments: str) -> str:
 
 
 def files_line(files: list[str]) -> str | None:
-    """That these stay as they are; None for none."""
+    """A line that says which files stay as they are; None without any."""
     if not files:
         return None
     named = ", ".join(one_line(file, PROMPT_CHARS) for file in files[:MAX_NAMED])

@@ -26,7 +26,7 @@ class Outcome:
             self._add_result(event, self._calls.get(event.id, ("", "")))
 
     def changes(self) -> Changes | None:
-        """None for a turn that changed nothing and was not to."""
+        """What the turn changed; None if it changed nothing and was not asked to."""
         if not self._files and not self._not_done:
             return None
         return Changes(files=tuple(self._files.values()), not_done=tuple(self._not_done.values()))

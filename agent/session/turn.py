@@ -117,7 +117,7 @@ class Turn:
 
     @cached_property
     def calls(self) -> Constraint | None:
-        """What a block of calls is held to from its first token on; None for a vocabulary that has none for calls."""
+        """The grammar of a block of calls from its first token on; None if the vocabulary has no tokens for calls."""
         tokenizer, tools = self.window.model.tokenizer, self.toolbox.tools
         is_possible = tools and begins_calls(tokenizer)
         return calls_constraint(tokenizer, [tool.schema() for tool in tools.values()]) if is_possible else None

@@ -160,7 +160,7 @@ class ContextWindow:
             await self.model.release(self.seq)
 
     def take_back(self, rolls: list[Roll]) -> None:
-        """The log went through these rolls only, and ends earlier than the sequence, of which nothing more is saved."""
+        """Follow a log that ends earlier now, after these rolls only; nothing more of the sequence is saved."""
         self.rolls = rolls
         self._saved_at = max(self._saved_at, self.seq.num_tokens)
 

@@ -160,7 +160,7 @@ def as_paste(keys: list[KeyPress]) -> list[KeyPress]:
 
 
 def with_keys(text: str, keys: Sequence[KeyPress]) -> str:
-    """A text after these keys at its end."""
+    """The text that these keys, typed at the end of a text, make of it."""
     for press in keys:
         if press.key in LINE_ENDS:
             text += "\n"

@@ -19,7 +19,7 @@ LOCAL_FLAGS, CONTROL_CHARACTERS = 3, 6  # in what tcgetattr gives
 
 
 class TerminalMode:
-    """Of stdin, which is a terminal.
+    """The mode of stdin, which is a terminal.
 
     A terminal that collects lines cuts them at 4,095 characters, sends the first before the second is typed, and shows
     what is typed in the middle of what we show. One that does not waits with what it has no room for.
@@ -49,7 +49,7 @@ class TerminalMode:
         self._set()
 
     def give_back(self) -> None:
-        """As it was."""
+        """Set the mode that the terminal had before `take`."""
         if self._before is None:
             return
         atexit.unregister(self.give_back)

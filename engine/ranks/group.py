@@ -114,7 +114,7 @@ class Ranks:
             raise self.explain(RankLost(f"a rank of {self.ranks} does not answer: {e}")) from None
 
     def explain(self, otherwise: RankLost) -> RankLost:
-        """Which rank ended, and why; `otherwise` when that does not become known."""
+        """Which rank ended, and why; `otherwise` when that cannot be found out."""
         with self._changed:
             self._changed.wait_for(lambda: self._lost or self._is_closing, EXPLAIN_S)
             return self._lost or otherwise

@@ -98,7 +98,7 @@ class Cache:
 
 
 def row_formats(config: ModelConfig, rounds_rows: bool = True) -> tuple[RowFormat, RowFormat]:
-    """Of key rows and of index keys."""
+    """The formats of key rows and of index keys."""
     return (
         RowFormat(config.head_dim, config.qk_rope_head_dim, "key" if rounds_rows else "float32"),
         RowFormat(config.index_head_dim, 0, "index" if rounds_rows else "float32"),

@@ -1,7 +1,8 @@
 """Who holds which page of the pool, and which full pages are shared.
 
 A page is free, or held by any number of sequences and readers. A *sealed* page is full, will never change and has a
-content id (`chain`): sequences with the same beginning hold the same page. A page without a holder is free at once.
+content id (`content_ids`): sequences with the same beginning hold the same page. A page without a holder is free at
+once.
 """
 
 from collections.abc import Iterable
