@@ -208,7 +208,8 @@ async def test_an_old_generator_read_on_does_not_harm_a_newer_request(directory:
         old = engine.extend(seq, ids, SamplingParams(max_tokens=6))
         async with aclosing(old):
             tokens = [await anext(old)]
-            await asyncio.sleep(0.3)  # all six are sampled
+            while engine.is_decoding:  # until all six are sampled
+                await asyncio.sleep(0.01)
             tokens += [3, *await take(engine, seq, [3], 4)]
             with contextlib.suppress(EngineError):
                 async for _ in old:
