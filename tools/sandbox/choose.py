@@ -2,12 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from holdfast.tools.sandbox.bubblewrap import Bubblewrap
 from holdfast.tools.sandbox.confinement import Confinement
-from holdfast.tools.sandbox.process import Ended, Launch, SandboxError, Started, read_program, start
+from holdfast.tools.sandbox.landlock import Landlock
+from holdfast.tools.sandbox.process import Launch, SandboxError, Started, read_program, start
 
 Kind = Literal["auto", "bubblewrap", "landlock", "none"]
 
@@ -58,15 +60,29 @@ async def choose(kind: Kind, confinement: Confinement) -> Sandbox:
 
     Raises SandboxError where that does not work.
     """
-    sandbox = Sandbox(Unconfined(), "" if kind == "none" else "none is made yet")
-    ended = await _probe(sandbox, confinement)
+    makers: dict[Kind, Callable[[], Means]] = {
+        "bubblewrap": lambda: Bubblewrap(confinement.workspace),
+        "landlock": Landlock,
+        "none": Unconfined,
+    }
+    problems: list[str] = []
+    for maker in makers.values() if kind == "auto" else [makers[kind]]:
+        try:
+            sandbox = Sandbox(maker(), "; ".join(problems))
+            await _try(sandbox, confinement)
+        except SandboxError as e:
+            problems.append(str(e))
+            continue
+        return sandbox
+    raise SandboxError("; ".join(problems))
+
+
+async def _try(sandbox: Sandbox, confinement: Confinement) -> None:
+    """Run the smallest command in it: only that shows that the machine lets it. Raises SandboxError."""
+    async with await sandbox.start(["true"], confinement.workspace, confinement) as started:
+        assert started.process.stdout is not None
+        output = (await started.process.stdout.read()).decode(errors="replace").strip()
+        ended = await started.wait()
     if ended.code != 0:
-        raise SandboxError(f"no command can be started: {ended.failure or ended.code}")
-    return sandbox
-
-
-async def _probe(sandbox: Sandbox, confinement: Confinement) -> Ended:
-    """Runs the smallest command in it: only that shows that the kernel lets it."""
-    null = asyncio.subprocess.DEVNULL
-    async with await sandbox.start(["true"], confinement.workspace, confinement, stdout=null, stderr=null) as started:
-        return await started.wait()
+        reason = ended.failure or f"`true` ended with {ended.code}"
+        raise SandboxError(f"{sandbox.name} does not work here: {reason}" + (f" ({output})" if output else ""))

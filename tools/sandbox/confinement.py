@@ -12,6 +12,12 @@ VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONDONTWRITEBYTECODE NODE_PATH NODE_ENV J
 CARGO_HOME RUSTUP_HOME CC CXX CFLAGS CXXFLAGS LDFLAGS MAKEFLAGS PKG_CONFIG_PATH LD_LIBRARY_PATH OMP_NUM_THREADS
 """
 PASSED = frozenset(_PASSED.split())
+# Of the home directory: what lets its reader act as the user elsewhere.
+CREDENTIALS = (
+    ".ssh", ".gnupg", ".aws", ".azure", ".kube", ".config/gcloud", ".config/gh", ".config/hub", ".docker/config.json",
+    ".netrc", ".git-credentials", ".config/git/credentials", ".pypirc", ".npmrc", ".cargo/credentials.toml",
+    ".password-store", ".local/share/keyrings", ".mozilla", ".config/google-chrome", ".config/chromium",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ class Confinement:
     network: bool = False
     limits: Limits = field(default_factory=Limits)
     passed: tuple[str, ...] = ()
+
+    def all_hidden(self) -> tuple[Path, ...]:
+        """Real paths of what is hidden and exists, the user's credentials among it."""
+        home = Path.home()
+        found = (path.resolve() for path in (*self.hidden, *(home / name for name in CREDENTIALS)) if path.exists())
+        return tuple(dict.fromkeys(found))
 
     def environment(self, ours: Mapping[str, str], tmp: Path) -> dict[str, str]:
         """Of our variables those that a command gets, with `tmp` as its temporary directory, where caches go too."""

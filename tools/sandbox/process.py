@@ -5,6 +5,7 @@ command ended. Must not know what confines it.
 """
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -18,7 +19,8 @@ from typing import Any
 from holdfast.tools.sandbox.confinement import Limits
 
 # The supervisor's source is read once, before any command runs: a file in the workspace could be changed by one.
-PROGRAM = ("confine", "supervise")
+PROGRAM = ("confine", "kept_files", "supervise")
+STATUS_FD, SECCOMP_FD = "{status_fd}", "{seccomp_fd}"  # in arguments: the supervisor has their numbers
 BOOT = """
 import json, sys, types
 with open(int(sys.argv[1])) as file:
@@ -39,8 +41,8 @@ class Ended:
     """How a command ended. `code` is its exit status as a shell gives it (128 + n: killed by signal n).
 
     It is None when the command did not end by itself: `failure` says why the sandbox could not start it, `stopped`
-    which limit it broke or that we ended it. `restored` are files that were put back, `left` counts processes that could not
-    be killed.
+    which limit it broke or that we ended it. `restored` are files that were put back, `left` counts processes that
+    could not be killed.
     """
 
     code: int | None
@@ -52,16 +54,25 @@ class Ended:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the supervisor is to start. `confine` is applied to the process before it becomes `argv`; `reports` says
-    that `argv` is bubblewrap, which reports how the command ended. `restore` names files that are put back afterwards."""
+    """What the supervisor is to start. The process takes on `confine` before it becomes `argv`.
+
+    `is_bubblewrap` says that `argv` sets up its sandbox itself: it is given `seccomp` at SECCOMP_FD, and says at
+    STATUS_FD how the command ended. `kept` are files that are put back afterwards if they changed.
+    """
 
     argv: tuple[str, ...]
     directory: Path
     environment: Mapping[str, str]
     limits: Limits
     confine: Mapping[str, Any] = field(default_factory=dict)
-    reports: bool = False
-    restore: tuple[str, ...] = ()
+    seccomp: bytes = b""
+    is_bubblewrap: bool = False
+    kept: tuple[str, ...] = ()
+
+    def spec(self, program: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """As JSON for the supervisor."""
+        seccomp = base64.b64encode(self.seccomp).decode()
+        return {**asdict(self), "directory": str(self.directory), "seccomp": seccomp, "program": program}
 
 
 def read_program() -> list[tuple[str, str]]:
@@ -101,6 +112,8 @@ class Started:
         """How it ended. Whatever it had started is dead by then."""
         ended = await asyncio.shield(self._report.ended)
         self._let_go()
+        while self.process.returncode is None:  # `process.wait` would also wait for output that is not read
+            await asyncio.sleep(0.001)
         return ended
 
     async def kill(self) -> Ended:
@@ -128,7 +141,7 @@ async def start(launch: Launch, program: Sequence[tuple[str, str]], stdin: int, 
     report_out, report_in = os.pipe()
     try:
         with tempfile.TemporaryFile("w+") as spec:
-            json.dump({"program": program, **asdict(launch), "directory": str(launch.directory)}, spec)
+            json.dump(launch.spec(program), spec)
             spec.seek(0)
             fds = (spec.fileno(), lifeline_out, report_in)
             # the interpreter itself: what stands in a virtual environment may be a file of the workspace

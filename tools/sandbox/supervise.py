@@ -4,6 +4,7 @@ It is a subreaper: what the command starts stays below it, however it detaches. 
 closes the lifeline or dies. Imports the standard library and confine alone, and has one thread.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.tools.sandbox.confine import prctl, take_on
+from holdfast.tools.sandbox.kept_files import put_back, read_kept
 
 PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE = 36, 4
 LEAST_S, MOST_SHARE = 0.1, 0.05  # between two looks at the tree, and of a processor's time for them
@@ -34,6 +36,8 @@ class Process:
 
 def main(spec: dict[str, Any], lifeline: int, report: int) -> None:
     """Run the command of a spec to its end, and report it."""
+    for fd in (lifeline, report):  # a command that had them could hold on, or report for us
+        os.set_inheritable(fd, False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -48,7 +52,11 @@ def main(spec: dict[str, Any], lifeline: int, report: int) -> None:
 
 
 def _run(spec: dict[str, Any], lifeline: int, woken: int) -> dict[str, Any]:
-    pid, failure = _start(spec)
+    try:
+        kept = read_kept(spec["kept"])
+    except OSError as e:
+        return {"code": None, "failure": str(e)}
+    pid, failure, said = _start(spec)
     _leave_streams()
     prctl(PR_SET_DUMPABLE, 0)  # no other process of the user's reads or traces this one
     if failure:
@@ -56,20 +64,50 @@ def _run(spec: dict[str, Any], lifeline: int, woken: int) -> dict[str, Any]:
         return {"code": None, "failure": failure}
     status, stopped = _watch(pid, spec["limits"], lifeline, woken)
     left = _kill_all()
-    code = None if status is None or stopped else _shell_code(status)
-    return {"code": code, "stopped": stopped, "left": left}
+    ended = {"stopped": stopped, "left": left, "restored": put_back(kept)}
+    if status is None or stopped:
+        return {**ended, "code": None}
+    if not spec["is_bubblewrap"]:
+        return {**ended, "code": _shell_code(status)}
+    code = _reported_code(said)
+    return {**ended, "code": code, "failure": "" if code is not None else "bubblewrap could not set up the sandbox"}
 
 
-def _start(spec: dict[str, Any]) -> tuple[int, str]:
-    """The command's process, and why it could not be confined."""
+def _start(spec: dict[str, Any]) -> tuple[int, str, int]:
+    """The command's process, why it could not be confined, and where bubblewrap says how the command ended."""
     problem, tell = os.pipe()
+    said, say = os.pipe()
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
+        if spec["is_bubblewrap"]:
+            _give_files(spec, say)
         _become(spec, supervisor, tell)
     os.close(tell)
+    os.close(say)
     with open(problem) as file:  # ends with the exec
-        return pid, file.read()
+        return pid, file.read(), said
+
+
+def _give_files(spec: dict[str, Any], say: int) -> None:
+    """Open files that bubblewrap closes before the command runs, their numbers in its arguments."""
+    seccomp, give = os.pipe()  # the filter is far shorter than a pipe holds
+    os.write(give, base64.b64decode(spec["seccomp"]))
+    os.close(give)
+    for fd in (seccomp, say):
+        os.set_inheritable(fd, True)
+    numbers = {"{status_fd}": str(say), "{seccomp_fd}": str(seccomp)}
+    spec["argv"] = [numbers.get(word, word) for word in spec["argv"]]
+
+
+def _reported_code(said: int) -> int | None:
+    """The command's exit status in what bubblewrap says: only one that was started has one."""
+    with open(said) as file:
+        for line in file:
+            code = json.loads(line).get("exit-code")
+            if isinstance(code, int):
+                return code
+    return None
 
 
 def _become(spec: dict[str, Any], supervisor: int, tell: int) -> None:

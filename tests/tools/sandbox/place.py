@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 from holdfast.tools.sandbox.choose import Kind, Sandbox, choose
 from holdfast.tools.sandbox.confinement import Confinement
-from holdfast.tools.sandbox.process import Ended, Started
+from holdfast.tools.sandbox.process import Ended, SandboxError, Started
 
 
 @dataclass
@@ -53,6 +55,16 @@ class Place:
                 return await started.kill()
 
         return asyncio.run(run())
+
+
+def sandboxed(kind: Kind, root: Path) -> Place:
+    """Skips where this machine has no such sandbox."""
+    place = Place(kind, root)
+    try:
+        asyncio.run(choose(kind, place.confinement))
+    except SandboxError as e:
+        pytest.skip(str(e))
+    return place
 
 
 def alive(marker: str) -> list[int]:
