@@ -4,6 +4,7 @@ Changes nothing, except that an older database gets this build's schema. Must no
 to be loaded before it can be asked (torch, the kernels) is asked in a child process, so that a crash costs one line.
 """
 
+import asyncio
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +22,9 @@ from holdfast.agent import VERSION
 from holdfast.agent.attach.discovery import find_server
 from holdfast.agent.config import POCKET_DIR, UsageError, disk_budget
 from holdfast.memory import BlobStore, Database, SessionStore, SnapshotStore, StoreError, owner_of
+from holdfast.tools.sandbox.choose import choose
+from holdfast.tools.sandbox.confinement import Confinement
+from holdfast.tools.sandbox.process import SandboxError
 
 OK, NOTE, FAIL = "ok", "note", "FAIL"
 Finding = tuple[str, str, str]  # one of these, what, how it is
@@ -59,7 +64,7 @@ def findings(home: Path) -> Iterator[Finding]:
     yield _disk(home)
     yield from _stored(home)
     yield _server(home)
-    yield OK, "sandbox", "none is used: no tool runs a command"
+    yield _sandbox(home)
 
 
 def _cpu() -> str:
@@ -155,6 +160,20 @@ def _stored(home: Path) -> Iterator[Finding]:
     size = (home / "holdfast.db").stat().st_size
     stored = f"stored state {usage.bytes / 1e6:,.1f} MB of at most {usage.budget / 1e9:,.1f} GB"
     yield OK, "sessions", f"{len(sessions):,}, in {size / 1e6:,.1f} MB; {stored}"
+
+
+def _sandbox(home: Path) -> Finding:
+    """Which one a command gets here, tried by running one in it."""
+    with tempfile.TemporaryDirectory() as tmp, tempfile.TemporaryDirectory() as workspace:
+        confinement = Confinement(Path(workspace), Path(tmp), hidden=(home,))
+        try:
+            sandbox = asyncio.run(choose("auto", confinement))
+        except SandboxError as e:
+            return FAIL, "sandbox", f"no command can be started: {e}"
+    reason = f" ({sandbox.reason})" if sandbox.reason else ""
+    if sandbox.name == "none":
+        return NOTE, "sandbox", f"none: a command would have all rights of yours{reason}"
+    return (OK if sandbox.level == "full" else NOTE), "sandbox", f"{sandbox.name}: {sandbox.level}{reason}"
 
 
 def _server(home: Path) -> Finding:

@@ -6,6 +6,7 @@ import sqlite3
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,6 +14,8 @@ from holdfast.agent import VERSION
 from holdfast.agent.cli import doctor
 from holdfast.agent.cli.main import main
 from holdfast.memory import Database, SessionStore
+from holdfast.tools.sandbox import choose
+from holdfast.tools.sandbox.process import SandboxError
 from tests.agent.place import Place
 from tests.agent.scripted_engine import says
 
@@ -57,8 +60,29 @@ def test_everything_is_named_and_nothing_is_made(home: Path, capfd: pytest.Captu
     assert VERSION in found["holdfast"] and platform.python_version() in found["python"]
     assert f"of {os.cpu_count()} cores" in found["cpu"] and " GB" in found["memory"]
     assert sqlite3.sqlite_version in found["sqlite"] and "made by the first start" in found["data"]
-    assert "no tool runs a command" in found["sandbox"] and "none runs" in found["server"]
+    assert "none runs" in found["server"]
     assert not home.exists()
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock", "none"])
+def test_the_sandbox_that_works_is_named(
+    home: Path, quick: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def missing(*arguments: object) -> NoReturn:
+        raise SandboxError("not here")
+
+    for name, word in (("Bubblewrap", "bubblewrap"), ("Landlock", "landlock")):
+        if kind == "none" or (kind == "landlock" and word == "bubblewrap"):
+            monkeypatch.setattr(choose, name, missing)
+    line = report(capfd)["sandbox"]
+    if kind == "none":
+        assert line == "note sandbox: none: a command would have all rights of yours (not here; not here)"
+    elif f"sandbox: {kind}" not in line:
+        pytest.skip(line)
+    else:
+        assert line.startswith(
+            "ok   sandbox: bubblewrap: full" if kind == "bubblewrap" else "note sandbox: landlock: partial: "
+        )
 
 
 def test_what_the_data_directory_holds_is_said(home: Path, quick: None, capfd: pytest.CaptureFixture[str]) -> None:
