@@ -98,6 +98,22 @@ class FileChange(Wire):
     removed: int
 
 
+class ToolOutput(Wire):
+    """What a call that still runs has put out, a piece: the model reads the result. The event log does not keep it."""
+
+    type: Literal["tool_output"] = "tool_output"
+    id: str
+    delta: str
+
+
+class CommandEnd(Wire):
+    """A command that a call ran. `exit_status` is None when it did not end by itself, or has not ended."""
+
+    command: str
+    exit_status: int | None
+    seconds: float
+
+
 class ToolResultGiven(Wire):
     """What the model reads as the result of a call.
 
@@ -110,6 +126,7 @@ class ToolResultGiven(Wire):
     output: str
     changed: tuple[FileChange, ...] = ()
     refused: bool = False
+    command: CommandEnd | None = None
 
 
 class ApprovalNeeded(Wire):
@@ -174,6 +191,7 @@ Event: TypeAlias = (
     Text
     | Thinking
     | ToolCallMade
+    | ToolOutput
     | ToolResultGiven
     | ApprovalNeeded
     | PrefillProgress

@@ -65,11 +65,21 @@ class Permission:
 
 
 @dataclass(frozen=True)
+class CommandEnd:
+    """A command that a call ran, as a fact. `exit_status` is None when it did not end by itself, or has not ended."""
+
+    command: str
+    exit_status: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """What goes back to the model; a failed call has `ok=False` and an output starting with `error: `."""
+    """What goes back to the model. A failed call has `ok=False` and an output starting with `error: `, unless it is a command that failed."""
 
     output: str
     ok: bool
+    command: CommandEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -122,12 +132,13 @@ class Tool:
     parameters: type[Arguments]
     about: str
     permission: Callable[[Any, Context], Permission]
-    work: Callable[[Any, Context], Awaitable[str]]
+    work: Callable[[Any, Context], Awaitable[str | Result]]
 
     async def run(self, args: Arguments, context: Context) -> Result:
         """Any failure gives `ok=False`, never an exception: only a caller that is cancelled itself gets none."""
         try:
-            return context.result(await self.work(args, context), ok=True)
+            done = await self.work(args, context)
+            return done if isinstance(done, Result) else context.result(done, ok=True)
         except (Exception, SystemExit, asyncio.CancelledError) as e:
             return context.result(f"error: {self.reason(e)}", ok=False)
 

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from holdfast.agent.encoding.encode import ProtocolTexts, encode_continuation, e
 from holdfast.agent.encoding.parse import StreamParser, stop_ids
 from holdfast.agent.events import (
     ApprovalNeeded,
+    CommandEnd,
     Error,
     Event,
     FileChange,
@@ -28,6 +29,7 @@ from holdfast.agent.events import (
     Text,
     Thinking,
     ToolCallMade,
+    ToolOutput,
     ToolResultGiven,
     TurnDone,
     Usage,
@@ -282,7 +284,7 @@ def _turn_end(turn: Turn, reply: Reply) -> list[Event]:
 
 
 async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
-    """One ToolResultGiven for each call, in order and in the log before it is yielded; runs what may run."""
+    """For each call what it puts out and one ToolResultGiven, which is in the log before it is yielded; runs what may run."""
     room, approvals = turn.room, turn.toolbox.approvals
 
     def count_tokens(text: str) -> int:
@@ -297,13 +299,16 @@ async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]
             await to_end(turn.log.append, [entry(needed)])
             yield needed
             is_allowed = await approvals.ask(needed)
-        if is_allowed:
-            result = await _run(turn, made.id, checked, context)
-        else:
-            result = ToolResultGiven(id=made.id, ok=False, output=approvals.refusal(call.name), refused=True)
-            await to_end(turn.log.append, [entry(result)])
-        room -= count_tokens(result.output)
-        yield result
+        if not is_allowed:
+            refused = ToolResultGiven(id=made.id, ok=False, output=approvals.refusal(call.name), refused=True)
+            await to_end(turn.log.append, [entry(refused)])
+            room -= count_tokens(refused.output)
+            yield refused
+            continue
+        async with aclosing(_run(turn, made.id, checked, context)) as events:
+            async for event in events:
+                room -= count_tokens(event.output) if isinstance(event, ToolResultGiven) else 0
+                yield event
 
 
 async def _check(turn: Turn, call: ToolCallParsed, context: Context) -> CheckedCall:
@@ -313,11 +318,20 @@ async def _check(turn: Turn, call: ToolCallParsed, context: Context) -> CheckedC
     return await check_call(turn.toolbox.tools, call.name, call.arguments_json, context)
 
 
-async def _run(turn: Turn, id_: str, call: CheckedCall, context: Context) -> ToolResultGiven:
-    """Run a call. Cancelled, it tells the tool, and still waits: what has begun must have a known outcome."""
-    started, running = time.perf_counter(), asyncio.ensure_future(call.run(context))
+async def _run(
+    turn: Turn, id_: str, call: CheckedCall, context: Context
+) -> AsyncGenerator[ToolOutput | ToolResultGiven, None]:
+    """Run a call: what it puts out, and its result, which is in the log before it is yielded.
+
+    Cancelled or closed, it tells the tool, and still waits: what has begun must have a known outcome.
+    """
+    outputs: asyncio.Queue[str | None] = asyncio.Queue()
+    started = time.perf_counter()
+    running = asyncio.ensure_future(call.run(replace(context, emit=outputs.put_nowait)))
+    running.add_done_callback(lambda _: outputs.put_nowait(None))
     try:
-        await asyncio.shield(running)
+        while (output := await outputs.get()) is not None:
+            yield ToolOutput(id=id_, delta=output)
     finally:
         context.cancelled.set()
         await asyncio.wait({running})
@@ -325,9 +339,10 @@ async def _run(turn: Turn, id_: str, call: CheckedCall, context: Context) -> Too
         result = _result(turn, id_, running.result())
         shown = turn.toolbox.workspace.take_shown()
         await to_end(turn.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
-    return result
+    yield result
 
 
 def _result(turn: Turn, id_: str, result: Result) -> ToolResultGiven:
     changed = tuple(FileChange(**asdict(change)) for change in turn.toolbox.workspace.take_changes())
-    return ToolResultGiven(id=id_, ok=result.ok, output=result.output, changed=changed)
+    command = CommandEnd(**asdict(result.command)) if result.command else None
+    return ToolResultGiven(id=id_, ok=result.ok, output=result.output, changed=changed, command=command)

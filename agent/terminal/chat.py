@@ -13,7 +13,17 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Asyn
 from difflib import get_close_matches
 from typing import Any
 
-from holdfast.agent.events import ApprovalNeeded, Error, Event, Notice, PrefillProgress, Text, Thinking, TurnDone
+from holdfast.agent.events import (
+    ApprovalNeeded,
+    Error,
+    Event,
+    Notice,
+    PrefillProgress,
+    Text,
+    Thinking,
+    ToolOutput,
+    TurnDone,
+)
 from holdfast.agent.session.fresh import OpenSession, Timeline
 from holdfast.agent.session.left_behind import branch_line, files_line
 from holdfast.agent.session.outcome import Outcome
@@ -46,7 +56,7 @@ class Others:
         self._rest: Text | Thinking | None = None
 
     def show(self, event: Event) -> None:
-        if isinstance(event, PrefillProgress):
+        if isinstance(event, PrefillProgress | ToolOutput):
             return
         if isinstance(event, Text | Thinking):
             self._stream(event)

@@ -18,11 +18,13 @@ from holdfast.agent.events import (
     Text,
     Thinking,
     ToolCallMade,
+    ToolOutput,
     ToolResultGiven,
     TurnDone,
     Usage,
 )
 from holdfast.agent.terminal.keyboard import Keyboard
+from holdfast.agent.terminal.running import RunningOutput
 from holdfast.agent.terminal.sanitize import exact, neutral, one_line
 
 MAX_CALL_CHARS = 110
@@ -89,6 +91,7 @@ class Printer:
         self._is_open = False  # the last line on `out` has no end yet
         self._has_progress = False
         self._reading: Reading | None = None
+        self._running = RunningOutput(self.out)
 
     def show(self, event: Event) -> None:
         """Draw one event; approvals are drawn by whoever asks."""
@@ -96,6 +99,9 @@ class Printer:
             self._reading = self._reading or Reading()
             self._reading.tell(event.done, event.total)
             self.tick()
+            return
+        if isinstance(event, ToolOutput):
+            self._running.add(event.delta)
             return
         self._clear_progress()
         match event:
@@ -154,6 +160,7 @@ class Printer:
             self._has_progress = True
 
     def _clear_progress(self) -> None:
+        self._running.clear()
         self._reading = None
         if self._has_progress:
             self.err.print(" " * min(PROGRESS_CHARS, self.err.width - 1), end="\r")

@@ -6,6 +6,7 @@ import { counted, exact, neutral, oneLine } from "./text.js";
 
 const MAX_SUMMARY_CHARS = 120;
 const FOLDED_LINES = 400; // of an output; the rest is one click away
+const RUNNING_LINES = 12, MAX_RUNNING_CHARS = 8000; // of what a running call has put out
 // A key that was meant for the prompt must not answer a question that has just appeared.
 const DEAF_MS = 600;
 
@@ -32,6 +33,8 @@ export class CallView {
     this.root = element("div", { class: "call-box" }, this.details);
     this.card = null;
     this.isAnswering = false;
+    this.output = null; // of a call that runs
+    this.text = "";
   }
 
   get isEdit() {
@@ -67,8 +70,25 @@ export class CallView {
     this.state.textContent = state;
   }
 
+  // What the call has put out so far, its end alone: the result has the rest.
+  running(delta) {
+    if (this.output === null) {
+      this.output = element("pre", { class: "output", "aria-label": "Output so far" });
+      this.body.append(this.output);
+      this.details.open = true;
+    }
+    this.text = (this.text + delta).slice(-MAX_RUNNING_CHARS);
+    const lines = neutral(this.text).split("\n");
+    this.output.textContent = lines.slice(-RUNNING_LINES).join("\n");
+  }
+
   finish(ok, output) {
     this.closeCard();
+    if (this.output !== null) {
+      this.output.remove();
+      this.output = null;
+      this.details.open = this.isEdit;
+    }
     this.setState(ok ? "ok" : this.state.textContent === "refused" ? "refused" : "failed");
     const text = neutral(output), lines = text.split("\n");
     this.note.textContent = ok ? counted(lines.length, "line") : oneLine(output, 80);

@@ -44,6 +44,7 @@ export class TurnView {
       case "tool_call": return this.addCall(event);
       case "approval_needed": return this.addCall(event).ask();
       case "approval_done": return this.calls.get(event.id)?.answered(event.approved);
+      case "tool_output": return this.calls.get(event.id)?.running(event.delta);
       case "tool_result": return this.calls.get(event.id)?.finish(event.ok, event.output);
       case "notice": return this.line("notice", event.message);
       case "rolled": return this.line("notice", "the oldest tokens left the window");

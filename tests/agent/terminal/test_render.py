@@ -25,6 +25,7 @@ from holdfast.agent.events import (
     Text,
     Thinking,
     ToolCallMade,
+    ToolOutput,
     ToolResultGiven,
     TurnDone,
     Usage,
@@ -205,3 +206,25 @@ def test_chat_asks_before_an_edit_and_ctrl_c_ends_only_the_turn(tmp_path: Path) 
         assert screen.process.wait(60) == 0
     finally:
         screen.close()
+
+
+def test_a_running_call_shows_its_last_lines_in_one_place() -> None:
+    out = StringIO()
+    printer = Printer(Console(file=out, width=20, force_terminal=True, color_system=None), Console(file=StringIO()))
+    printer.show(ToolOutput(id="1", delta="".join(f"line {n}\n" for n in range(9))))
+    assert [line.strip() for line in out.getvalue().splitlines()] == [f"line {n}" for n in range(4, 9)]
+    out.truncate(0)
+    out.seek(0)
+    printer.show(ToolOutput(id="1", delta=f"10 %\r20 %\r30 %\n{'x' * 100}\n\x1b[31mred\x1b[0m\x1b[2J"))
+    shown = out.getvalue()
+    assert shown.count("\x1b[1A\x1b[2K") == 5 and "30 %" in shown and "10 %" not in shown
+    lines = shown.rpartition("\x1b[1A\x1b[2K")[2].splitlines()
+    assert max(map(len, lines)) < 20 and "red" in lines[-1] and "\x1b[2J" not in shown
+    out.truncate(0)
+    out.seek(0)
+    printer.show(ToolResultGiven(id="1", ok=True, output="exit status 0"))
+    assert out.getvalue().count("\x1b[1A\x1b[2K") == 5 and out.getvalue().endswith("exit status 0\n")
+
+
+def test_what_a_running_call_puts_out_is_not_piped() -> None:
+    assert drawn(ToolOutput(id="1", delta="building\n")) == ("", "")
