@@ -20,6 +20,10 @@ class Cancellation:
     def set(self) -> None:
         self._event.set()
 
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
     def check(self) -> None:
         """Raise ToolError once it is set. What may run for long calls this every tenth of a second."""
         if self._event.is_set():
