@@ -6,8 +6,11 @@ Owns which tools there are, in which order. Must not know who calls them or whet
 from holdfast.tools.call import CheckedCall, check_call, read_call, run_tool
 from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.files import EDIT, READ
+from holdfast.tools.git.git import git_tool
 from holdfast.tools.recall import Search, recall_tool
 from holdfast.tools.search import SEARCH
+from holdfast.tools.shell.jobs import Job, jobs_tool
+from holdfast.tools.shell.shell import Shell, shell_tool
 from holdfast.tools.symbols.index import SymbolIndex, symbol_tools
 from holdfast.tools.tool import Budget, Context, Permission, Result, Risk, Tool
 from holdfast.tools.workspace.workspace import Change, Workspace
@@ -18,17 +21,25 @@ __all__ = [
     "Change",
     "CheckedCall",
     "Context",
+    "Job",
     "Permission",
     "Result",
     "Risk",
+    "Shell",
     "Tool",
     "ToolError",
     "Workspace",
     "check_call",
+    "command_tools",
     "read_call",
     "run_tool",
     "toolset",
 ]
+
+
+def command_tools(shell: Shell) -> dict[str, Tool]:
+    """The tools that run programs in the sandbox of one session."""
+    return {tool.name: tool for tool in (shell_tool(shell), jobs_tool(shell.jobs), git_tool(shell))}
 
 
 def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:

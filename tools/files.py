@@ -134,7 +134,9 @@ def _planned(args: EditArguments, context: Context) -> Planned:
 
 
 def open_text(workspace: Workspace, path: str, cancellation: Cancellation) -> TextFile:
-    """Read a text file named by the model; a wrong name raises ToolError with the likeliest right one."""
+    """Read a text file named by the model, or a kept output; a wrong name raises ToolError with the likeliest right one."""
+    if (output := workspace.kept_output(path)) is not None:
+        return TextFile(path, output, has_bom=False, digest=0)
     resolved = workspace.resolve(path)
     try:
         return workspace.read_text(resolved)

@@ -90,7 +90,7 @@ class Budget:
     count: Callable[[str], int]
 
 
-def _unheard(output: str) -> None:
+def unheard(output: str) -> None:
     pass
 
 
@@ -101,7 +101,7 @@ class Context:
 
     workspace: Workspace
     cancelled: Cancellation = field(default_factory=Cancellation)
-    emit: Callable[[str], None] = _unheard
+    emit: Callable[[str], None] = unheard
     budget: Budget | None = None
     permitted: Permission | None = None
 

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.sandbox.choose import Sandbox
 from holdfast.tools.sandbox.confinement import Confinement
 from holdfast.tools.sandbox.process import Ended, SandboxError, Started
-from holdfast.tools.shell.output import Output
 from holdfast.tools.threads import on_thread
 from holdfast.tools.tool import Context
 
@@ -40,6 +40,15 @@ class Ending:
     notes: tuple[str, ...] = ()
 
 
+class Sink(Protocol):
+    """Takes what a command puts out, on a thread."""
+
+    num_bytes: int
+
+    def add(self, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a command runs."""
@@ -50,7 +59,7 @@ class Place:
 
 
 async def run(
-    argv: Sequence[str], place: Place, output: Output, context: Context, timeout_s: float | None = None
+    argv: Sequence[str], place: Place, output: Sink, context: Context, timeout_s: float | None = None
 ) -> Ending:
     """Run it to its end. It ends early at its time-out, when `context.cancelled` is set, and with this task: then all that
     it had started is dead too. Raises ToolError where it cannot be started."""
@@ -95,7 +104,7 @@ async def _end_of(started: Started, why_end: Callable[[], str]) -> tuple[Ended, 
         ending.cancel()
 
 
-def _why_end(context: Context, output: Output, began: float, timeout_s: float | None) -> str:
+def _why_end(context: Context, output: Sink, began: float, timeout_s: float | None) -> str:
     if context.cancelled.is_set:
         return "interrupted"
     if output.num_bytes > MAX_OUTPUT_BYTES:
@@ -119,7 +128,7 @@ def _ending(ended: Ended, why: str, seconds: float) -> Ending:
 @dataclass(frozen=True)
 class _Stream:
     fd: int
-    output: Output
+    output: Sink
 
 
 def _follow(stream: _Stream, context: Context) -> None:

@@ -44,27 +44,42 @@ class ShellArguments(Arguments):
 
 
 class Shell:
-    """What the commands of one session share. Open until `aclose`."""
+    """What the commands of one session share. No command runs before `open` and after `aclose`."""
 
-    def __init__(self, workspace: Workspace, sandbox: Sandbox, confinement: Confinement, outputs: Outputs) -> None:
-        self.workspace, self.sandbox, self.confinement, self.outputs = workspace, sandbox, confinement, outputs
+    def __init__(self, workspace: Workspace, outputs: Path) -> None:
+        """`outputs` is where long outputs are kept; it is made when one is."""
+        self.workspace, self.outputs = workspace, Outputs(outputs)
+        workspace.kept_output = self.outputs.read  # so that `read` opens them
         self.jobs = Jobs()
         self.bash = program("bash", workspace.root)
+        self._sandbox: Sandbox | None = None
+        self._confinement: Confinement | None = None
+        self._why_none = "the session is not open"
         self._directory = "."
         self._num_run = 0
 
-    @classmethod
-    async def open(
-        cls, workspace: Workspace, outputs: Path, hidden: Iterable[Path] = (), kind: Kind = "auto"
-    ) -> "Shell":
-        """`outputs` is where long outputs are kept, `hidden` what no command may see. Raises ToolError where no command can run."""
-        tmp = Path(tempfile.mkdtemp(prefix="holdfast-"))
-        confinement = Confinement(workspace.root, tmp, tuple(hidden))
+    async def open(self, hidden: Iterable[Path] = (), kind: Kind = "auto") -> None:
+        """Choose a sandbox; no command sees what is `hidden`. Where there is none that works, every command is refused and told why."""
+        tmp = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="holdfast-"))
+        self._confinement = Confinement(self.workspace.root, tmp, tuple(hidden))
         try:
-            return cls(workspace, await choose(kind, confinement), confinement, Outputs(outputs))
-        except BaseException as e:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise ToolError(f"no command can run here: {e}") from None if isinstance(e, SandboxError) else e
+            self._sandbox = await choose(kind, self._confinement)
+        except SandboxError as e:
+            self._why_none = str(e)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """Raises ToolError where no command can run."""
+        if self._sandbox is None:
+            raise ToolError(f"no command can run here: {self._why_none}")
+        return self._sandbox
+
+    @property
+    def confinement(self) -> Confinement:
+        """As `sandbox`."""
+        if self._confinement is None:
+            raise ToolError(f"no command can run here: {self._why_none}")
+        return self._confinement
 
     @property
     def directory(self) -> str:
@@ -108,7 +123,9 @@ class Shell:
     async def aclose(self) -> None:
         """End every job, and remove temporary files. Kept outputs stay with the session."""
         await self.jobs.aclose()
-        await asyncio.to_thread(shutil.rmtree, self.confinement.tmp, ignore_errors=True)
+        self._sandbox, self._why_none = None, "the session is closed"
+        if self._confinement is not None:
+            await asyncio.to_thread(shutil.rmtree, self._confinement.tmp, ignore_errors=True)
 
     def _is_inside(self, directory: str) -> bool:
         try:

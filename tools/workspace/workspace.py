@@ -63,6 +63,7 @@ class Workspace:
         self._guard, self._backups = Guard(own), backups
         self.root_fd = _open_root(self.root, self._guard)
         self._closing = weakref.finalize(self, os.close, self.root_fd)
+        self.kept_output = _none_kept  # the text of an output of a command by its name, None for a name that means none
         self._shown: dict[str, int] = {}
         self._newly_shown: dict[str, int] = {}
         self._changes: list[Change] = []
@@ -270,6 +271,10 @@ class Workspace:
             yield fd
         finally:
             os.close(fd)
+
+
+def _none_kept(name: str) -> str | None:
+    return None
 
 
 def decode(path: str, data: bytes) -> TextFile:

@@ -7,7 +7,7 @@ import pytest
 
 from holdfast.tools import Cancellation
 from holdfast.tools.shell.jobs import MAX_RUNNING
-from tests.tools.shell.conftest import Hands, processes_with, until
+from tests.tools.shell.hands import Hands, processes_with, until
 
 pytestmark = pytest.mark.anyio
 

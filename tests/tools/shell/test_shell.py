@@ -10,7 +10,7 @@ import pytest
 from holdfast.tools import Cancellation, Risk
 from holdfast.tools.shell import command
 from holdfast.tools.shell.output import SHOWN_CHARS
-from tests.tools.shell.conftest import Hands, held, processes_with, until
+from tests.tools.shell.hands import Hands, held, processes_with, until
 
 pytestmark = pytest.mark.anyio
 LEFT_BEHIND = "setsid nohup sleep 987 >/dev/null 2>&1 & (trap '' TERM HUP INT; sleep 987) & echo ready; "
@@ -32,6 +32,13 @@ async def test_a_command_that_cannot_run_is_refused_before_anyone_is_asked(hands
     assert "too long" in str((await hands.permission("'" * 60_000)).refusal)
     assert "outside the workspace" in str((await hands.permission("ls", directory="..")).refusal)
     assert "not a directory" in str((await hands.permission("ls", directory="nowhere")).refusal)
+
+
+async def test_without_a_sandbox_every_command_is_refused_and_told_why(hands: Hands) -> None:
+    await hands.shell.aclose()
+    refusal = "no command can run here: the session is closed"
+    assert (await hands.permission("true")).refusal == refusal
+    assert (await hands.run("true")).output == f"error: {refusal}"
 
 
 async def test_who_decides_sees_what_runs_where_and_how_it_is_held(hands: Hands) -> None:
