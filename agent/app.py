@@ -33,7 +33,7 @@ from holdfast.memory import (
     SnapshotStore,
     StoreError,
 )
-from holdfast.tools import ToolError, Workspace, toolset
+from holdfast.tools import Shell, ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
 
@@ -140,7 +140,11 @@ class App:
                 shared_tokens=self._shared_tokens,
                 tell=notices.append,
             )
-            toolbox = Toolbox(directory, toolset(directory, log.search), approvals)
+            shell = Shell(directory, self.settings.home / "outputs" / str(log.session.id))
+            opened.push_async_callback(shell.aclose)
+            toolbox = Toolbox(directory, toolset(directory, log.search), approvals, shell)
+            if "shell" in toolbox.tools:
+                await shell.open(hidden=(self.settings.home, *self.settings.own_files))
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
             opened.pop_all()
         self._open = [*(other for other in self._open if not other.is_closed), session]

@@ -156,11 +156,17 @@ class NotDone(Wire):
 
 
 class Changes(Wire):
-    """What a turn did on disk, as the tools wrote it; the model's words play no part. Told by `run` and the chat."""
+    """What a turn did on disk, as the tools wrote it; the model's words play no part. Told by `run` and the chat.
+
+    `num_commands` were run too, and what these changed is not known; `failed` are those that did not end well when they
+    were run last.
+    """
 
     type: Literal["changes"] = "changes"
     files: tuple[FileChange, ...]
     not_done: tuple[NotDone, ...]
+    num_commands: int = 0
+    failed: tuple[CommandEnd, ...] = ()
 
 
 class TurnDone(Wire):

@@ -129,6 +129,10 @@ class RemoteSession:
         log = (await self._call("GET", "/events"))["data"]
         return [(event["turn"], event["text"]) for event in log if event["type"] == "user"]
 
+    async def jobs(self) -> list[str]:
+        """As `Session.jobs`."""
+        return list((await self._call("GET", "/jobs"))["data"])
+
     async def answer(self, is_allowed: bool) -> bool:
         """As `Session.answer`."""
         call, self._asked = self._asked, None

@@ -5,7 +5,7 @@ Must not know how it is shown.
 
 import json
 
-from holdfast.agent.events import Changes, Event, FileChange, NotDone, ToolCallMade, ToolResultGiven
+from holdfast.agent.events import Changes, CommandEnd, Event, FileChange, NotDone, ToolCallMade, ToolResultGiven
 from holdfast.agent.session.left_behind import EDITORS
 
 Call = tuple[str, str]  # name and path
@@ -18,6 +18,9 @@ class Outcome:
         self._calls: dict[str, Call] = {}  # by id
         self._files: dict[str, FileChange] = {}  # by path
         self._not_done: dict[Call, NotDone] = {}
+        self._num_commands = 0
+        self._failed: dict[str, CommandEnd] = {}  # by command line
+        self.last_command_failed = False
 
     def add(self, event: Event) -> None:
         if isinstance(event, ToolCallMade):
@@ -26,10 +29,15 @@ class Outcome:
             self._add_result(event, self._calls.get(event.id, ("", "")))
 
     def changes(self) -> Changes | None:
-        """What the turn changed; None if it changed nothing and was not asked to."""
-        if not self._files and not self._not_done:
+        """What the turn changed; None if it changed nothing, was not asked to, and ran no command."""
+        if not self._files and not self._not_done and not self._num_commands:
             return None
-        return Changes(files=tuple(self._files.values()), not_done=tuple(self._not_done.values()))
+        return Changes(
+            files=tuple(self._files.values()),
+            not_done=tuple(self._not_done.values()),
+            num_commands=self._num_commands,
+            failed=tuple(self._failed.values()),
+        )
 
     def _add_result(self, result: ToolResultGiven, call: Call) -> None:
         for change in result.changed:
@@ -39,6 +47,15 @@ class Outcome:
         self._not_done.pop(call, None)  # what failed may be tried again
         if result.refused or (call[0] in EDITORS and not result.ok):
             self._not_done[call] = NotDone(name=call[0], path=call[1], why="refused" if result.refused else "failed")
+        if result.command is not None:
+            self._add_command(result.command, result.ok)
+
+    def _add_command(self, command: CommandEnd, ok: bool) -> None:
+        self._num_commands += 1
+        self.last_command_failed = not ok
+        self._failed.pop(command.command, None)
+        if not ok:
+            self._failed[command.command] = command
 
 
 def _path(arguments: str) -> str:

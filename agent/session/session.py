@@ -5,7 +5,7 @@ how the sequence comes to have the state of the log (window).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from itertools import takewhile
 from typing import Any
@@ -20,6 +20,7 @@ from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import EngineError, TooManyTokens
 from holdfast.memory import SessionLog, StoreError
+from holdfast.tools import Job
 
 UNREAD = "the last prompt was interrupted before the model answered: it is left out, and not read again"
 BEFORE_AN_ANSWER = {"user", "rolled", "notice"}  # events of a turn to which the model has said nothing
@@ -97,6 +98,10 @@ class Session:
         """Every branch of the session, see `branch_value`."""
         return [branch_value(branch, events) for branch, events in self.log.branches()]
 
+    async def jobs(self) -> list[str]:
+        """A line on each command in the background."""
+        return [job.line for job in self.toolbox.shell.jobs.all]
+
     async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> list[str]:
         """Go on from an earlier turn, a token or a branch; returns the files that the turns left behind have changed.
 
@@ -130,6 +135,7 @@ class Session:
         """Save, give the sequence back, and let another process open the session."""
         self.is_closed = True
         try:
+            await self.toolbox.shell.aclose()
             await self.window.release()
         finally:
             self.toolbox.workspace.close()
@@ -147,7 +153,8 @@ class Session:
         usage = Usage(context_limit=self.window.model.max_context)
         turn = Turn(self.log, self.window, self.toolbox, self.settings, self.texts, usage)
         await self.window.bring_in(usage)
-        text = f"{self._note()}{prompt}"
+        ended = self.toolbox.shell.jobs.ended()
+        text = f"{self._note()}{_ended_note(ended)}{prompt}"
         messages: list[Message] = [*await to_end(self._results_not_fed), {"role": "user", "content": text}]
         try:
             ids = await asyncio.to_thread(turn.encode, messages)
@@ -161,8 +168,10 @@ class Session:
         if not self.log.ids:
             await self.window.share_beginning(ids, usage)
             usage.new -= usage.from_disk
-        for notice in self.take_notices():
+        for notice in [*self.take_notices(), *(job.line for job in ended)]:
             yield Notice(message=notice)
+        for job in ended:
+            job.is_told = True
         await to_end(self.log.start_turn, [entry(UserMessage(text=prompt))], ids)
         async with aclosing(run_turn(turn)) as events:
             async for event in events:
@@ -223,3 +232,9 @@ class Session:
             message=f"the prompt does not fit: it needs {num_new} tokens, and this session holds {used} of {limit}"
             f" ({ANSWER_TOKENS} are kept for the answer); shorten it, or start a fresh session with --new"
         )
+
+
+def _ended_note(jobs: Iterable[Job]) -> str:
+    """What the model is told of jobs that have ended since it last looked."""
+    lines = "\n".join(job.line for job in jobs)
+    return f"[{lines}\nThe tool jobs shows what they put out.]\n\n" if lines else ""

@@ -48,6 +48,7 @@ from holdfast.tools import (
     Permission,
     Result,
     Risk,
+    Shell,
     Tool,
     ToolError,
     Workspace,
@@ -85,6 +86,7 @@ class Toolbox:
     workspace: Workspace
     tools: Mapping[str, Tool]
     approvals: Approvals
+    shell: Shell
 
 
 @dataclass

@@ -36,12 +36,12 @@ from holdfast.memory import StoreError
 HELP = (
     "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left,"
     " /branch N goes on with"
-    " one, /new starts a fresh session, /quit (or Ctrl-D) ends,"
+    " one, /jobs lists what runs in the background, /new starts a fresh session, /quit (or Ctrl-D) ends,"
     " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it;"
     " anything else is"
     " for the model, also what begins with a slash if a space is before it"
 )
-COMMANDS = ("/help", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
+COMMANDS = ("/help", "/jobs", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
 ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
 TICK_S = 0.2
@@ -190,7 +190,9 @@ async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None
         ticking.cancel()
     changes = outcome.changes()
     is_refused = changes is not None and any(call.why == "refused" for call in changes.not_done)
-    return REFUSED if is_refused and code == DONE else code
+    if code == DONE and is_refused:
+        return REFUSED
+    return FAILED if outcome.last_command_failed else code
 
 
 def _show_changes(outcome: Outcome, show: Callable[[Event], None]) -> None:
@@ -244,6 +246,9 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
                 turns = (await session.turns())[-MAX_SHOWN_TURNS:]
                 lines = [f"{number:>4}  {one_line(prompt, MAX_CALL_CHARS)}" for number, prompt in turns]
                 return "\n".join(lines) or "there is no turn yet"
+            case "/jobs", ():
+                lines = [one_line(job, MAX_CALL_CHARS) for job in await session.jobs()]
+                return "\n".join(lines) or "no command runs in the background"
             case "/rewind", (turn,) if turn.isdecimal():
                 files = files_line(await session.rewind(int(turn)))
                 said = f"the session goes on after turn {int(turn)}; what came after it stays as a branch"

@@ -11,6 +11,7 @@ from rich.console import Console
 from holdfast.agent.events import (
     ApprovalNeeded,
     Changes,
+    CommandEnd,
     Error,
     Event,
     Notice,
@@ -29,6 +30,7 @@ from holdfast.agent.terminal.sanitize import exact, neutral, one_line
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
+MAX_COMMAND_CHARS = 60
 PROGRESS_CHARS = 60
 LEAST_RATED_S = 0.5  # a rate of less is chance
 
@@ -54,9 +56,15 @@ def changes_line(changes: Changes) -> str:
         f" {'was refused' if call.why == 'refused' else 'failed'}"
         for call in changes.not_done
     ]
-    if not files:
+    commands = [f"{changes.num_commands} command{'s' * (changes.num_commands > 1)} ran"] if changes.num_commands else []
+    commands += [f"{one_line(end.command, MAX_COMMAND_CHARS)}: {_how_ended(end)}" for end in changes.failed]
+    if not files and not commands:
         return f"nothing was changed on disk: {', '.join(not_done)}"
-    return "; ".join([f"changed: {', '.join(files)}", *not_done])
+    return "; ".join([*([f"changed: {', '.join(files)}"] if files else []), *not_done, *commands])
+
+
+def _how_ended(end: CommandEnd) -> str:
+    return "did not end by itself" if end.exit_status is None else f"exit status {end.exit_status}"
 
 
 class Reading:
@@ -120,7 +128,8 @@ class Printer:
             case Error(message=message):
                 self._line(self.err, f"holdfast: {neutral(message)}", "red")
             case Changes():
-                self._line(self.err, changes_line(event), "green" if event.files else "yellow")
+                is_good = bool(event.files or event.num_commands) and not event.failed
+                self._line(self.err, changes_line(event), "green" if is_good else "yellow")
             case TurnDone(usage=usage):
                 self._line(self.err, usage_line(usage), "dim")
 

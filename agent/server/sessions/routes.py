@@ -220,6 +220,12 @@ async def rewind(request: web.Request) -> web.StreamResponse:
     return json_response({**await summary(sessions, opened.info), "files_changed": files})
 
 
+async def jobs(request: web.Request) -> web.StreamResponse:
+    """Its commands in the background, a line each; a session that is not open has none."""
+    live = request.app[SESSIONS].find(await found(request))
+    return json_response({"object": "list", "data": await live.session.jobs() if live else []})
+
+
 async def usage(request: web.Request) -> web.StreamResponse:
     """Where the tokens of a session are, and the counts since it was opened here."""
     sessions, info = request.app[SESSIONS], await found(request)
@@ -259,5 +265,6 @@ def routes() -> list[web.RouteDef]:
         web.post(f"{one}/cancel", cancel),
         web.post(f"{one}/fork", fork),
         web.post(f"{one}/rewind", rewind),
+        web.get(f"{one}/jobs", jobs),
         web.get(f"{one}/usage", usage),
     ]

@@ -1,6 +1,7 @@
 """Promises of what a call puts out while it runs: it is told at once, in order, and only its result is kept."""
 
 import itertools
+import threading
 import time
 from contextlib import aclosing
 from typing import Any
