@@ -18,7 +18,8 @@ from holdfast.tools.walk.skipped import Skipped
 from holdfast.tools.workspace.descent import Descent
 from holdfast.tools.workspace.directories import PASSING, listing
 from holdfast.tools.workspace.names import from_text, to_text
-from holdfast.tools.workspace.workspace import SYSTEM_DIRS, Workspace
+from holdfast.tools.workspace.root import SYSTEM_DIRS
+from holdfast.tools.workspace.workspace import Workspace
 
 SKIPPED_DIRS = frozenset({".git", "__pycache__", "node_modules", ".venv"})
 MAX_SOURCE_BYTES = 2 * 2**20
