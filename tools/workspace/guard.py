@@ -32,9 +32,10 @@ class Guard:
             raise ToolError("the path leads to holdfast's own files; no tool reads or changes them")
 
     def check_edit(self, path: str, root: Path, directories: Sequence[int]) -> None:
-        """Raise ToolError when a file is not edited by tools. `directories` are those on the way to it, the root first."""
+        """Raise ToolError when what is, or would be, at `path` is not changed by tools. `directories` are those on the way to it
+        that exist, the root first."""
         names = from_text(path).split("/")
-        if any(_is_git_name(name) for name in (*root.parts, *names)) or any(map(_is_git_directory, directories)):
+        if any(_is_git_name(name) for name in (*root.parts, *names)) or any(map(_is_git_directory, directories, names)):
             raise ToolError(f"{path} belongs to git and is not edited by hand")
         if ".ssh" in (*root.parts, *names):
             raise ToolError(f"{path} decides who may log in and is not edited by tools")
@@ -47,7 +48,7 @@ class Guard:
                 raise ToolError(
                     f"{path} is a hidden file of a home directory; to edit it, open its directory as the workspace"
                 )
-            if is_system and below.startswith(SYSTEM_PLACES):
+            if is_system and f"{below}/".startswith(SYSTEM_PLACES):
                 raise ToolError(f"{path} is a file of the system; to edit it, open its directory as the workspace")
 
 
@@ -57,9 +58,14 @@ def _is_git_name(name: str) -> bool:
     return visible.rstrip(" .").casefold() in GIT_NAMES
 
 
-def _is_git_directory(fd: int) -> bool:
-    """A bare repository, or what the `.git` file of a worktree or a submodule names, whatever it is called."""
-    return _has(fd, "HEAD") and (_has(fd, "commondir") or (_has(fd, "objects") and _has(fd, "refs")))
+def _is_git_directory(fd: int, coming: str) -> bool:
+    """A bare repository, or what the `.git` file of a worktree or a submodule names, whatever it is called: also a directory that
+    the name `coming` would make one."""
+
+    def has(name: str) -> bool:
+        return name == coming or _has(fd, name)
+
+    return has("HEAD") and (has("commondir") or (has("objects") and has("refs")))
 
 
 def _has(fd: int, name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from holdfast.tools.errors import ToolError
 from holdfast.tools.workspace.directories import listing
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # EBUSY: the file is a mount point. EROFS, EACCES, EPERM: no file can be made or renamed here, or the new one not be given away.
 _NO_RENAME = frozenset({errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTSUP})
 
@@ -37,7 +37,7 @@ def _rename_new(parent_fd: int, name: str, fd: int, data: bytes) -> None:
     """Temporary file in the same directory, fsync, rename over `name`, fsync the directory. Raises before the rename if the new
     file would be less than the old one."""
     temporary = f".holdfast-{secrets.token_hex(8)}.tmp"
-    new_fd = os.open(temporary, _NEW, 0o600, dir_fd=parent_fd)
+    new_fd = os.open(temporary, NEW, 0o600, dir_fd=parent_fd)
     try:
         with os.fdopen(new_fd, "wb") as f:
             f.write(data)
@@ -135,7 +135,7 @@ def _backup(name: str, data: bytes, backups: Path | None) -> Path:
         )
     backups.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = backups / f"{secrets.token_hex(8)}.old"
-    with os.fdopen(os.open(path, _NEW, 0o600), "wb") as f:
+    with os.fdopen(os.open(path, NEW, 0o600), "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())

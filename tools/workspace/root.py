@@ -114,21 +114,21 @@ class Root:
         finally:
             os.close(fd)
 
-    @contextmanager
-    def open_directories(self, path: str) -> Iterator[list[int]]:
-        """Descriptors of all directories on the way to `path`, the root first."""
+    def check_change(self, path: str) -> None:
+        """Raise ToolError when what is, or would be, at the resolved `path` is not changed by tools (`guard`)."""
         with ExitStack() as opened:
             directories: list[int] = []
             for name in ("", *parts_of(path)[:-1]):
+                start_fd = directories[-1] if directories else self.root_fd
                 try:
-                    fd = descend(
-                        directories[-1] if directories else self.root_fd, [name] if name else [], self.guard.check
-                    )
+                    fd = descend(start_fd, [name] if name else [], self.guard.check)
+                except (FileNotFoundError, NotADirectoryError):
+                    break  # those below are still to be made
                 except OSError as e:
                     raise _open_error(path, e) from None
                 opened.callback(os.close, fd)
                 directories.append(fd)
-            yield directories
+            self.guard.check_edit(path, self.root, directories)
 
     def _descend(self, parts: Iterable[str]) -> int:
         return descend(self.root_fd, parts, self.guard.check)

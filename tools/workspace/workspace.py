@@ -7,14 +7,14 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.tools.errors import ToolError
-from holdfast.tools.workspace.rewrite import rewrite
-from holdfast.tools.workspace.root import Root, parts_of, read_all
+from holdfast.tools.workspace.journal import FileState, Journal
+from holdfast.tools.workspace.put import put, state_of
+from holdfast.tools.workspace.root import Root, read_all
 
 MAX_TEXT_BYTES = 16 * 2**20
 BOM = "\ufeff"
@@ -45,6 +45,7 @@ class Workspace(Root):
     def __init__(self, root: str | os.PathLike[str], own: Iterable[Path] = (), backups: Path | None = None) -> None:
         """`backups` is where old contents are kept while a file is written in place; the rest, and errors, as `Root`."""
         super().__init__(root, own)
+        self.journal: Journal | None = None  # set once the log of its session is open
         self._backups = backups
         self.kept_output = _none_kept  # the text of an output of a command by its name, None for a name that means none
         self._shown: dict[str, int] = {}
@@ -79,37 +80,42 @@ class Workspace(Root):
         if self._shown.get(file.path, file.digest) != file.digest:
             raise ToolError(f"{file.path} changed on disk since it was read; read it again")
 
+    def put(self, before: Sequence[FileState], after: Sequence[FileState]) -> None:
+        """Make `after` of `before`, recorded in the journal first: see `put`. Every change of files goes through here."""
+        put(self, before, after, self.journal, self._backups)
+
+    def state(self, path: str) -> FileState:
+        """What the resolved `path` is now: see `state_of`."""
+        return state_of(self, path)
+
     def replace(self, old: TextFile, text: str) -> bool:
         """Write `text` (own line ends, no byte order mark) in place of `old`, durably, and note it as shown.
 
         The new file takes the name by rename (see `rewrite`), so another hard link keeps the old contents; returns whether there is
         one. Raises ToolError when the file is read-only, is none that tools edit (`guard`), or no longer has the contents of `old`.
         """
+        before, num_links = self._replaceable(old)
         data = ((BOM if old.has_bom else "") + text).encode()
-        with self._replaceable(old) as (parent_fd, fd, before):
-            num_links = os.fstat(fd).st_nlink
-            rewrite(parent_fd, parts_of(old.path)[-1], fd, before, data, self._backups)
+        self.put([before], [replace(before, data=data)])
         self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
         self._changes.append(change_of(old, text))
         return num_links > 1
 
     def check_replaceable(self, old: TextFile) -> None:
         """Raise what `replace` would before it writes."""
-        with self._replaceable(old):
-            pass
+        self._replaceable(old)
 
-    @contextmanager
-    def _replaceable(self, old: TextFile) -> Iterator[tuple[int, int, bytes]]:
-        """Descriptors of the directory and the file, and the contents, which are those of `old`."""
-        with self.open_directories(old.path) as directories:
-            self.guard.check_edit(old.path, self.root, directories)
-            with self.open_file(old.path, directories[-1]) as fd:
-                mode, before = os.fstat(fd).st_mode, read_all(old.path, fd, MAX_TEXT_BYTES)
-                if _digest(before) != old.digest:
-                    raise ToolError(f"{old.path} changed on disk since it was read; read it again")
-                if not mode & 0o222:
-                    raise ToolError(f"{old.path} is read-only; its mode is {stat.S_IMODE(mode):o}")
-                yield directories[-1], fd, before
+    def _replaceable(self, old: TextFile) -> tuple[FileState, int]:
+        """The file with the contents of `old`, and how many names it has."""
+        self.check_change(old.path)
+        with self.open_parent(old.path) as parent_fd, self.open_file(old.path, parent_fd) as fd:
+            status, data = os.fstat(fd), read_all(old.path, fd, MAX_TEXT_BYTES)
+        mode = stat.S_IMODE(status.st_mode)
+        if _digest(data) != old.digest:
+            raise ToolError(f"{old.path} changed on disk since it was read; read it again")
+        if not mode & 0o222:
+            raise ToolError(f"{old.path} is read-only; its mode is {mode:o}")
+        return FileState(old.path, "file", mode, data), status.st_nlink
 
 
 def _none_kept(name: str) -> str | None:

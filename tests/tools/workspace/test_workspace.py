@@ -226,7 +226,7 @@ def test_a_failed_write_leaves_the_file_and_no_litter(root: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ToolError, match=r"a\.txt could not be changed \(No space left on device\)"):
         workspace.replace(file, "new\n")
     assert os.listdir(root) == ["a.txt"] and (root / "a.txt").read_text() == "mine\n"
 
