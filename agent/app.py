@@ -33,7 +33,7 @@ from holdfast.memory import (
     SnapshotStore,
     StoreError,
 )
-from holdfast.tools import Shell, ToolError, Workspace, toolset
+from holdfast.tools import Shell, ToolChoice, ToolError, Workspace, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
 
@@ -48,8 +48,10 @@ class App:
         database: Database,
         snapshots: Snapshots,
         texts: ProtocolTexts,
+        tool_choice: ToolChoice,
         opening_tokens: int = 0,
     ):
+        self.tool_choice = tool_choice
         self.settings, self.engine, self.database, self.snapshots, self.texts = (
             settings,
             engine,
@@ -85,7 +87,8 @@ class App:
             closing(database),
             closing(SnapshotStore(database, BlobStore(settings.home), settings.disk_bytes)) as snapshot_store,
         ):
-            opening_ids = _opening_ids(settings, texts)
+            tool_choice = _tool_choice(settings)
+            opening_ids = _opening_ids(settings, texts, tool_choice)
             opening_tokens = len(opening_ids)
             config = EngineConfig(
                 ranks=settings.ranks,
@@ -100,7 +103,7 @@ class App:
 
             async with Engine.open(settings.model_dir, config, on_compile) as engine:
                 with closing(Snapshots(engine, snapshot_store)) as snapshots:
-                    yield cls(settings, engine, database, snapshots, texts, opening_tokens)
+                    yield cls(settings, engine, database, snapshots, texts, tool_choice, opening_tokens)
 
     async def session(
         self,
@@ -129,7 +132,7 @@ class App:
             seq = await self.engine.start(owner=owner)
             opened.push_async_callback(self.engine.release, seq)
             events = await to_end(log.events)
-            directory.set_shown(shown_in(events))
+            directory.shown.set(shown_in(events))
             window = ContextWindow(
                 self.engine,
                 self.snapshots,
@@ -142,7 +145,7 @@ class App:
             )
             shell = Shell(directory, self.settings.home / "outputs" / str(log.session.id))
             opened.push_async_callback(shell.aclose)
-            toolbox = Toolbox(directory, toolset(directory, log.search), approvals, shell)
+            toolbox = Toolbox(directory, toolset(directory, log.search, self.tool_choice, shell), approvals, shell)
             if "shell" in toolbox.tools:
                 await shell.open(hidden=(self.settings.home, *self.settings.own_files))
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
@@ -243,9 +246,23 @@ def _opened(workspace: Path, settings: Settings) -> Workspace:
         raise UsageError(str(e)) from None
 
 
-def _opening_ids(settings: Settings, texts: ProtocolTexts) -> list[int]:
-    """Tokens that every session begins with: system prompt and tools."""
+def _tool_choice(settings: Settings) -> ToolChoice:
+    """Which tools the model is shown. Raises UsageError for a file of its directory that is wrong."""
+    try:
+        return ToolChoice.read(settings.model_dir)
+    except ToolError as e:
+        raise UsageError(str(e)) from None
+
+
+def _opening_ids(settings: Settings, texts: ProtocolTexts, tool_choice: ToolChoice) -> list[int]:
+    """Tokens that every session begins with: system prompt and tools.
+
+    Raises UsageError for a choice of tools that are not there.
+    """
     with closing(Workspace("/")) as unused:  # only the schemas count
-        message = opening(toolset(unused, lambda query, limit: ()))
+        try:
+            message = opening(toolset(unused, lambda query, limit: (), tool_choice, Shell(unused, Path(unused.root))))
+        except ToolError as e:
+            raise UsageError(str(e)) from None
     pieces = encode_messages([message], texts=texts, thinking_mode=settings.thinking_mode)
     return Tokenizer.from_dir(settings.model_dir).encode_pieces(pieces)

@@ -58,13 +58,14 @@ class Rolled(Wire):
 
 
 class Shown(Wire):
-    """Which files the model was shown by a call, and a digest of each.
+    """Which files the model was shown by a call: a digest of each, and all lines of it that it was shown whole.
 
-    In the event log only; see `Workspace.take_shown`.
+    In the event log only; see `tools.Seen`.
     """
 
     type: Literal["shown"] = "shown"
     files: dict[str, int]
+    lines: dict[str, tuple[tuple[int, int], ...]] = {}
 
 
 class Text(Wire):
@@ -91,11 +92,13 @@ class ToolCallMade(Wire):
 
 
 class FileChange(Wire):
-    """A file that was written: lines that are new in it, and gone from it."""
+    """What was done to a file or directory: lines that are new in it, and gone from it; `to` is where it was moved."""
 
     path: str
     added: int
     removed: int
+    what: Literal["changed", "created", "moved", "deleted"] = "changed"
+    to: str = ""
 
 
 class ToolOutput(Wire):

@@ -1,18 +1,16 @@
-"""Tools a model can call: read, outline, find_symbol, search and edit on a workspace, recall on its session.
+"""Tools a model can call, on a workspace and on its session.
 
-Owns which tools there are, in which order. Must not know who calls them or whether a call was approved.
+Must not know who calls them or whether a call was approved.
 """
 
 from holdfast.tools.call import CheckedCall, check_call, read_call, run_tool
 from holdfast.tools.errors import Cancellation, ToolError
-from holdfast.tools.files import EDIT, READ
-from holdfast.tools.git.git import git_tool
-from holdfast.tools.recall import Search, recall_tool
-from holdfast.tools.search import SEARCH
-from holdfast.tools.shell.jobs import Job, jobs_tool
-from holdfast.tools.shell.shell import Shell, shell_tool
-from holdfast.tools.symbols.index import SymbolIndex, symbol_tools
+from holdfast.tools.shell.jobs import Job
+from holdfast.tools.shell.shell import Shell
 from holdfast.tools.tool import Budget, Context, Permission, Result, Risk, Tool
+from holdfast.tools.toolset import ToolChoice, command_tools, toolset
+from holdfast.tools.workspace.journal import FileState, Journal
+from holdfast.tools.workspace.shown import Seen
 from holdfast.tools.workspace.workspace import Change, Workspace
 
 __all__ = [
@@ -21,12 +19,16 @@ __all__ = [
     "Change",
     "CheckedCall",
     "Context",
+    "FileState",
     "Job",
+    "Journal",
     "Permission",
     "Result",
     "Risk",
+    "Seen",
     "Shell",
     "Tool",
+    "ToolChoice",
     "ToolError",
     "Workspace",
     "check_call",
@@ -35,15 +37,3 @@ __all__ = [
     "run_tool",
     "toolset",
 ]
-
-
-def command_tools(shell: Shell) -> dict[str, Tool]:
-    """The tools that run programs in the sandbox of one session."""
-    return {tool.name: tool for tool in (shell_tool(shell), jobs_tool(shell.jobs), git_tool(shell))}
-
-
-def toolset(workspace: Workspace, search_session: Search) -> dict[str, Tool]:
-    """The tools on one workspace and one session, by name, in the order they are shown to the model."""
-    outline, find_symbol = symbol_tools(SymbolIndex(workspace))
-    tools = (READ, outline, find_symbol, SEARCH, EDIT, recall_tool(search_session))
-    return {tool.name: tool for tool in tools}

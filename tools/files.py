@@ -89,7 +89,7 @@ def edit_permission(args: EditArguments, context: Context) -> Permission:
     except ToolError as e:
         return Permission(Risk.EDIT, refusal=str(e))
     change = change_of(planned.file, planned.text)
-    lines = preview(planned.file.text, planned.matches.places(), planned.new)
+    lines = preview(planned.file.text, ((start, end, planned.new) for start, end in planned.matches.places()))
     head = f"{planned.told}, +{change.added} -{change.removed}"
     return Permission(Risk.EDIT, (planned.file.path,), (head, *lines), planned.file.digest)
 

@@ -13,18 +13,18 @@ MAX_LINES = 200
 MAX_LINE_CHARS = 500
 MAX_CELLS = 40_000  # lines removed times lines added: above it a stretch is shown as all removed, then all added
 
-Place = tuple[int, int]  # where a replaced stretch of the old text begins and ends
+Place = tuple[int, int, str]  # where a replaced stretch of the old text begins and ends, and what comes for it
 
 
-def preview(old: str, places: Iterable[Place], new: str) -> tuple[str, ...]:
+def preview(old: str, places: Iterable[Place]) -> tuple[str, ...]:
     """Each line that goes as `{number} -{line}` and each that comes as `{number} +{line}`; at most 200, and what is cut is said."""
-    lines = list(islice(_changes(old, places, new), MAX_LINES + 1))
+    lines = list(islice(_changes(old, places), MAX_LINES + 1))
     return (*lines[:MAX_LINES], *(["(more lines change)"] if len(lines) > MAX_LINES else []))
 
 
-def _changes(old: str, places: Iterable[Place], new: str) -> Iterator[str]:
+def _changes(old: str, places: Iterable[Place]) -> Iterator[str]:
     number, counted_to, num_added = 1, 0, 0
-    for start, before, after in _stretches(old, places, new):
+    for start, before, after in _stretches(old, places):
         number, counted_to = number + old.count("\n", counted_to, start), start
         gone, come = split_lines(before), split_lines(after)
         for gone_from, gone_to, come_from, come_to in _different(gone, come):
@@ -33,11 +33,11 @@ def _changes(old: str, places: Iterable[Place], new: str) -> Iterator[str]:
         num_added += len(come) - len(gone)
 
 
-def _stretches(old: str, places: Iterable[Place], new: str) -> Iterator[tuple[int, str, str]]:
+def _stretches(old: str, places: Iterable[Place]) -> Iterator[tuple[int, str, str]]:
     """Whole lines with what is replaced in them: where they begin, and what they are before and after."""
     start = end = at = 0
     pieces: list[str] = []
-    for place_start, place_end in places:
+    for place_start, place_end, new in places:
         if place_start >= end:
             if pieces:
                 yield start, old[start:end], "".join([*pieces, old[at:end]])

@@ -111,6 +111,7 @@ class Context:
         num_tokens = self.budget.count(output) if self.budget else 0
         if self.budget and num_tokens > self.budget.tokens:
             left = max(self.budget.tokens, 0)
+            self.workspace.shown.take_back()
             output = (
                 f"(the call ran, but its output of {num_tokens} tokens does not fit into the {left} left; ask for less)"
             )
@@ -158,7 +159,8 @@ class Tool:
         """Name, description and JSON schema of the arguments, with nothing the model does not need."""
         full = self.parameters.model_json_schema()
         listed = {name: prop for name, prop in full.get("properties", {}).items() if not prop.get(UNLISTED)}
-        properties = {name: _trimmed(prop) for name, prop in listed.items()}
+        definitions = full.get("$defs", {})
+        properties = {name: _trimmed(prop, definitions) for name, prop in listed.items()}
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
         if full.get("required"):
             parameters["required"] = full["required"]
@@ -171,12 +173,16 @@ def shown(value: str) -> str:
     return one_line if len(one_line) <= MAX_SHOWN_VALUE_CHARS else one_line[:MAX_SHOWN_VALUE_CHARS] + "…"
 
 
-def _trimmed(prop: dict[str, Any]) -> dict[str, Any]:
+def _trimmed(prop: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Drop titles and spell an optional argument as its plain type: leaving it out is how to say null."""
     kept = {key: value for key, value in prop.items() if key not in ("title", "anyOf", "default")}
     for option in prop.get("anyOf", []):
         if option.get("type") != "null":
             kept.update(option)
+    if "$ref" in kept.get("items", {}):
+        item = definitions[kept["items"]["$ref"].rpartition("/")[2]]
+        properties = {name: _trimmed(part, definitions) for name, part in item["properties"].items()}
+        kept["items"] = {"type": "object", "properties": properties, "additionalProperties": False}
     if prop.get("default") is not None:
         kept["default"] = prop["default"]
     return kept

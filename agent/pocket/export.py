@@ -16,7 +16,9 @@ from torch import Tensor
 from holdfast.agent.pocket.data import TOOLS_TEXT
 from holdfast.agent.pocket.net import Block, HeadReduction, HyperConnection, Net, NetConfig
 from holdfast.engine import ModelConfig, write_checkpoint
+from holdfast.tools import ToolChoice
 
+TOOLS = ("read", "outline", "find_symbol", "search", "edit", "recall")  # that it was trained with, in their order
 MAX_NEW_TOKENS = 512  # a small model that loses its place repeats itself; its longest right answers are half of this
 MODEL_DIR = Path(__file__).parent / "model"
 PROTOCOL = f'''"""The protocol texts pocket was trained with; read as literals, never executed."""
@@ -87,6 +89,7 @@ def export(run_dir: Path, directory: Path) -> None:
     limited = {**json.loads(generation.read_text("utf-8")), "max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
     generation.write_text(json.dumps(limited, indent=2) + "\n", "utf-8")
     shutil.copy(run_dir / "tokenizer.json", directory / "tokenizer.json")
+    (directory / "tools.json").write_text(ToolChoice(form="simple", names=TOOLS).model_dump_json() + "\n", "utf-8")
     (directory / "encoding").mkdir(exist_ok=True)
     (directory / "encoding" / "encoding_dsv4.py").write_text(PROTOCOL, "utf-8")
 

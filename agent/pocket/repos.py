@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from holdfast.tools import Context, Workspace, run_tool, toolset
+from holdfast.tools import Context, ToolChoice, Workspace, run_tool, toolset
 
 HELD_OUT_PACKAGES = ("rich", "networkx", "jinja2", "prompt_toolkit", "yarl", "fsspec", "click", "sqlite_utils")
 SKIPPED_PACKAGES = ("pip", "setuptools", "torchgen", "test", "idlelib", "lib2to3", "functorch")
@@ -119,7 +119,7 @@ class Repo:
         else:
             _copy_installed(self.root, split, rng)
         self._workspace = Workspace(self.root)
-        self._tools = toolset(self._workspace, lambda query, limit: ())
+        self._tools = toolset(self._workspace, lambda query, limit: (), ToolChoice(form="simple"))
         self.paths = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*.py"))
         self.symbols: list[Symbol] = []
         for path in self.paths:

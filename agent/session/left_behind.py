@@ -5,12 +5,13 @@ Rewinding goes back in what was said, never on disk: so the files are named.
 
 import json
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from holdfast.agent.terminal.sanitize import one_line
 from holdfast.memory import BranchInfo, LoggedEvent
 
-EDITORS = ("edit",)  # the tools that change a file, which their `path` names
+EDITORS = ("edit", "write", "move", "delete")  # the tools that change files, which their `path` names
 UNKNOWN_OUTCOME = "error: the turn was interrupted before this call gave a result; it may or may not have taken effect"
 PROMPT_CHARS = 70
 MAX_NAMED = 8
@@ -18,22 +19,26 @@ CALLS = ("tool_call", "tool_result")  # the events that `changed_files` reads
 
 
 def changed_files(events: Iterable[LoggedEvent]) -> list[str]:
-    """Paths that calls of these events have changed, in order; a call without a result may have."""
-    paths: dict[str, str] = {}  # by id of the call
+    """Paths that calls of these events have changed, in order; a call without a known result may have."""
+    paths: dict[str, list[str]] = {}  # by id of the call
     for event in events:
         payload = event.payload
         if event.type == "tool_call" and payload["name"] in EDITORS:
-            paths[payload["id"]] = _path(payload["arguments"])
-        elif event.type == "tool_result" and not payload["ok"] and payload["output"] != UNKNOWN_OUTCOME:
-            paths.pop(payload["id"], None)
-    return [path for path in dict.fromkeys(paths.values()) if path]
+            paths[payload["id"]] = paths_of(payload["arguments"])
+        elif event.type == "tool_result" and payload["output"] != UNKNOWN_OUTCOME:
+            changed = [path for change in payload.get("changed", ()) for path in (change["path"], change.get("to", ""))]
+            if changed or not payload["ok"]:
+                paths[payload["id"]] = changed
+    return [path for path in dict.fromkeys(chain.from_iterable(paths.values())) if path]
 
 
-def _path(arguments: str) -> str:
+def paths_of(arguments: str) -> list[str]:
+    """The paths that a call of an editor names; unchecked JSON."""
     try:
-        return str(json.loads(arguments)["path"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return ""
+        values = json.loads(arguments)
+        return [str(values[name]) for name in ("path", "to") if name in values]
+    except (ValueError, TypeError, RecursionError):
+        return []
 
 
 def files_line(files: list[str]) -> str | None:

@@ -118,7 +118,7 @@ class Session:
             left = await to_end(log.rewind, turn, token, CALLS)
         events = await to_end(log.events, 0, ("rolled", "shown"))
         self.window.rolls = rolls_of(events)
-        self.toolbox.workspace.set_shown(shown_in(events))
+        self.toolbox.workspace.shown.set(shown_in(events))
         return changed_files(left)
 
     async def park(self) -> None:

@@ -48,6 +48,7 @@ from holdfast.tools import (
     Permission,
     Result,
     Risk,
+    Seen,
     Shell,
     Tool,
     ToolError,
@@ -70,13 +71,14 @@ def opening(tools: Mapping[str, Tool]) -> Message:
     return {"role": "system", "content": SYSTEM_TEXT, "tools": schemas}
 
 
-def shown_in(events: Iterable[LoggedEvent]) -> dict[str, int]:
-    """Digests of the files that the model was shown on a branch, each as it was shown last."""
-    shown: dict[str, int] = {}
+def shown_in(events: Iterable[LoggedEvent]) -> dict[str, Seen]:
+    """The files that the model was shown on a branch, each as it was shown last."""
+    seen: dict[str, Seen] = {}
     for event in events:
         if event.type == "shown":
-            shown |= Shown.model_validate(event.payload).files
-    return shown
+            shown = Shown.model_validate(event.payload)
+            seen |= {path: Seen(digest, shown.lines.get(path, ())) for path, digest in shown.files.items()}
+    return seen
 
 
 @dataclass
@@ -339,8 +341,10 @@ async def _run(
         await asyncio.wait({running})
         turn.usage.tools_s += time.perf_counter() - started
         result = _result(turn, id_, running.result())
-        shown = turn.toolbox.workspace.take_shown()
-        await to_end(turn.log.append, [entry(result), *([entry(Shown(files=shown))] if shown else [])])
+        seen = turn.toolbox.workspace.shown.take()
+        files = {path: file.digest for path, file in seen.items()}
+        shown = Shown(files=files, lines={path: file.lines for path, file in seen.items() if file.lines})
+        await to_end(turn.log.append, [entry(result), *([entry(shown)] if seen else [])])
     yield result
 
 

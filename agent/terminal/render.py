@@ -14,6 +14,7 @@ from holdfast.agent.events import (
     CommandEnd,
     Error,
     Event,
+    FileChange,
     Notice,
     PrefillProgress,
     Text,
@@ -49,8 +50,8 @@ def usage_line(usage: Usage) -> str:
 
 
 def changes_line(changes: Changes) -> str:
-    """`changed: a.py +2 -2; edit of b.py was refused`"""
-    files = [f"{one_line(file.path, MAX_CALL_CHARS)} +{file.added} -{file.removed}" for file in changes.files]
+    """`changed: a.py +2 -2, new b.py +3; edit of c.py was refused`"""
+    files = [_file_change(file) for file in changes.files]
     not_done = [
         f"{one_line(f'{call.name} of {call.path}' if call.path else call.name, MAX_CALL_CHARS)}"
         f" {'was refused' if call.why == 'refused' else 'failed'}"
@@ -65,6 +66,17 @@ def changes_line(changes: Changes) -> str:
 
 def _how_ended(end: CommandEnd) -> str:
     return "did not end by itself" if end.exit_status is None else f"exit status {end.exit_status}"
+
+
+def _file_change(file: FileChange) -> str:
+    path = one_line(file.path, MAX_CALL_CHARS)
+    if file.what == "created":
+        return f"new {path} +{file.added}" + (f" -{file.removed}" if file.removed else "")
+    if file.what == "deleted":
+        return f"deleted {path} -{file.removed}"
+    if file.what == "moved":
+        return f"moved {path} -> {one_line(file.to, MAX_CALL_CHARS)}"
+    return f"{path} +{file.added} -{file.removed}"
 
 
 class Reading:

@@ -16,6 +16,7 @@ from typing import Any
 
 import holdfast.agent.app
 from holdfast.agent.cli.main import main
+from holdfast.agent.config import POCKET_DIR
 from holdfast.agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
 from holdfast.agent.pocket.vocab import train_tokenizer
 from holdfast.engine import Chain, ContextFull, EngineConfig, EngineError, SamplingParams, Tokenizer
@@ -40,7 +41,7 @@ def raw(text: str, end: bool = True) -> Reply:
 
 
 def make_model(directory: Path, replies: Sequence[Reply] = (), max_context: int = 4096) -> Path:
-    """A model directory that `ScriptedEngine` opens: a real tokenizer, pocket's encoding, and the script."""
+    """A model directory that `ScriptedEngine` opens: a real tokenizer, pocket's encoding and tools, and the script."""
     directory.mkdir(parents=True)
     train_tokenizer(
         ["the quick brown fox: def fox(x): return 1"] * 4, 320, SPECIAL_TOKENS, directory / "tokenizer.json"
@@ -48,6 +49,7 @@ def make_model(directory: Path, replies: Sequence[Reply] = (), max_context: int 
     (directory / "config.json").write_text("{}")
     (directory / "encoding").mkdir()
     (directory / "encoding" / "encoding_dsv4.py").write_text(f"TOOLS_TEMPLATE = {TOOLS_TEXT!r}\n")
+    (directory / "tools.json").write_text((POCKET_DIR / "tools.json").read_text())  # the scripts are written for these
     (directory / "script.json").write_text(json.dumps({"replies": list(replies), "max_context": max_context}))
     return directory
 

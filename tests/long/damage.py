@@ -27,6 +27,7 @@ from holdfast.agent.encoding.encode import ProtocolTexts
 from holdfast.agent.models.snapshots import Snapshots
 from holdfast.engine import Engine
 from holdfast.memory import BlobStore, DamagedBlob, Database, SessionStore, SnapshotStore, StoreError
+from holdfast.tools import ToolChoice
 from tests.agent.real_session import (
     ASK,
     KNOWN,
@@ -203,7 +204,9 @@ async def app_on(engine: Engine, home: Path) -> AsyncIterator[App]:
         closing(Snapshots(engine, snapshot_store)) as snapshots,
     ):
         settings = Settings(home, POCKET_DIR, max_output_tokens=200)
-        yield App(settings, engine, database, snapshots, ProtocolTexts.from_dir(POCKET_DIR))
+        yield App(
+            settings, engine, database, snapshots, ProtocolTexts.from_dir(POCKET_DIR), ToolChoice.read(POCKET_DIR)
+        )
 
 
 def flips(home: Home, count: int, rng: random.Random) -> Iterator[tuple[Path, str, Callable[[Path], None]]]:

@@ -1,7 +1,8 @@
 """Absurd tool calls on absurd trees: `python -m tests.long.tool_calls --calls 20000 --seed 1`.
 
-After each call: a result came back, on one line if it is an error, as text that UTF-8 can hold; nothing outside the
-workspace, and nothing of our own in it, has changed. The suite makes some hundreds.
+After each call: a result came back, on one line if it is an error (a refused edit adds numbered lines of the file), as
+text that UTF-8 can hold; nothing outside the workspace, and nothing of our own in it, has changed, nor a path that the
+call does not name. After each tree the journal is undone, and every byte is as before. The suite makes some hundreds.
 """
 
 import argparse
@@ -11,11 +12,14 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from holdfast.tools import Context, Workspace, run_tool, toolset
+from holdfast.tools import Context, Tool, ToolChoice, Workspace, run_tool, toolset
+from holdfast.tools.workspace.names import from_text
+from tests.tools.workspace.memory_journal import Entry, MemoryJournal, tree
 
 CALLS_PER_TREE = 100
 SECRET = "TOP-SECRET-4711"
@@ -142,22 +146,43 @@ def fuzz(num_calls: int, seed: int, directory: Path) -> int:
         place = directory / f"tree-{start}"
         make_place(rng, place)
         workspace = Workspace(place / "ws", own=(place / "ws" / "home",), backups=place / "ws" / "home" / "backups")
-        tools = toolset(workspace, lambda query, limit: ())
-        before = outside(place)
+        workspace.journal = journal = MemoryJournal(workspace)
+        tools = toolset(workspace, lambda query, limit: (), ToolChoice(form=rng.choice(["full", "full", "simple"])))
+        before, first = outside(place), tree(place / "ws")
         paths = [*PATHS, *(os.path.relpath(path, place / "ws") for path in everything(place / "ws"))]
         for n in range(start, min(start + CALLS_PER_TREE, num_calls)):
-            name, arguments = random_call(rng, paths)
+            name, arguments = random_call(rng, paths, tools)
+            held = tree(place / "ws")
             result = asyncio.run(run_tool(tools, name, arguments, Context(workspace)))
             told = f"seed {seed}, call {n}: {name} {arguments!a} gave {result!a}"
             assert result.output.encode() is not None, told
-            assert result.ok or (result.output.startswith("error: ") and "\n" not in result.output), told
+            assert result.ok or result.output.startswith("error: "), told
+            assert result.ok or name == "edit" or "\n" not in result.output, told
             assert "fault of its own" not in result.output and SECRET not in result.output, told
             assert outside(place) == before, told
+            check_changes(workspace, held, tree(place / "ws"), told)
             num_ok += result.ok
+        journal.undo()
+        assert tree(place / "ws") == first, f"seed {seed}, tree {start}: {differences(tree(place / 'ws'), first)!a}"
         workspace.close()
         open_up(place)
         shutil.rmtree(place)
     return num_ok
+
+
+def check_changes(workspace: Workspace, before: dict[str, Entry], after: dict[str, Entry], told: str) -> None:
+    """What a call changed is what it says: below a path of a change, or a directory above one."""
+    changes = workspace.take_changes()
+    named = [from_text(path) for change in changes for path in (change.path, change.to) if path]
+    for path in differences(before, after):
+        is_named = any(path == name or path.startswith(f"{name}/") or name.startswith(f"{path}/") for name in named)
+        assert is_named, (
+            f"{told}: {path!a} changed from {before.get(path)!a:.80} to {after.get(path)!a:.80}, not only {named!a}"
+        )
+
+
+def differences(one: dict[str, Entry], other: dict[str, Entry]) -> list[str]:
+    return [path for path in sorted({*one, *other}) if one.get(path) != other.get(path)]
 
 
 def make_place(rng: random.Random, place: Path) -> None:
@@ -210,36 +235,52 @@ def open_up(place: Path) -> None:
                 (Path(folder) / name).chmod(0o700)
 
 
-def random_call(rng: random.Random, paths: list[str]) -> tuple[str, str]:
+def random_call(rng: random.Random, paths: list[str], tools: Mapping[str, Tool]) -> tuple[str, str]:
     texts = [*CONTENTS, *NAMES, "x", "f", "return", ",", "\n", "a" * 10_000]
-    values: dict[str, Any] = {
-        "path": rng.choice(paths),
-        "old": rng.choice(texts),
-        "new": rng.choice(texts),
-        "text": rng.choice(texts),
-        "name": rng.choice(texts),
-        "query": rng.choice(texts),
-        "start": rng.choice([1, 2, 0, -1, 10**30, "1", 501, 2.5]),
-        "end": rng.choice([1, 5, None, 10**9]),
-        "column": rng.choice([1, 501, 10**9]),
-        "all": rng.choice([True, False, "yes"]),
-        "brief": rng.random() < 0.5,
-        "limit": rng.choice([1, 60, 61]),
-    }
-    fitting = {
-        "read": ["path", "start", "end", "column"],
-        "outline": ["path", "limit"],
-        "find_symbol": ["name"],
-        "recall": ["query"],
-        "search": ["text", "path", "brief"],
-        "edit": ["path", "old", "new", "all"],
-    }
-    name = rng.choice([*fitting, "edit", "read"])
-    needed = {"read": 1, "outline": 1, "find_symbol": 1, "recall": 1, "search": 1, "edit": 3}[name]
-    chosen = fitting[name][: rng.randint(needed, len(fitting[name]))]
-    arguments = {key: values[key] for key in chosen}
+    lines = [1, 1, 2, 3, 0, 10**9, None, "1"]
+    new_paths = [*paths, "new", "new/a/b.txt", "a.py", "b.js/x", ".git/x", "sub/HEAD", "sub/objects/x", "sub/refs/x"]
+
+    def values() -> dict[str, Any]:
+        return {
+            **{key: rng.choice(new_paths) for key in ("path", "to")},
+            **{key: rng.choice(texts) for key in ("old", "new", "text", "name", "query", "content")},
+            **{key: rng.choice(lines) for key in ("from_line", "to_line")},
+            "start": rng.choice([1, 2, 0, -1, 10**30, "1", 501, 2.5]),
+            "end": rng.choice([1, 5, None, 10**9]),
+            "column": rng.choice([1, 501, 10**9]),
+            "all": rng.choice([True, False, "yes"]),
+            "brief": rng.random() < 0.5,
+            "limit": rng.choice([1, 60, 61]),
+            "recursive": rng.random() < 0.7,
+            "edits": [random_edit() for _ in range(rng.randint(0, 3))],
+        }
+
+    def random_edit() -> dict[str, Any]:
+        names = rng.choice(
+            [["old", "new"], ["old", "new", "all"], ["from_line", "new"], ["from_line", "to_line", "new"]]
+        )
+        return {
+            name: {**one, "from_line": rng.choice([1, 2]), "to_line": rng.choice([1, 2, 3])}[name] for name in names
+        }
+
+    one = {"old": rng.choice(["x", ",", "\n", "a,b,c\n", "return"]), "new": rng.choice(texts), "all": True}
+    given = values()
+    name = rng.choice([*tools, "edit", "read", "write", "edit", "move"])
+    schema = tools[name].schema()["parameters"] if name in tools else {"properties": {}}
+    needed, others = (
+        schema.get("required", []),
+        [key for key in schema["properties"] if key not in schema.get("required", [])],
+    )
+    if name == "edit" and "edits" in others:
+        chosen = [
+            "path",
+            *rng.choice([["edits"], ["old", "new"], ["old", "new", "all"], ["from_line", "to_line", "new"], others]),
+        ]
+    else:
+        chosen = [*needed, *rng.sample(others, rng.randint(0, len(others)))]
+    arguments = {key: given[key] for key in chosen}
     if rng.random() < 0.1:
-        arguments[rng.choice([*values, "\ud800", ""])] = rng.choice(
+        arguments[rng.choice([*given, "\ud800", ""])] = rng.choice(
             [None, [], {"a": ["\ud83d"]}, 1e400, rng.choice(texts)]
         )
     text = json.dumps(arguments, ensure_ascii=rng.random() < 0.7)

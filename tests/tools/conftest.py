@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.tools import Context, Workspace, run_tool, toolset
+from holdfast.tools import Context, ToolChoice, Workspace, run_tool, toolset
 
 Call = Callable[..., str]
 
@@ -22,11 +22,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "ws"
 
 
-@pytest.fixture
-def call(root: Path) -> Call:
-    """`call("read", path="a.py")` gives the output; it checks that exactly failed calls start with `error: `."""
+def caller(root: Path, choice: ToolChoice) -> Call:
     context = Context(Workspace(root))
-    tools = toolset(context.workspace, lambda query, limit: ())
+    tools = toolset(context.workspace, lambda query, limit: (), choice)
 
     def run(tool_name: str, **arguments: object) -> str:
         result = asyncio.run(run_tool(tools, tool_name, json.dumps(arguments), context))
@@ -34,3 +32,15 @@ def call(root: Path) -> Call:
         return result.output
 
     return run
+
+
+@pytest.fixture
+def call(root: Path) -> Call:
+    """`call("read", path="a.py")` gives the output of a simple tool; it checks that exactly failed calls start with `error: `."""
+    return caller(root, ToolChoice(form="simple"))
+
+
+@pytest.fixture
+def full(root: Path) -> Call:
+    """The same with the tools in their full form."""
+    return caller(root, ToolChoice())

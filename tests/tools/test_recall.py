@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 
 from holdfast.memory import Found
-from holdfast.tools import Context, Workspace, run_tool, toolset
+from holdfast.tools import Context, ToolChoice, Workspace, run_tool, toolset
 
 
 def test_every_passage_found_can_be_reached(tmp_path: Path) -> None:
     found = [Found(n, n, n, "text", f"passage\n{n}") for n in range(1, 11)]
     context = Context(Workspace(tmp_path))
-    tools = toolset(context.workspace, lambda query, limit: found[:limit] if query == "x" else [])
+    tools = toolset(
+        context.workspace, lambda query, limit: found[:limit] if query == "x" else [], ToolChoice(form="simple")
+    )
 
     def recall(**arguments: object) -> str:
         call = run_tool(tools, "recall", json.dumps({"query": "x", **arguments}), context)

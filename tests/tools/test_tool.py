@@ -15,6 +15,7 @@ from holdfast.tools import (
     Result,
     Risk,
     Tool,
+    ToolChoice,
     ToolError,
     Workspace,
     run_tool,
@@ -31,7 +32,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def tools(workspace: Workspace) -> dict[str, Tool]:
-    return toolset(workspace, lambda query, limit: ())
+    return toolset(workspace, lambda query, limit: (), ToolChoice(form="simple"))
 
 
 @pytest.fixture

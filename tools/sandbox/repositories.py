@@ -80,6 +80,7 @@ def _points_back(directory: Path, entry: Path) -> bool:
     if (directory / "gitdir").is_file():
         return _pointed(directory / "gitdir", "") == entry
     try:
+        worktree: str
         (worktree,) = re.findall(r"^\s*worktree\s*=\s*(.+?)\s*$", (directory / "config").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return False

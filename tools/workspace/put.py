@@ -7,7 +7,6 @@ a later path fails. Must not know why something is changed, nor whether it may b
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,32 +16,10 @@ from holdfast.tools.workspace.directories import PASSING, listing
 from holdfast.tools.workspace.journal import FileState, Journal
 from holdfast.tools.workspace.rewrite import NEW, rewrite
 from holdfast.tools.workspace.root import Root, parts_of, read_all
+from holdfast.tools.workspace.states import MAX_STATE_BYTES, state_of
 
-MAX_STATE_BYTES = 64 * 2**20  # of one file: what is larger is not kept, and so not changed
 Step = tuple[FileState, FileState]
 NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EMLINK})  # a file system without them
-
-
-def state_of(root: Root, path: str) -> FileState:
-    """What `path` is now; its last name is not followed. Raises ToolError for what is neither file, link nor directory, or too large."""
-    if path == ".":
-        raise ToolError("the root of the workspace is not changed by tools")
-    name = parts_of(path)[-1]
-    try:
-        with root.open_parent(path) as parent_fd:
-            mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
-            bits = stat.S_IMODE(mode)
-            if stat.S_ISLNK(mode):
-                return FileState(path, "link", bits, os.fsencode(os.readlink(name, dir_fd=parent_fd)))
-            if stat.S_ISDIR(mode):
-                with root.open_parent(f"{path}/x"):  # refuses one of our own
-                    return FileState(path, "directory", bits)
-            if not stat.S_ISREG(mode):
-                raise ToolError(f"{path} is not a regular file")
-            with root.open_file(path, parent_fd) as fd:
-                return FileState(path, "file", bits, read_all(path, fd, MAX_STATE_BYTES))
-    except FileNotFoundError:
-        return FileState(path)
 
 
 def put(
@@ -73,6 +50,53 @@ def put(
         why = str(e) if isinstance(e, ToolError) else f"{path} could not be changed ({e.strerror})"
         left = [old.path for old, new in reversed(done) if not _put_back(root, old, new, backups)]
         raise ToolError(f"{why}; these could not be put back: {', '.join(left)}" if left else why) from None
+
+
+def move(
+    root: Root, old: Sequence[FileState], new: Sequence[FileState], made: Sequence[FileState], journal: Journal | None
+) -> None:
+    """Rename the first of `old`, with all below it, to the first of `new`; `made` are the missing directories above.
+
+    Raises ToolError as `put`, also when the new place was taken meanwhile.
+    """
+    gone, missing = [FileState(state.path) for state in old], [FileState(state.path) for state in (*new, *made)]
+    for state in [*old, *missing]:
+        _check(root, state)
+    if journal is not None:
+        journal.record([*old, *missing], [*gone, *new, *made])
+    source, target = old[0], new[0]
+    try:
+        for directory in made:
+            _make(root, FileState(directory.path), directory, None)
+        with root.open_parent(source.path) as source_fd, root.open_parent(target.path) as target_fd:
+            _rename(source.kind, source_fd, parts_of(source.path)[-1], target_fd, parts_of(target.path)[-1])
+            for parent_fd in (source_fd, target_fd):
+                _sync(parent_fd)
+    except OSError as e:
+        for directory in reversed(made):
+            _put_back(root, FileState(directory.path), directory, None)
+        raise ToolError(
+            f"{source.path} could not be moved to {target.path} ({e.strerror}); it is where it was"
+        ) from None
+
+
+def _rename(kind: str, source_fd: int, source: str, target_fd: int, target: str) -> None:
+    """Takes the place of nothing: a directory can only replace an empty one, and a file gets its new name as a second one first."""
+    if kind != "directory":
+        try:
+            os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
+        except OSError as e:
+            if e.errno not in NO_HARD_LINKS:
+                raise
+        else:
+            os.unlink(source, dir_fd=source_fd)
+            return
+    os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+
+def _sync(parent_fd: int) -> None:
+    with suppress(PermissionError), listing(parent_fd) as directory_fd:  # what may not be listed cannot be synced
+        os.fsync(directory_fd)
 
 
 def _path(step: Step) -> list[str]:

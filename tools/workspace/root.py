@@ -44,10 +44,10 @@ class Root:
         self._closing()
         self.root_fd = -1
 
-    def resolve(self, path: str) -> str:
+    def resolve(self, path: str, follow: bool = True) -> str:
         """The real place of `path`, relative to the root (`.` for the root itself); it need not exist.
 
-        It is text as in `names`. Where there is no such name, one that looks the same is taken if there is just one. Raises
+        Without `follow`, a link that `path` itself names is not followed. It is text as in `names`. Where there is no such name, one that looks the same is taken if there is just one. Raises
         ToolError for a path that is empty, too long, with NUL or outside the workspace, also through links.
         """
         if not path:
@@ -58,9 +58,9 @@ class Root:
             raise ToolError(f"path {path!a} has characters that no file name here may have")
         shown = to_text(path) if not path.isprintable() else path
         name = from_text(path)
-        parts = self._real_parts(name, shown)
+        parts = self._real_parts(name, shown, follow)
         if name != path and not self._exists(parts):  # what looks like an escape may be the name itself
-            as_written = self._real_parts(path, shown)
+            as_written = self._real_parts(path, shown, follow)
             parts = as_written if self._exists(as_written) else parts
         if parts is None:
             raise ToolError(f"{shown} is outside the workspace; use a path relative to its root")
@@ -133,13 +133,15 @@ class Root:
     def _descend(self, parts: Iterable[str]) -> int:
         return descend(self.root_fd, parts, self.guard.check)
 
-    def _real_parts(self, name: str, shown: str) -> list[str] | None:
+    def _real_parts(self, name: str, shown: str, follow: bool) -> list[str] | None:
+        last = name.rstrip("/").rpartition("/")[2]
+        above = name if follow or last in ("", ".", "..") else name.rstrip("/").removesuffix(last)
         with closing(RealPlace(self.root_fd)) as place:
             try:
-                place.follow(name)
+                place.follow(above)
             except RecursionError:
                 raise ToolError(f"{shown} leads through too many links; name the file itself") from None
-            return place.parts
+            return place.parts if above == name or place.parts is None else [*place.parts, last]
 
     def _exists(self, parts: list[str] | None) -> bool:
         if not parts:

@@ -7,14 +7,17 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from holdfast.tools.errors import ToolError
+from holdfast.tools.errors import Cancellation, ToolError
 from holdfast.tools.workspace.journal import FileState, Journal
-from holdfast.tools.workspace.put import put, state_of
+from holdfast.tools.workspace.put import move, put
 from holdfast.tools.workspace.root import Root, read_all
+from holdfast.tools.workspace.shown import Lines, Shown
+from holdfast.tools.workspace.states import missing_parents, state_of, states_below
 
 MAX_TEXT_BYTES = 16 * 2**20
 BOM = "\ufeff"
@@ -32,11 +35,13 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Change:
-    """A file that was written, and how many lines are new in it and gone from it."""
+    """What was done to a file or directory, and how many lines are new in it and gone from it; `to` is where it was moved."""
 
     path: str
     added: int
     removed: int
+    what: Literal["changed", "created", "moved", "deleted"] = "changed"
+    to: str = ""
 
 
 class Workspace(Root):
@@ -48,48 +53,51 @@ class Workspace(Root):
         self.journal: Journal | None = None  # set once the log of its session is open
         self._backups = backups
         self.kept_output = _none_kept  # the text of an output of a command by its name, None for a name that means none
-        self._shown: dict[str, int] = {}
-        self._newly_shown: dict[str, int] = {}
+        self.shown = Shown()
         self._changes: list[Change] = []
 
     def read_text(self, path: str) -> TextFile:
         """Read a resolved `path` as UTF-8 text; raises as `read_bytes`, and ToolError for anything but UTF-8 text."""
         return decode(path, self.read_bytes(path, MAX_TEXT_BYTES))
 
-    def note_shown(self, file: TextFile) -> None:
-        """Remember that the model was shown this state of the file."""
-        if self._shown.get(file.path) != file.digest:
-            self._shown[file.path] = self._newly_shown[file.path] = file.digest
+    def note_shown(self, file: TextFile, lines: Iterable[Lines] = ()) -> None:
+        """Remember that the model was shown this state of the file, and these lines of it whole."""
+        self.shown.note(file.path, file.digest, file.text, lines)
 
-    def take_shown(self) -> dict[str, int]:
-        """What was noted since the last time, by path: a digest of each file as the model saw it."""
-        newly, self._newly_shown = self._newly_shown, {}
-        return newly
+    def note_change(self, change: Change) -> None:
+        self._changes.append(change)
 
     def take_changes(self) -> list[Change]:
         """What was written since the last time."""
         changes, self._changes = self._changes, []
         return changes
 
-    def set_shown(self, shown: Mapping[str, int]) -> None:
-        """Begin from what the model was shown before: the sum of what `take_shown` gave."""
-        self._shown, self._newly_shown = dict(shown), {}
-
     def check_fresh(self, file: TextFile) -> None:
         """Raise ToolError when the model was last shown another state of the file; a file never shown is fine."""
-        if self._shown.get(file.path, file.digest) != file.digest:
+        seen = self.shown.get(file.path)
+        if seen is not None and seen.digest != file.digest:
             raise ToolError(f"{file.path} changed on disk since it was read; read it again")
 
     def put(self, before: Sequence[FileState], after: Sequence[FileState]) -> None:
-        """Make `after` of `before`, recorded in the journal first: see `put`. Every change of files goes through here."""
+        """Make `after` of `before`, recorded in the journal first: see `put`."""
         put(self, before, after, self.journal, self._backups)
+
+    def move(self, old: Sequence[FileState], new: Sequence[FileState], made: Sequence[FileState]) -> None:
+        """Rename, recorded in the journal first: see `put.move`."""
+        move(self, old, new, made, self.journal)
 
     def state(self, path: str) -> FileState:
         """What the resolved `path` is now: see `state_of`."""
         return state_of(self, path)
 
-    def replace(self, old: TextFile, text: str) -> bool:
-        """Write `text` (own line ends, no byte order mark) in place of `old`, durably, and note it as shown.
+    def states_below(self, path: str, cancelled: Cancellation) -> list[FileState]:
+        return states_below(self, path, cancelled)
+
+    def missing_parents(self, path: str) -> list[str]:
+        return missing_parents(self, path)
+
+    def replace(self, old: TextFile, text: str, lines: Iterable[Lines] = ()) -> bool:
+        """Write `text` (own line ends, no byte order mark) in place of `old`, durably, and note it as shown, with these `lines`.
 
         The new file takes the name by rename (see `rewrite`), so another hard link keeps the old contents; returns whether there is
         one. Raises ToolError when the file is read-only, is none that tools edit (`guard`), or no longer has the contents of `old`.
@@ -97,8 +105,8 @@ class Workspace(Root):
         before, num_links = self._replaceable(old)
         data = ((BOM if old.has_bom else "") + text).encode()
         self.put([before], [replace(before, data=data)])
-        self.note_shown(TextFile(old.path, text, old.has_bom, _digest(data)))
-        self._changes.append(change_of(old, text))
+        self.note_shown(TextFile(old.path, text, old.has_bom, digest_of(data)), lines)
+        self.note_change(change_of(old, text))
         return num_links > 1
 
     def check_replaceable(self, old: TextFile) -> None:
@@ -111,7 +119,7 @@ class Workspace(Root):
         with self.open_parent(old.path) as parent_fd, self.open_file(old.path, parent_fd) as fd:
             status, data = os.fstat(fd), read_all(old.path, fd, MAX_TEXT_BYTES)
         mode = stat.S_IMODE(status.st_mode)
-        if _digest(data) != old.digest:
+        if digest_of(data) != old.digest:
             raise ToolError(f"{old.path} changed on disk since it was read; read it again")
         if not mode & 0o222:
             raise ToolError(f"{old.path} is read-only; its mode is {mode:o}")
@@ -130,7 +138,7 @@ def decode(path: str, data: bytes) -> TextFile:
         raise ToolError(f"{path} is not UTF-8 text") from None
     if "\0" in text:
         raise ToolError(f"{path} is not UTF-8 text")
-    return TextFile(path, text.removeprefix(BOM), text.startswith(BOM), _digest(data))
+    return TextFile(path, text.removeprefix(BOM), text.startswith(BOM), digest_of(data))
 
 
 def split_lines(text: str) -> list[str]:
@@ -141,7 +149,7 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _digest(data: bytes) -> int:
+def digest_of(data: bytes) -> int:
     """A number: what is text in an event is found by `recall`."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "big")
 

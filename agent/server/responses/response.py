@@ -139,10 +139,11 @@ class Response:
 
     async def run(self, work: Coroutine[Any, Any, T], on_steer: Callable[[], None] | None = None) -> T:
         """Run the work that makes it as a task, which `cancel` cancels. `on_steer` is called when it is steered."""
-        self._task, self._on_steer = asyncio.create_task(work), on_steer
+        task = asyncio.create_task(work)
+        self._task, self._on_steer = task, on_steer
         if self.is_cancelled:
-            self._task.cancel()
-        return await self._task
+            task.cancel()
+        return await task
 
     def cancel(self) -> None:
         """Cancel it; it is over a moment later."""

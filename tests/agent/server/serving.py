@@ -15,7 +15,7 @@ import openai
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.server.serve import Running, access_of, running
 from holdfast.agent.session.turn import SYSTEM_TEXT as SYSTEM_TEXT
-from holdfast.tools import Workspace, toolset
+from holdfast.tools import ToolChoice, Workspace, toolset
 
 MODEL = "pocket"
 TIMEOUT_S = 240  # the first request may wait for kernels to be compiled, by two processes at once
@@ -128,7 +128,7 @@ def served(
 
 def agent_tools(workspace: Path) -> list[dict[str, Any]]:
     """The tools that pocket knows, as function tools of a client."""
-    tools = toolset(Workspace(workspace), lambda query, limit: ())
+    tools = toolset(Workspace(workspace), lambda query, limit: (), ToolChoice.read(POCKET_DIR))
     return [{"type": "function", **tool.schema()} for tool in tools.values()]
 
 

@@ -40,11 +40,14 @@ class World:
         policy: Policy = Policy.EDIT,
         ask: Ask | None = None,
         max_context: int = 4096,
+        has_all_tools: bool = False,
         **settings: Any,
     ) -> AsyncIterator[Session]:
         """The workspace's session, as a new process would open it."""
         self.num_opened += 1
         model = make_model(self.root / f"model-{self.num_opened}", replies, max_context)
+        if has_all_tools:
+            (model / "tools.json").unlink()
         async with (
             App.open(Settings(self.root / "home", model, **settings)) as app,
             aclosing(await app.session(self.workspace, Approvals(policy, ask))) as session,

@@ -8,43 +8,12 @@ import pytest
 
 from holdfast.tools import ToolError, Workspace
 from holdfast.tools.workspace.journal import FileState
-
-
-class MemoryJournal:
-    """Keeps states in memory, and sees that nothing was written before."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.changes: list[tuple[list[FileState], list[FileState]]] = []
-
-    def record(self, before: Sequence[FileState], after: Sequence[FileState]) -> None:
-        assert all(self.workspace.state(state.path).is_same(state) for state in before)
-        self.changes.append((list(before), list(after)))
-
-    def undo(self) -> None:
-        """Everything, the last change first."""
-        self.workspace.journal = None
-        for before, after in reversed(self.changes):
-            self.workspace.put(after, before)
+from tests.tools.workspace.memory_journal import MemoryJournal, tree
 
 
 class FullJournal:
     def record(self, before: Sequence[FileState], after: Sequence[FileState]) -> None:
         raise ToolError("the disk of the data directory is full; nothing was changed")
-
-
-def tree(root: Path) -> dict[str, tuple[str, int, bytes]]:
-    """Every path below, with its kind, mode and contents."""
-    found = {}
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(folder) / name
-            mode = path.lstat().st_mode
-            if path.is_symlink():
-                found[str(path.relative_to(root))] = ("link", 0, os.fsencode(os.readlink(path)))
-            else:
-                found[str(path.relative_to(root))] = ("other", mode, path.read_bytes() if path.is_file() else b"")
-    return found
 
 
 def make_tree(root: Path) -> None:

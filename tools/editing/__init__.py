@@ -1,0 +1,1 @@
+"""The full form of the tools that read and change files: read, edit, write, move, delete."""
