@@ -142,7 +142,8 @@ class Bench:
         old, _ = self._unique(source, lines)
         first = self.rng.randint(1, len(lines))
         new = "".join(self._new(lines))
-        name, arguments = "edit", {"old": old, "new": new}
+        name = "edit"
+        arguments: dict[str, Any] = {"old": old, "new": new}
         if kind.startswith("stale"):
             self.read(1, len(lines))
             self._change(lines, first, is_moving=kind == "stale lines")
