@@ -13,6 +13,8 @@ from holdfast.agent.config import Settings, UsageError
 from holdfast.agent.encoding.encode import ProtocolTexts, encode_messages
 from holdfast.agent.events import Notice
 from holdfast.agent.faults import logged
+from holdfast.agent.models.opened import open_model, protocol_texts
+from holdfast.agent.models.remote.model import RemoteModel
 from holdfast.agent.models.rolling import rolls_of
 from holdfast.agent.models.snapshots import Snapshots
 from holdfast.agent.session.approvals import Approvals, Ask, Policy
@@ -44,7 +46,7 @@ class App:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
+        engine: Engine | RemoteModel,
         database: Database,
         snapshots: Snapshots,
         texts: ProtocolTexts,
@@ -74,7 +76,7 @@ class App:
 
         Raises UsageError for an unusable data directory, StoreError and EngineError for what is inside it or the model.
         """
-        texts = ProtocolTexts.from_dir(settings.model_dir)
+        texts = protocol_texts(settings)
         try:
             database = Database(settings.home)
         except OSError as e:
@@ -96,12 +98,7 @@ class App:
                 pinned_pages=-(-opening_tokens // EngineConfig.page_tokens),
                 public_ids=tuple(opening_ids),
             )
-
-            def on_compile(number: int, total: int) -> None:
-                if tell is not None:
-                    tell(Notice(message=f"compiling kernels for this machine, once: {number} of {total}"))
-
-            async with Engine.open(settings.model_dir, config, on_compile) as engine:
+            async with open_model(settings, texts, config, tell or _unheard) as engine:
                 with closing(Snapshots(engine, snapshot_store)) as snapshots:
                     yield cls(settings, engine, database, snapshots, texts, tool_choice, opening_tokens)
 
@@ -213,6 +210,10 @@ class App:
             with suppress(SessionInUse):
                 return self.store.open(unused)
         return self.store.open(self.store.create(str(workspace), self.engine.identity, name, owner, prompt))
+
+
+def _unheard(notice: Notice) -> None:
+    pass
 
 
 @asynccontextmanager

@@ -4,11 +4,15 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 
 from holdfast.agent.encoding.encode import ThinkingMode
 from holdfast.agent.released import release_of
+
+if TYPE_CHECKING:
+    from holdfast.agent.models.remote.catalogue import Endpoint
 
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
@@ -34,7 +38,8 @@ class Settings:
 
     `max_context` tokens at most are in the window (None: what the model supports); then the oldest roll out. State is
     saved when a turn ends, and in a long one every `save_every` tokens; on disk it takes `disk_bytes` at most. The
-    model runs on `ranks` processes.
+    model runs on `ranks` processes. With an `endpoint` the model is there, and `model_dir` has the vocabulary of our
+    log.
     """
 
     home: Path
@@ -48,6 +53,12 @@ class Settings:
     disk_bytes: int = 20 * 2**30
     ranks: int = 1
     own_files: tuple[Path, ...] = ()  # outside `home`, that no tool may see
+    endpoint: "Endpoint | None" = None
+
+    @property
+    def model_name(self) -> str:
+        """What the model is known by to others of this data directory: its real directory, or the endpoint's identity."""
+        return self.endpoint.identity if self.endpoint else os.path.realpath(self.model_dir)
 
 
 def data_home() -> Path:

@@ -23,7 +23,7 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # listened on, and what to
 
 
 class Server(BaseModel):
-    """A server that runs: `url` without a path, and the real directory of its model."""
+    """A server that runs: `url` without a path, and its model as `Settings.model_name` has it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -58,11 +58,11 @@ def _other(home: Path) -> str:
 
 
 @contextmanager
-def announced(home: Path, url: str, model_dir: Path) -> Iterator[None]:
+def announced(home: Path, url: str, model: str) -> Iterator[None]:
     """Write `server.json` until the block ends; inside `only_server`. Raises UsageError if it cannot be written."""
     host, colon, port = url.removeprefix("http://").rpartition(":")
     address = f"http://{ANYWHERE.get(host, host)}{colon}{port}"
-    server = Server(url=address, pid=os.getpid(), model=os.path.realpath(model_dir))
+    server = Server(url=address, pid=os.getpid(), model=model)
     fd = _written(home / FILE, server)
     try:
         yield

@@ -21,6 +21,8 @@ from holdfast.agent.cli.options import Parser, add_bench_options, add_serve_opti
 from holdfast.agent.cli.prompt import read_prompt
 from holdfast.agent.cli.workspaces import chosen_workspace
 from holdfast.agent.config import (
+    POCKET,
+    POCKET_DIR,
     Failure,
     Settings,
     UsageError,
@@ -39,6 +41,7 @@ from holdfast.memory import StoreError
 
 if TYPE_CHECKING:
     from holdfast.agent.attach.discovery import Server
+    from holdfast.agent.models.remote.catalogue import Endpoint
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 bad usage, 3 a call that was needed was refused, 130 interrupted (Ctrl-C),"
@@ -152,15 +155,29 @@ def _settings(args: argparse.Namespace) -> Settings:
     home = data_home()
     if not is_text(str(home)):
         raise UsageError(f"data directory {printable(str(home))} is not valid UTF-8: set HOLDFAST_HOME")
-    directory = model_directory(args.model)
+    endpoint = _endpoint(args.model, home)
+    directory = (endpoint.tokenizer or POCKET_DIR) if endpoint else model_directory(args.model)
+    if endpoint and args.ranks > 1:
+        raise UsageError("--ranks is for a model of this machine: leave it out")
     return Settings(
         home,
         directory,
-        max_output_tokens=output_limit(directory),
+        thinking_mode="thinking" if endpoint and endpoint.thinking else "chat",
+        max_output_tokens=endpoint.most_output if endpoint else output_limit(directory),
         max_context=args.max_context,
         ranks=args.ranks,
         disk_bytes=disk_budget(),
+        endpoint=endpoint,
     )
+
+
+def _endpoint(model: str, home: Path) -> "Endpoint | None":
+    """What `--model` means unless it is a directory or pocket."""
+    if model == POCKET or os.path.isdir(model):
+        return None
+    from holdfast.agent.models.remote.catalogue import endpoint_of  # loads pydantic
+
+    return endpoint_of(model, home)
 
 
 def _server(home: Path) -> "Server | None":
@@ -179,7 +196,7 @@ def _talk(args: argparse.Namespace) -> int:
         mode.take()  # before all that takes time: what is typed meanwhile waits in the first prompt
     prompt = None if args.prompt is None else _prompt(args)
     server = _server(settings.home)
-    if server is not None and server.model != os.path.realpath(settings.model_dir):
+    if server is not None and server.model != settings.model_name:
         server = None
     from holdfast.agent.events import Notice
     from holdfast.agent.terminal.chat import Others, talk

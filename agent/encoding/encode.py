@@ -264,6 +264,13 @@ def encode_continuation(
     return writer.pieces
 
 
+def encode_calls(calls: Iterable[Mapping[str, Any]]) -> list[Piece]:
+    """What calls add to a message of the model that has text already, without its end."""
+    writer = _PieceWriter()
+    _write_calls(writer, calls)
+    return writer.pieces
+
+
 def _turns(messages: Sequence[Message], call_order: Iterable[str]) -> list[_Turn]:
     turns: list[_Turn] = []
     order = {call_id: i for i, call_id in enumerate(call_order)}
@@ -349,12 +356,16 @@ def _write_assistant(writer: _PieceWriter, message: Message, thinks: bool) -> No
         writer.protocol(END_THINK)
     writer.plain(_text(message.get("content")))
     if calls := message.get("tool_calls"):
-        writer.protocol(f"\n\n<{DSML}tool_calls>\n")
-        for call in calls:
-            _write_call(writer, call["function"])
-        writer.protocol(f"</{DSML}tool_calls>")
+        _write_calls(writer, calls)
     if not message.get("wo_eos"):
         writer.protocol(EOS)
+
+
+def _write_calls(writer: _PieceWriter, calls: Iterable[Mapping[str, Any]]) -> None:
+    writer.protocol(f"\n\n<{DSML}tool_calls>\n")
+    for call in calls:
+        _write_call(writer, call["function"])
+    writer.protocol(f"</{DSML}tool_calls>")
 
 
 def _write_call(writer: _PieceWriter, function: Mapping[str, Any]) -> None:

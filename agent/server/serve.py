@@ -169,7 +169,7 @@ async def _until_told(
     async with running(settings, access, host, port, workspace) as server:
         _set_aside_what_stays()
         logged = loop.create_task(_say_what_the_log_left_out())
-        with announced(settings.home, server.url, settings.model_dir):
+        with announced(settings.home, server.url, settings.model_name):
             _print_where(settings, reachable(server.url, access.hosts), access, token, is_first)
             await stopped.wait()
         logged.cancel()

@@ -39,7 +39,7 @@ from holdfast.agent.models.rolling import rolled_out
 from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
-from holdfast.engine import Constraint, SamplingParams
+from holdfast.engine import Constraint, ContextFull, SamplingParams
 from holdfast.memory import LoggedEvent, SessionLog
 from holdfast.tools import (
     Budget,
@@ -188,9 +188,18 @@ async def run_turn(turn: Turn) -> AsyncGenerator[Event, None]:
         for event in await _make_room(turn):
             yield event
         reply = Reply()
-        async with aclosing(_speak(turn, reply)) as events:
-            async for event in events:
+        try:
+            async with aclosing(_speak(turn, reply)) as events:
+                async for event in events:
+                    yield event
+        except ContextFull as e:  # of an endpoint, whose context is less than was thought
+            has_spoken = reply.text or reply.thinking
+            if has_spoken or not (notices := await _roll(turn, turn.window.used // 2)):
+                raise
+            yield Notice(message=str(e))
+            for event in notices:
                 yield event
+            continue
         if not reply.calls:
             for event in _turn_end(turn, reply):
                 yield event
@@ -221,7 +230,12 @@ async def _make_room(turn: Turn) -> list[Event]:
     """Roll if what waits and an answer of some length would not fit; what to tell the user."""
     limit = turn.window.model.max_context
     answer = min(turn.settings.max_output_tokens, limit // ANSWER_SHARE)
-    roll = await turn.window.make_room(turn.window.used + answer - limit)
+    return await _roll(turn, turn.window.used + answer - limit)
+
+
+async def _roll(turn: Turn, missing: int) -> list[Event]:
+    """Roll so that so many tokens have room, if that can be; what to tell the user."""
+    roll = await turn.window.make_room(missing)
     if roll is None:
         return []
     last = rolled_out(turn.log.turn_list(), roll.first_kept)
@@ -281,6 +295,7 @@ def _turn_end(turn: Turn, reply: Reply) -> list[Event]:
     if reply.is_cut and turn.window.used >= turn.window.model.max_context:
         return [turn.context_full()]
     turn.usage.context_used = turn.window.used
+    turn.window.settle(turn.usage)
     assert turn.log.open_turn is not None
     done = TurnDone(session=turn.log.session.name, turn=turn.log.open_turn, text=reply.text, usage=turn.usage)
     limit = turn.settings.max_output_tokens

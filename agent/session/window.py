@@ -11,6 +11,8 @@ from contextlib import suppress
 from holdfast.agent.events import PrefillProgress, Rolled, Usage, entry
 from holdfast.agent.models.generate import generate
 from holdfast.agent.models.model import Stateful
+from holdfast.agent.models.remote.costs import settle
+from holdfast.agent.models.remote.model import RemoteSequence
 from holdfast.agent.models.resume import Resume, count
 from holdfast.agent.models.rolling import droppable, next_roll
 from holdfast.agent.models.snapshots import Saves, Snapshots
@@ -109,6 +111,11 @@ class ContextWindow:
         after = max([len(self.seq.token_ids), *shared])
         places = [*shared, *range((after // every + 1) * every, end, every)]
         return generate(self.model, self.seq, self._log.ids, params, usage, places, self.checkpoint)
+
+    def settle(self, usage: Usage) -> None:
+        """Count where the input came from as an endpoint says it; what has its state here is counted already."""
+        if isinstance(self.seq, RemoteSequence):
+            settle(usage, self.seq)
 
     async def make_room(self, missing: int) -> Roll | None:
         """Roll, so that this many tokens more have room; what was rolled, in the log already.

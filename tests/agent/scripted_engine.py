@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.cli.main import main
 from holdfast.agent.config import POCKET_DIR
 from holdfast.agent.pocket.data import SPECIAL_TOKENS, TOOLS_TEXT, assistant_text, call_text
@@ -139,5 +139,5 @@ class ScriptedEngine:
 
 
 if __name__ == "__main__":
-    holdfast.agent.app.Engine = ScriptedEngine  # type: ignore[misc,assignment]
+    holdfast.agent.models.opened.Engine = ScriptedEngine  # type: ignore[misc,assignment]
     sys.exit(main())

@@ -43,21 +43,21 @@ def test_a_data_directory_has_one_server(place: Place) -> None:
 def test_a_file_that_nobody_holds_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "server.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "pid": os.getpid(), "model": "/"}))
     assert find_server(tmp_path) is None
-    with only_server(tmp_path), announced(tmp_path, "http://0.0.0.0:8420", tmp_path):
+    with only_server(tmp_path), announced(tmp_path, "http://0.0.0.0:8420", str(tmp_path)):
         found = find_server(tmp_path)
         assert found is not None and (found.url, found.pid) == ("http://127.0.0.1:8420", os.getpid())
         assert (tmp_path / "server.json").stat().st_mode & 0o777 == 0o600
         with pytest.raises(UsageError, match="has a server already at http://127"), only_server(tmp_path):
             pass
     assert find_server(tmp_path) is None
-    with only_server(tmp_path), announced(tmp_path, "http://[::]:8420", tmp_path):
+    with only_server(tmp_path), announced(tmp_path, "http://[::]:8420", str(tmp_path)):
         found = find_server(tmp_path)
         assert found is not None and found.url == "http://[::1]:8420"
 
 
 def test_a_file_that_others_may_write_is_refused(place: Place) -> None:
     place.home.mkdir()
-    with only_server(place.home), announced(place.home, "http://127.0.0.1:8420", place.home):
+    with only_server(place.home), announced(place.home, "http://127.0.0.1:8420", str(place.home)):
         os.chmod(place.home / "server.json", 0o666)
         with pytest.raises(UsageError, match="can be written by others"):
             find_server(place.home)

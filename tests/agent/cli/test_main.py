@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-import holdfast.agent.app
 import holdfast.agent.cli.main
+import holdfast.agent.models.opened
 from holdfast.agent import VERSION
 from holdfast.memory import Database, SessionStore
 from tests.agent.scripted_engine import FAIL, HANG, Reply, ScriptedEngine, calls, make_model, says
@@ -29,7 +29,7 @@ EDIT = calls("edit", path="a.py", old="fox", new="cat")
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace, with the command line on a scripted engine and its data directory."""
-    monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
+    monkeypatch.setattr(holdfast.agent.models.opened, "Engine", ScriptedEngine)
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     (tmp_path / "ws").mkdir()
     (tmp_path / "ws" / "a.py").write_text("def fox():\n    return 1\n")

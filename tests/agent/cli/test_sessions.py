@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.cli.main import main
 from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.memory import BlobStore, Database, ResponseStore, SessionStore, SnapshotStore, StoredResponse
@@ -48,7 +48,7 @@ def test_responses_of_a_server_are_one_line(
 
 @pytest.fixture
 def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
+    monkeypatch.setattr(holdfast.agent.models.opened, "Engine", ScriptedEngine)
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     (tmp_path / "ws").mkdir()
     for name in ("a.py", "b.py"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
 from holdfast.agent.events import Event, Notice, ToolOutput, ToolResultGiven, TurnDone
@@ -40,7 +40,7 @@ class Desk:
     """A workspace, a data directory, and sessions whose model has the tools of commands."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
+        monkeypatch.setattr(holdfast.agent.models.opened, "Engine", ScriptedEngine)
         self.path, self.workspace = tmp_path, tmp_path.resolve() / "ws"
         self.workspace.mkdir()
         self.mark = f"desk-{time.monotonic_ns()}"
@@ -176,13 +176,13 @@ def test_killed_the_agent_leaves_no_process(desk: Desk) -> None:
     program = f"""
 import asyncio, sys
 from pathlib import Path
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
 from holdfast.agent.session.approvals import Approvals, Policy
 from tests.agent.scripted_engine import ScriptedEngine
 from tests.agent.session.test_commands import turn, with_commands
-holdfast.agent.app.Engine = ScriptedEngine
+holdfast.agent.models.opened.Engine = ScriptedEngine
 async def main():
     async with App.open(Settings(Path({str(desk.path / "home")!r}), Path({str(desk.path / "model")!r}))) as app:
         session = await app.session(Path({str(desk.workspace)!r}), Approvals(Policy.ALL))

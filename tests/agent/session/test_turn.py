@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.events import Notice, Text, Thinking, TurnDone
 from holdfast.agent.pocket.data import OPENING, Renderer
 from holdfast.agent.pocket.oracle import Call, Episode
@@ -200,7 +200,7 @@ async def test_another_model_gets_a_session_of_its_own_and_says_so(
             super().__init__(directory)
             self.identity = "another"
 
-    monkeypatch.setattr(holdfast.agent.app, "Engine", Other)
+    monkeypatch.setattr(holdfast.agent.models.opened, "Engine", Other)
     async with world.session(says("Hi.")) as session:
         events = await turn(session)
         assert session.name == "ws-2" and isinstance(events[0], Notice) and "ws-1" in events[0].message

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
 from holdfast.agent.events import Error, Event, PrefillProgress
@@ -26,7 +26,7 @@ class World:
     """A workspace with a.py, a data directory, a scripted model, and one session on them."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
+        monkeypatch.setattr(holdfast.agent.models.opened, "Engine", ScriptedEngine)
         self.root = tmp_path
         self.workspace = tmp_path / "ws"
         self.workspace.mkdir()

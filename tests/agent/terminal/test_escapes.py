@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import holdfast.agent.app
+import holdfast.agent.models.opened
 from holdfast.agent.cli.main import main
 from holdfast.agent.terminal.render import Printer
 from holdfast.memory import Database, SessionStore
@@ -24,7 +24,7 @@ def is_harmless(shown: str) -> bool:
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of such a name, with a data directory that has a session of it."""
-    monkeypatch.setattr(holdfast.agent.app, "Engine", ScriptedEngine)
+    monkeypatch.setattr(holdfast.agent.models.opened, "Engine", ScriptedEngine)
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path / "home"))
     directory = tmp_path / f"d{ESCAPE}"
     directory.mkdir()
