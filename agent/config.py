@@ -12,7 +12,7 @@ from holdfast.agent.encoding.encode import ThinkingMode
 from holdfast.agent.released import release_of
 
 if TYPE_CHECKING:
-    from holdfast.agent.models.remote.catalogue import Endpoint
+    from holdfast.agent.models.remote.endpoint import Endpoint
 
 POCKET = "pocket"
 POCKET_DIR = Path(__file__).parent / "pocket" / "model"
@@ -57,7 +57,7 @@ class Settings:
 
     @property
     def model_name(self) -> str:
-        """What the model is known by to others of this data directory: its real directory, or the endpoint's identity."""
+        """The name of the model in this data directory: its real directory, or the endpoint's identity."""
         return self.endpoint.identity if self.endpoint else os.path.realpath(self.model_dir)
 
 
@@ -102,7 +102,9 @@ def model_directory(model: str) -> Path:
     if not os.path.exists(directory) and (release := release_of(model)):
         raise UsageError(release.how_to_get())
     what = "has no config.json" if os.path.isdir(directory) else "is not a directory"
-    raise UsageError(f"model {printable(model)} {what}: name a directory with config.json, or {POCKET}")
+    raise UsageError(
+        f"model {printable(model)} {what}: name a directory with config.json, https://HOST/v1#MODEL, or {POCKET}"
+    )
 
 
 def output_limit(model_dir: Path) -> int:

@@ -20,7 +20,7 @@ class Usage(BaseModel):
     `new`: tokens of the user and of tools. `from_memory`: already in the live sequence. `from_disk`: state loaded from
     disk. `prefilled_again`: in the token log, but computed anew because of `why`. A turn's input and output together
     are the context, so `context_used` = `input_tokens` + `output_tokens`. `prefill_s` is the wait for first tokens.
-    `requests` to an endpoint, and their `cost` by the user's prices; of an endpoint, `from_memory` is what it had cached.
+    `requests` to an endpoint, and their `cost` by the user's prices; `from_memory` is then what it had cached.
     """
 
     new: int = 0

@@ -41,7 +41,7 @@ from holdfast.memory import StoreError
 
 if TYPE_CHECKING:
     from holdfast.agent.attach.discovery import Server
-    from holdfast.agent.models.remote.catalogue import Endpoint
+    from holdfast.agent.models.remote.endpoint import Endpoint
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 failed, 2 bad usage, 3 a call that was needed was refused, 130 interrupted (Ctrl-C),"
@@ -139,9 +139,12 @@ def command_line() -> Parser:
     timelines = commands.add_parser("sessions", help="the durable timelines")
     sessions.add_commands(timelines.add_subparsers(metavar="ACTION", required=True))
     add_bench_options(command("bench", _bench, "measure prefill and decode at several context lengths"))
-    model = commands.add_parser("model", help="what a model directory holds").add_subparsers(
+    model = commands.add_parser("model", help="which models there are, and what a directory holds").add_subparsers(
         metavar="ACTION", required=True
     )
+    listing = model.add_parser("list", help="what --model can name here, and what is missing for it")
+    listing.set_defaults(command=_list_models)
+    listing.add_argument("--json", action="store_true", help="print one model per line")
     inspect = model.add_parser("inspect", help="what it is, what it needs, what a long context costs")
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("directory", metavar="DIR")
@@ -280,6 +283,14 @@ def _inspect(args: argparse.Namespace) -> int:
     except EngineError as e:
         raise Failure(str(e)) from None
     print(json.dumps(report.as_dict()) if args.json else "\n".join(report.lines()))
+    return 0
+
+
+def _list_models(args: argparse.Namespace) -> int:
+    from holdfast.agent.cli.models import known_models
+
+    for row in known_models(data_home()):
+        print(json.dumps(row) if args.json else f"{row['name']:18} {row['kind']:16} {row['state']}")
     return 0
 
 

@@ -9,6 +9,7 @@ from holdfast.agent.config import POCKET, UsageError, printable
 from holdfast.memory import NAME_PATTERN, NAME_RULE
 
 MIN_CONTEXT = 2048
+MODEL_HELP = f"a model directory, an endpoint (https://HOST/v1#NAME, or a name of models.toml), or {POCKET} (default)"
 POLICIES = ("ask", "read", "edit", "all")
 
 
@@ -73,7 +74,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, nargs="+", metavar="N", help="context lengths in tokens")
-    add_model(parser)
+    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
     parser.add_argument("--against", choices=["transformers"], help="measure that library too, in the same run")
     parser.add_argument("--sessions", action="store_true", help="measure save, resume, fork, rewind and roll instead")
     parser.add_argument("--random", choices=["flash", "pro"], help="a real model's shapes with random weights instead")
@@ -90,7 +91,7 @@ def session_name(text: str) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=POCKET, metavar="M", help=f"a model directory, or {POCKET} (default)")
+    parser.add_argument("--model", default=POCKET, metavar="M", help=MODEL_HELP)
 
 
 def add_max_context(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from holdfast.engine import Engine, EngineConfig, Tokenizer
 
 
 def protocol_texts(settings: Settings) -> ProtocolTexts:
-    """Texts of the model's directory; our own for an endpoint whose log has pocket's vocabulary: pocket is told of no tools."""
+    """Texts of the model's directory. Our own for a log in pocket's vocabulary: pocket's texts name no tools."""
     if settings.endpoint is not None and settings.endpoint.tokenizer is None:
         return ProtocolTexts()
     return ProtocolTexts.from_dir(settings.model_dir)

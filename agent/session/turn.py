@@ -303,7 +303,7 @@ def _turn_end(turn: Turn, reply: Reply) -> list[Event]:
 
 
 async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
-    """For each call what it puts out and one ToolResultGiven, which is in the log before it is yielded; runs what may run."""
+    """Run what may run. Each call gives what it puts out and one ToolResultGiven, which is in the log before that."""
     room, approvals = turn.room, turn.toolbox.approvals
 
     def count_tokens(text: str) -> int:

@@ -1,7 +1,7 @@
 """A model behind chat completions: the log's tokens are decoded to messages, and its answer is encoded to tokens.
 
-Owns what a request says and how an answer becomes the canonical transcript: reasoning, text, calls, end. Calls are written
-when they are whole. Must not know HTTP.
+Owns what a request says and how an answer becomes the canonical transcript: reasoning, text, calls, end. Calls are
+written when they are whole. Must not know HTTP.
 """
 
 import json
@@ -13,8 +13,8 @@ from holdfast.agent.encoding.deltas import Delta, TextDelta, ThinkingDelta, Tool
 from holdfast.agent.encoding.encode import END_THINK, EOS, THINK, Piece, ProtocolTexts, encode_calls
 from holdfast.agent.encoding.parse import StreamParser
 from holdfast.agent.models.remote.calls import StreamedCalls
-from holdfast.agent.models.remote.catalogue import Endpoint
 from holdfast.agent.models.remote.decode import Conversation, Decoder
+from holdfast.agent.models.remote.endpoint import Endpoint
 from holdfast.agent.models.remote.model import RemoteModel, RemoteSequence, Reported
 from holdfast.agent.models.remote.wire import Json, RemoteError, Wire
 from holdfast.engine import EngineConfig, SamplingParams, Tokenizer
@@ -87,8 +87,8 @@ class ChatModel(RemoteModel):
         read = answer.reported.input
         if read is not None and num_chars >= LEAST_CHARS and read * CHARS_PER_TOKEN < num_chars:
             raise RemoteError(
-                f"{self.identity} read {read:,} tokens of a request of {num_chars:,} characters: it cuts its context or drops the"
-                " tools without a word; give it a larger context (Ollama: num_ctx) or a model that supports tools"
+                f"{self.identity} read {read:,} tokens of a request of {num_chars:,} characters: it cuts its context or"
+                " drops the tools in silence; give it a larger context (Ollama: num_ctx) or a model that supports tools"
             )
 
 

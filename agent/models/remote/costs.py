@@ -1,12 +1,12 @@
 """What requests to an endpoint were, as it says: what it had cached, and what they cost by the user's prices.
 
-Owns that nothing is guessed: what an endpoint does not say is said not to be known, and there are no prices but the user's.
+Owns that nothing is guessed: what an endpoint does not say is told as not known, and prices are the user's alone.
 """
 
 from collections.abc import Iterable
 
 from holdfast.agent.events import Usage
-from holdfast.agent.models.remote.catalogue import Endpoint
+from holdfast.agent.models.remote.endpoint import Endpoint
 from holdfast.agent.models.remote.model import RemoteSequence, Reported
 
 MILLION = 1_000_000

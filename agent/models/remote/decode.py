@@ -50,7 +50,7 @@ class _Exchange:
 
 
 class Decoder:
-    """For one vocabulary and one checkpoint's texts. Raises EngineError for a vocabulary that lacks a token of structure."""
+    """For one vocabulary and one checkpoint's texts. Raises EngineError where a token of structure is missing."""
 
     def __init__(self, tokenizer: Tokenizer, texts: ProtocolTexts):
         self._tokenizer, self._texts = tokenizer, texts

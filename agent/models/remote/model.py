@@ -1,6 +1,7 @@
 """A model behind HTTP, as the agent uses a model: sequences are lists of tokens, and each request brings all of them.
 
-Owns what the agent asks of a model that has no state here: nothing to load, to store or to park. Must not know how it is asked.
+Owns what the agent asks of a model that has no state here: nothing to load, to store or to park. Must not know how it
+is asked.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from holdfast.agent.models.model import OnPrefill
-from holdfast.agent.models.remote.catalogue import Endpoint
+from holdfast.agent.models.remote.endpoint import Endpoint
 from holdfast.agent.models.remote.wire import Wire
 from holdfast.engine import (
     Chain,

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from holdfast.agent.encoding.encode import ASSISTANT
-from holdfast.agent.models.remote.catalogue import Endpoint
+from holdfast.agent.models.remote.endpoint import Endpoint
 from holdfast.agent.models.remote.model import RemoteModel, RemoteSequence, Reported
 from holdfast.agent.models.remote.wire import Json, RemoteError, Wire
 from holdfast.engine import EngineConfig, EngineError, SamplingParams, Tokenizer

@@ -1,7 +1,7 @@
 """Requests to an endpoint and the events of its answer: retries, silence, refusals, keys.
 
-Owns HTTP. A request is sent again only while nothing of an answer has come. The key is in one header, and in no text that
-leaves here. Must not know what is asked or answered.
+Owns HTTP. A request is sent again only while nothing of an answer has come. The key is in one header, and in no text
+that leaves here. Must not know what is asked or answered.
 """
 
 import asyncio
@@ -16,14 +16,15 @@ from typing import Any
 
 import aiohttp
 
-from holdfast.agent.config import printable
-from holdfast.agent.models.remote.catalogue import Endpoint
+from holdfast.agent.config import UsageError, printable
+from holdfast.agent.models.remote.endpoint import Endpoint
 from holdfast.engine import ContextFull, EngineError
 
 Json = dict[str, Any]
 CONNECT_S = 10.0
 SILENCE_S = 120.0  # a comment or an empty line ends it too: servers send them while a request waits for its turn
 MAX_TRIES = 6
+UNREACHED_TRIES = 3  # an address that nothing listens at, or a name that means nothing, seldom gets better
 FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WISH_S = 0.5, 30.0, 120.0
 BUSY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 MAX_LINE_BYTES = 16 << 20
@@ -51,17 +52,20 @@ class RemoteError(EngineError):
 class _Retry(Exception):
     """Nothing of an answer has come: the request may be sent again, after a wish of the endpoint if it has one."""
 
-    def __init__(self, why: str, wish_s: float | None = None):
+    def __init__(self, why: str, wish_s: float | None = None, tries: int = MAX_TRIES):
         super().__init__(why)
-        self.wish_s = wish_s
+        self.wish_s, self.tries = wish_s, tries
 
 
 class Wire:
-    """One endpoint. `tell` gets a line where it makes us wait."""
+    """One endpoint. `tell` gets a line where it makes us wait. Raises UsageError for a key that must not be sent."""
 
     def __init__(self, endpoint: Endpoint, tell: Callable[[str], None]):
         self._endpoint, self._tell = endpoint, tell
-        self._key = endpoint.key()
+        try:
+            self._key = endpoint.key()
+        except ValueError as e:
+            raise UsageError(str(e)) from None
         self._http: aiohttp.ClientSession | None = None
 
     async def events(
@@ -69,7 +73,8 @@ class Wire:
     ) -> AsyncGenerator[Json, None]:
         """The JSON events of the answer to a POST; one for an answer that is no stream. Closing it ends the request.
 
-        `begins`: whether an event has a part of the answer in it, after which the request is not sent again. Raises ContextFull for a request that is too long, RemoteError for all else.
+        `begins`: whether an event has a part of the answer in it, after which the request is not sent again. Raises
+        ContextFull for a request that is too long, RemoteError for all else.
         """
         for number in range(1, MAX_TRIES + 1):
             has_begun = False
@@ -84,8 +89,8 @@ class Wire:
             except _Retry as e:
                 if has_begun:
                     raise self._error(f"broke off its answer ({e}): what came is kept; ask again to go on") from None
-                if number == MAX_TRIES:
-                    raise self._error(f"does not answer ({e}), tried {MAX_TRIES} times: try again later") from None
+                if number >= e.tries:
+                    raise self._error(f"does not answer ({e}), tried {number} times: try again later") from None
                 await self._pause(number, e)
 
     async def close(self) -> None:
@@ -122,7 +127,9 @@ class Wire:
                 if isinstance(e, TimeoutError)
                 else self._safe(str(e)) or type(e).__name__
             )
-            raise _Retry(why) from None
+            raise _Retry(
+                why, tries=UNREACHED_TRIES if isinstance(e, aiohttp.ClientConnectorError) else MAX_TRIES
+            ) from None
 
     async def _refused(self, answer: aiohttp.ClientResponse) -> None:
         if 300 <= answer.status < 400:
@@ -161,7 +168,7 @@ class Wire:
                 raise self._error(f"wants {retry.wish_s:.0f} s of patience ({retry}): try again then")
             pause_s = max(retry.wish_s, 0.05)
         if pause_s >= 1:
-            self._tell(f"{self._name} is busy ({retry}): asking again in {pause_s:.0f} s")
+            self._tell(f"{self._name} does not answer yet ({retry}): asking again in {pause_s:.0f} s")
         await asyncio.sleep(pause_s)
 
     @property

@@ -51,7 +51,7 @@ def call(name: str, arguments: Json, id_: str = "call_a") -> Answer:
 
 
 class Endpoint:
-    """Runs in the loop of the test. `requests` are the bodies that came, `left` counts clients that went before an end."""
+    """Runs in the loop of the test. `requests` are the bodies; `num_left` counts clients that went before the end."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []

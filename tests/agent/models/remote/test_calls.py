@@ -1,4 +1,4 @@
-"""Promises of calls that come in pieces: each form that an endpoint was seen to send gives the calls that were meant."""
+"""Promises of calls that come in pieces: each form that endpoints send gives the calls that were meant."""
 
 import json
 from typing import Any

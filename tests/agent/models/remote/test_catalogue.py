@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from holdfast.agent.config import UsageError
-from holdfast.agent.models.remote.catalogue import Endpoint, endpoint_of, endpoints
+from holdfast.agent.models.remote.catalogue import endpoint_of, endpoints
+from holdfast.agent.models.remote.endpoint import Endpoint
 
 
 def test_an_address_and_an_entry_are_endpoints(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_key_travels_encrypted_or_not_far(monkeypatch: pytest.MonkeyPatch, url
     if is_sent:
         assert endpoint.key() == "sk-1"
     else:
-        with pytest.raises(UsageError, match="is not encrypted") as refused:
+        with pytest.raises(ValueError, match="is not encrypted") as refused:
             endpoint.key()
         assert "sk-1" not in str(refused.value)
     monkeypatch.delenv("HOLDFAST_API_KEY")

@@ -13,7 +13,7 @@ from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Error, Event, Notice, ToolResultGiven, TurnDone
 from holdfast.agent.models.remote import wire
-from holdfast.agent.models.remote.catalogue import Endpoint as Entry
+from holdfast.agent.models.remote.endpoint import Endpoint as Entry
 from holdfast.agent.session.approvals import Approvals, Policy
 from holdfast.agent.session.session import Session
 from tests.agent.models.remote.endpoint import CUT, END, HANG, KEY, Answer, Endpoint, call, delta, says, until
@@ -197,7 +197,7 @@ async def test_a_context_that_is_cut_in_silence_is_told(tmp_path: Path) -> None:
     cut = says("Wrong.", usage={"prompt_tokens": 36, "completion_tokens": 3})
     async with world(tmp_path, cut) as there, there.session() as session:
         events = await ask(session, "words " * 2000)
-        assert isinstance(events[-1], Error) and "cuts its context or drops the tools" in events[-1].message
+        assert isinstance(events[-1], Error) and "cuts its context or" in events[-1].message
 
 
 USAGES = [
@@ -250,8 +250,8 @@ async def test_text_that_spells_the_protocol_stays_text(tmp_path: Path) -> None:
 
 async def test_a_call_written_as_dsml_text_is_a_call_and_one_as_json_is_told(tmp_path: Path) -> None:
     leaked = says(
-        'Reading.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="read">\n<｜DSML｜parameter name="path" string="true">a.py'
-        "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+        'Reading.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="read">\n<｜DSML｜parameter name="path" string="true">'
+        "a.py</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     )
     as_json = says('{"name": "read", "arguments": {"path": "a.py"}}')
     async with world(tmp_path, leaked, as_json) as there, there.session() as session:

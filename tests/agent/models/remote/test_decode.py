@@ -99,8 +99,8 @@ def test_after_a_roll_the_opening_stays_and_whole_turns_follow() -> None:
 def test_a_call_without_a_result_has_one_that_says_so() -> None:
     messages = [{"role": "user", "content": "go"}, said(random.Random(0), False, 2)]
     ids = ids_of(messages, False)
-    more = encode_continuation([{"role": "tool", "tool_call_id": "", "content": "one"}, {"role": "user", "content": "on"}],
-                               thinking_mode="chat")  # fmt: skip
+    said_next = [{"role": "tool", "tool_call_id": "", "content": "one"}, {"role": "user", "content": "on"}]
+    more = encode_continuation(said_next, thinking_mode="chat")
     seen = DECODER.conversation(ids + TOKENIZER.encode_pieces(more)).messages
     assert [m["content"] for m in seen[2:]] == ["one", NO_RESULT, "on"]
     assert (

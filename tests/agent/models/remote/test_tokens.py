@@ -1,4 +1,4 @@
-"""Promises of a session whose model takes and gives token ids, in the dialect of each server; the server is scripted."""
+"""Promises of a session whose model takes and gives token ids, as each server does; the server is scripted."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -10,7 +10,7 @@ import pytest
 from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Error, Event, ToolResultGiven, TurnDone
-from holdfast.agent.models.remote.catalogue import Endpoint as Entry
+from holdfast.agent.models.remote.endpoint import Endpoint as Entry
 from holdfast.agent.pocket.data import assistant_text, call_text
 from holdfast.agent.session.approvals import Approvals, Policy
 from holdfast.agent.session.session import Session
