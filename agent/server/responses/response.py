@@ -110,6 +110,11 @@ class Response:
     def is_stored(self) -> bool:
         return bool(self.object["store"])
 
+    @property
+    def events(self) -> list[Json]:
+        """Its events so far; none once they are only in its row."""
+        return self._events.kept()
+
     def emit(self, type: str, fields: Json) -> None:
         """Publish an event."""
         self._events.append({"type": type, **fields, "sequence_number": self._events.num_events})
@@ -165,7 +170,7 @@ class Response:
 
     def row(self, end: End | None = None) -> StoredResponse:
         """Its row as it is now, or with an end that is not published yet."""
-        object_, events, calls, digest = self.object, self._events.kept(), self.calls, self.digest
+        object_, events, calls, digest = self.object, self.events, self.calls, self.digest
         if end is not None:
             object_, calls, digest = self._ended(end), end.calls, end.digest or digest
             events.append(self._last_event(object_))
