@@ -13,8 +13,7 @@ from holdfast.agent.config import Settings, UsageError
 from holdfast.agent.encoding.encode import ProtocolTexts, encode_messages
 from holdfast.agent.events import Notice
 from holdfast.agent.faults import logged
-from holdfast.agent.models.opened import open_model, protocol_texts
-from holdfast.agent.models.remote.model import RemoteModel
+from holdfast.agent.models.opened import AnyModel, open_model, protocol_texts
 from holdfast.agent.models.rolling import rolls_of
 from holdfast.agent.models.snapshots import Snapshots
 from holdfast.agent.session.approvals import Approvals, Ask, Policy
@@ -24,7 +23,7 @@ from holdfast.agent.session.session import Session
 from holdfast.agent.session.turn import Toolbox, opening, shown_in
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
-from holdfast.engine import Engine, EngineConfig, Sequence, Tokenizer
+from holdfast.engine import EngineConfig, Sequence, Tokenizer
 from holdfast.memory import (
     BlobStore,
     Database,
@@ -46,7 +45,7 @@ class App:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine | RemoteModel,
+        engine: AnyModel,
         database: Database,
         snapshots: Snapshots,
         texts: ProtocolTexts,

@@ -14,6 +14,8 @@ from holdfast.agent.models.remote.model import RemoteModel
 from holdfast.agent.models.remote.tokens import TokenModel
 from holdfast.engine import Engine, EngineConfig, Tokenizer
 
+AnyModel = Engine | RemoteModel
+
 
 def protocol_texts(settings: Settings) -> ProtocolTexts:
     """Texts of the model's directory. Our own for a log in pocket's vocabulary: pocket's texts name no tools."""
@@ -25,7 +27,7 @@ def protocol_texts(settings: Settings) -> ProtocolTexts:
 @asynccontextmanager
 async def open_model(
     settings: Settings, texts: ProtocolTexts, config: EngineConfig, tell: Callable[[Notice], None]
-) -> AsyncIterator[Engine | RemoteModel]:
+) -> AsyncIterator[AnyModel]:
     """`tell` gets what a start or an endpoint makes the user wait for. Raises EngineError."""
 
     def on_compile(number: int, total: int) -> None:

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from holdfast.agent.models.opened import AnyModel
 from holdfast.agent.server.access import stored_owner
-from holdfast.engine import Engine, Sequence, Snapshot, Stored
+from holdfast.engine import Sequence, Snapshot, Stored
 from holdfast.memory import StoreError
 
 MAX_BYTES = 2**28
@@ -41,7 +42,7 @@ class Beginning:
 class Beginnings:
     """The cache of all users; a user finds only entries of the same user. All calls are made on the event loop."""
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: AnyModel):
         self._engine = engine
         self._kept: OrderedDict[tuple[str, bytes], Beginning] = (
             OrderedDict()

@@ -9,10 +9,11 @@ from holdfast.agent.config import Settings
 from holdfast.agent.encoding.call_grammar import NotPossible, begins_calls, calls_constraint, only_in_calls
 from holdfast.agent.encoding.encode import END_THINK
 from holdfast.agent.encoding.parse import stop_ids
+from holdfast.agent.models.opened import AnyModel
 from holdfast.agent.server.json import Json, bad
 from holdfast.agent.server.responses.items import Opening
 from holdfast.agent.server.responses.request import Create, constraint_of, forced_call, function_tools, strict_places
-from holdfast.engine import Constraint, Engine, EngineError, SamplingParams
+from holdfast.engine import Constraint, EngineError, SamplingParams
 
 
 def temperature_of(request: Create, settings: Settings) -> float:
@@ -21,7 +22,7 @@ def temperature_of(request: Create, settings: Settings) -> float:
 
 
 async def sampling_of(
-    request: Create, opening: Opening, engine: Engine, settings: Settings, *, room: int
+    request: Create, opening: Opening, engine: AnyModel, settings: Settings, *, room: int
 ) -> SamplingParams:
     """The parameters for an answer that is text in the format asked for, or calls of tools. Control tokens, with
     which a call begins, are excluded if no tool may be called. Raises ApiError for a format or a tool that is not
@@ -48,7 +49,7 @@ async def sampling_of(
     return await _with_calls(request, engine, params, thinks=opening.thinking_mode == "thinking")
 
 
-async def _with_calls(request: Create, engine: Engine, params: SamplingParams, *, thinks: bool) -> SamplingParams:
+async def _with_calls(request: Create, engine: AnyModel, params: SamplingParams, *, thinks: bool) -> SamplingParams:
     """Add the grammar of calls. Calls that are required come first, or right after the thinking."""
     tokenizer, functions = engine.tokenizer, function_tools(request.tools)
     end_think = tokenizer.token_id(END_THINK) if thinks else None
@@ -67,7 +68,7 @@ async def _with_calls(request: Create, engine: Engine, params: SamplingParams, *
     return replace(params, constraint=calls, begins=begins, never=only_in_calls(tokenizer))
 
 
-async def _calls(request: Create, engine: Engine, before: str | None, instead: Constraint | None) -> Constraint:
+async def _calls(request: Create, engine: AnyModel, before: str | None, instead: Constraint | None) -> Constraint:
     """The grammar of the tools that may be called. Where a schema cannot be compiled, any arguments are allowed; for a
     strict tool ApiError is raised."""
     functions, strict = function_tools(request.tools), strict_places(request.tools)

@@ -11,12 +11,13 @@ from holdfast.agent.encoding.encode import USER
 from holdfast.agent.encoding.parse import StreamParser
 from holdfast.agent.events import PrefillProgress, Usage
 from holdfast.agent.models.generate import generate
+from holdfast.agent.models.opened import AnyModel
 from holdfast.agent.server.responses.items import fingerprints, messages_of
 from holdfast.agent.server.responses.output import Output
 from holdfast.agent.server.responses.request import full_name, namespaces_of
 from holdfast.agent.server.responses.resident import FEED_TOKENS, Sequences
 from holdfast.agent.server.responses.response import End, Response
-from holdfast.engine import Engine, EngineError, SamplingParams, Sequence
+from holdfast.engine import EngineError, SamplingParams, Sequence
 from holdfast.memory import StoreError
 
 log = logging.getLogger("holdfast.server")
@@ -35,7 +36,7 @@ class Generation:
 class Writing:
     """The message that the model writes, up to where it stops."""
 
-    def __init__(self, response: Response, generation: Generation, engine: Engine):
+    def __init__(self, response: Response, generation: Generation, engine: AnyModel):
         self.output = Output(response.emit, response.id, namespaces_of(response.object["tools"]))
         self.usage = Usage(context_limit=engine.max_context)
         self.reasoning_tokens = 0
@@ -103,7 +104,7 @@ class StopTexts:
 
 
 async def run(
-    response: Response, generation: Generation, engine: Engine, sequences: Sequences
+    response: Response, generation: Generation, engine: AnyModel, sequences: Sequences
 ) -> tuple[End, Sequence | None]:
     """Sample the response; gives its end and its sequence, if it got one. Raises only if the server stops."""
     response.emit_object("response.in_progress")
@@ -130,7 +131,7 @@ async def _sample(
     response: Response,
     generation: Generation,
     writing: Writing,
-    engine: Engine,
+    engine: AnyModel,
     sequences: Sequences,
     held: list[Sequence],
 ) -> None:
@@ -159,7 +160,7 @@ async def _sample(
     writing.is_cut = params is not None and not seq.is_complete
 
 
-def _places_to_keep(response: Response, engine: Engine, ids: list[int], seq: Sequence, end: int) -> list[int]:
+def _places_to_keep(response: Response, engine: AnyModel, ids: list[int], seq: Sequence, end: int) -> list[int]:
     """The positions whose state other conversations may start from: before the first user message, up to which they
     share instructions and tools, and at the end of the input. Each at least a page after the one before."""
     user_id = engine.tokenizer.token_id(USER)

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from holdfast.agent.events import Usage
+from holdfast.agent.models.opened import AnyModel
 from holdfast.agent.models.resume import Resume, count
 from holdfast.agent.models.snapshots import Saves, Snapshots
 from holdfast.agent.server.access import stored_owner
 from holdfast.agent.server.responses.beginnings import Beginnings
 from holdfast.agent.server.responses.response import Response
-from holdfast.engine import Engine, EngineError, Sequence
+from holdfast.engine import EngineError, Sequence
 
 log = logging.getLogger("holdfast.server")
 MAX_IDLE = 64
@@ -37,7 +38,7 @@ class Idle:
 class Sequences:
     """The idle sequences of all responses. All calls are made on the event loop."""
 
-    def __init__(self, engine: Engine, snapshots: Snapshots):
+    def __init__(self, engine: AnyModel, snapshots: Snapshots):
         self._engine, self._snapshots = engine, snapshots
         self.beginnings = Beginnings(engine)
         self._idle: OrderedDict[str, Idle] = OrderedDict()

@@ -11,6 +11,8 @@ from aiohttp import web
 from pydantic import BeforeValidator, Field
 
 from holdfast.agent.encoding.encode import BOS
+from holdfast.agent.models.opened import AnyModel
+from holdfast.agent.models.remote.model import RemoteModel
 from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from holdfast.agent.server.json import ApiError, Json, bad, dumps, unsupported
 from holdfast.agent.server.responses.agent_model import AGENT_MODEL
@@ -20,7 +22,7 @@ from holdfast.agent.server.translations.chat_completions import failure_of, usag
 from holdfast.agent.server.translations.chat_request import StopTexts, StreamOptions, Tokens
 from holdfast.agent.server.translations.choices import MAX_CHOICES, all_over, begin, leave, merged, seeded
 from holdfast.agent.server.validation import Body, Names, Short, Unsupported, checked
-from holdfast.engine import Engine, TooManyTokens
+from holdfast.engine import TooManyTokens
 
 UNSUPPORTED: Unsupported = {
     "suffix": (("",), "this model only goes on, leave it out"),
@@ -91,9 +93,11 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     return json_response({**_head(responses[0]), "choices": choices, "usage": usage(responses, asked.n)})
 
 
-def _prompts(asked: Completion, engine: Engine) -> list[tuple[str, list[int]]]:
+def _prompts(asked: Completion, engine: AnyModel) -> list[tuple[str, list[int]]]:
     """Each prompt as text and tokens. A text gets the begin-of-sequence token, tokens are used as given. Raises
     ApiError."""
+    if isinstance(engine, RemoteModel):
+        raise bad(f"{engine.identity} takes messages: use /v1/chat/completions or /v1/responses", "model")
     found = []
     for number, prompt in enumerate(asked.prompt):
         where = f"prompt[{number}]" if len(asked.prompt) > 1 else "prompt"
