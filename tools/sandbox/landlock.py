@@ -38,20 +38,19 @@ class Landlock:
 
     def __init__(self) -> None:
         """Raises SandboxError where the kernel or the processor has none."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._abi = int(libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, 1)) if os.uname().sysname == "Linux" else 0
-        if self._abi < 1:
+        self.abi = kernel_abi()
+        if self.abi < 1:
             raise SandboxError("the kernel has no Landlock")
         if not seccomp.available():
             raise SandboxError(
                 "Landlock alone leaves the network open, and system calls are not filtered on this processor"
             )
-        self.level = "partial: " + ", ".join(GAPS if self._abi >= SCOPES_ABI else (*GAPS, SIGNALS))
+        self.level = "partial: " + ", ".join(GAPS if self.abi >= SCOPES_ABI else (*GAPS, SIGNALS))
 
     def launch(self, argv: Sequence[str], directory: Path, confinement: Confinement) -> Launch:
         repositories = find_repositories(confinement.workspace.resolve())
         families = seccomp.ORDINARY_FAMILIES if confinement.network else ()
-        filtered = seccomp.program(families, truncates=self._abi >= TRUNCATE_ABI)
+        filtered = seccomp.program(families, truncates=self.abi >= TRUNCATE_ABI)
         return Launch(
             tuple(argv),
             directory,
@@ -65,7 +64,7 @@ class Landlock:
         )
 
     def _ruleset(self, confinement: Confinement, repositories: Repositories) -> dict[str, Any]:
-        handled = HANDLED[min(self._abi, max(HANDLED))]
+        handled = HANDLED[min(self.abi, max(HANDLED))]
         writable = [confinement.workspace.resolve(), confinement.tmp.resolve()]
         writable += [path.resolve() for path in (*confinement.writable, *repositories.directories)]
         hidden = confinement.all_hidden()
@@ -78,9 +77,16 @@ class Landlock:
         rules += [(str(path), handled & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV)) for path in writable]
         return {
             "handled": handled,
-            "scoped": SCOPES if self._abi >= SCOPES_ABI else 0,
+            "scoped": SCOPES if self.abi >= SCOPES_ABI else 0,
             "rules": [(path, access if os.path.isdir(path) else access & OF_FILES) for path, access in rules],
         }
+
+
+def kernel_abi() -> int:
+    """The version of the running kernel's Landlock; below 1: none."""
+    if os.uname().sysname != "Linux":
+        return 0
+    return int(ctypes.CDLL(None, use_errno=True).syscall(LANDLOCK_CREATE_RULESET, None, 0, 1))
 
 
 def _around(directory: Path, without: Iterable[Path]) -> Iterator[Path]:
