@@ -9,6 +9,7 @@ from holdfast.memory.blobs import PAGES, TAILS, BlobStore, DamagedBlob
 from holdfast.memory.branch_rows import LoggedEvent, TurnInfo
 from holdfast.memory.branches import BranchInfo
 from holdfast.memory.db import Database, StoreError
+from holdfast.memory.directories import make_directory, sync_directory
 from holdfast.memory.leases import SessionInUse
 from holdfast.memory.names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
 from holdfast.memory.reserve import making_room
@@ -53,8 +54,10 @@ __all__ = [
     "back_up",
     "check_indexes",
     "check_records",
+    "make_directory",
     "making_room",
     "owner_of",
     "repair_indexes",
     "restore",
+    "sync_directory",
 ]
