@@ -11,12 +11,14 @@ from typing import Any
 
 from holdfast.agent.config import Settings, UsageError
 from holdfast.agent.encoding.encode import ProtocolTexts, encode_messages
-from holdfast.agent.events import Notice
+from holdfast.agent.events import Ask, Notice
 from holdfast.agent.faults import logged
 from holdfast.agent.models.opened import AnyModel, open_model, protocol_texts
 from holdfast.agent.models.rolling import rolls_of
 from holdfast.agent.models.snapshots import Snapshots
-from holdfast.agent.session.approvals import Approvals, Ask, Policy
+from holdfast.agent.permissions.modes import Mode
+from holdfast.agent.permissions.rules_file import RulesFile, WorkspaceRules
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.places import belongs_elsewhere, moved_here
 from holdfast.agent.session.session import Session
@@ -141,7 +143,9 @@ class App:
             )
             shell = Shell(directory, self.settings.home / "outputs" / str(log.session.id))
             opened.push_async_callback(shell.aclose)
-            toolbox = Toolbox(directory, toolset(directory, log.search, self.tool_choice, shell), approvals, shell)
+            rules = WorkspaceRules(RulesFile(self.settings.home), workspace, owner)
+            tools = toolset(directory, log.search, self.tool_choice, shell)
+            toolbox = Toolbox(directory, tools, approvals, rules, shell)
             if "shell" in toolbox.tools:
                 await shell.open(hidden=(self.settings.home, *self.settings.own_files))
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
@@ -217,13 +221,14 @@ def _unheard(notice: Notice) -> None:
 
 @asynccontextmanager
 async def sessions_here(
-    settings: Settings, workspace: Path, approve: str, ask: Ask | None, tell: Callable[[Notice], None]
+    settings: Settings, workspace: Path, mode: Mode, ask: Ask | None, tell: Callable[[Notice], None]
 ) -> AsyncIterator[OpenSession]:
     """Gives what opens sessions of a workspace in this process, see `App.session`.
 
     `tell` and errors as in `App.open`.
     """
-    approvals = Approvals(Policy(approve), ask)
+    approvals = Approvals(mode.policy, ask)
+    approvals.mode = mode
     async with App.open(settings, tell) as app:
 
         async def open_session(name: str | None, is_new: bool) -> Timeline:

@@ -3,9 +3,12 @@
 Owns the wire format. Must not know where an event comes from or how it is drawn.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, computed_field
+
+NOT_LOGGED = ("preview", "always_rule", "always_mode")
 
 
 class Wire(BaseModel):
@@ -136,13 +139,30 @@ class ToolResultGiven(Wire):
 
 
 class ApprovalNeeded(Wire):
-    """The call waits for the user. `preview` is what it would change, in lines; the event log does not keep it."""
+    """The call waits for the user. `preview` is what it would do, in lines.
+
+    `always_rule` is the rule that the answer `always` writes for this workspace, `always_mode` the mode that it sets
+    instead. The event log keeps none of these.
+    """
 
     type: Literal["approval_needed"] = "approval_needed"
     id: str
     name: str
     arguments: str
     preview: tuple[str, ...] = ()
+    always_rule: str = ""
+    always_mode: str = ""
+
+
+class Answer(Wire):
+    """What the user says to it: once, `always`, or no, perhaps with a `reason` that the model gets to read."""
+
+    approve: bool
+    always: bool = False
+    reason: str = ""
+
+
+Ask = Callable[[ApprovalNeeded], Awaitable[Answer]]
 
 
 class PrefillProgress(Wire):
@@ -216,4 +236,4 @@ Event: TypeAlias = (
 
 def entry(event: Event | UserMessage | Rolled | Shown) -> tuple[str, dict[str, Any]]:
     """An event as the log keeps it: its type and the rest."""
-    return event.type, event.model_dump(mode="json", exclude={"type", "preview"})
+    return event.type, event.model_dump(mode="json", exclude={"type", *NOT_LOGGED})

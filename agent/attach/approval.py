@@ -7,11 +7,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from holdfast.agent.attach.http import Json, Refused, Unreachable
-from holdfast.agent.events import ApprovalNeeded, Event
+from holdfast.agent.events import ApprovalNeeded, Ask, Event
 
 RETRY_S = 0.5
 Frame = tuple[str | None, Json]  # of a session's stream: id and event; frames that this client makes have no id
-Ask = Callable[[ApprovalNeeded], Awaitable[bool]]
 
 
 class Question:
@@ -46,7 +45,7 @@ class Question:
 
     async def _answer(self, needed: ApprovalNeeded, ask: Ask) -> None:
         try:
-            is_allowed = await ask(needed)
+            answer = await ask(needed)
         except asyncio.CancelledError:
             if self._is_open:  # the user ended it, not `close`
                 self._frames.put_nowait((None, {"type": "given_up"}))
@@ -54,7 +53,7 @@ class Question:
         self._is_open = False
         while True:
             try:
-                await self._call("POST", f"/approvals/{needed.id}", {"approve": is_allowed})
+                await self._call("POST", f"/approvals/{needed.id}", answer.model_dump())
                 return
             except Refused:
                 self._frames.put_nowait((None, {"type": "notice", "message": "another client answered first"}))

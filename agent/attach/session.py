@@ -12,11 +12,12 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from holdfast.agent.attach.approval import RETRY_S, Ask, Frame, Question
+from holdfast.agent.attach.approval import RETRY_S, Frame, Question
 from holdfast.agent.attach.discovery import Server
 from holdfast.agent.attach.http import Connection, Json, Refused, Unreachable
 from holdfast.agent.config import prompt_problem
-from holdfast.agent.events import ApprovalNeeded, Error, Event, Notice, Text, TurnDone
+from holdfast.agent.events import Answer, ApprovalNeeded, Ask, Error, Event, Notice, Text, TurnDone
+from holdfast.agent.permissions.modes import Mode, Policy
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.left_behind import branch_value_of
 from holdfast.memory import SCANNED_CHARS, StoreError
@@ -30,20 +31,18 @@ EVENTS = {kind.model_fields["type"].default: kind for kind in get_args(Event)}
 
 @asynccontextmanager
 async def attached(
-    home: Path, server: Server, workspace: Path, approve: str, ask: Ask | None, on_other: Callable[[Event], None]
+    home: Path, server: Server, workspace: Path, mode: Mode, ask: Ask | None, on_other: Callable[[Event], None]
 ) -> AsyncIterator[OpenSession]:
     """Gives a function that opens sessions in the server, see `App.session`. Raises UsageError, the function
     StoreError.
 
-    `ask` asks the user about the calls that `approve` does not decide; without it they are refused.
+    `ask` answers calls of our turns that `mode` leaves to the user; without it they are refused.
     """
     connection = Connection(home, server)
-    if approve == "ask" and ask is None:
-        approve = "read"
 
     async def begun(**body: Any) -> RemoteSession:
         session = await connection.call("POST", "/v1/sessions", {"workspace": str(workspace), **body})
-        return RemoteSession(connection, session, approve, ask, on_other)
+        return RemoteSession(connection, session, mode, ask, on_other)
 
     async def open_session(name: str | None, is_new: bool) -> Timeline:
         notices = []
@@ -68,14 +67,14 @@ class RemoteSession:
     """One session, until `aclose`; it stays open in the server. One turn of this client at a time."""
 
     def __init__(
-        self, connection: Connection, session: Json, approve: str, ask: Ask | None, on_other: Callable[[Event], None]
+        self, connection: Connection, session: Json, mode: Mode, ask: Ask | None, on_other: Callable[[Event], None]
     ):
         self.name: str = session["name"]
         self.num_turns: int = session["turns"]
         self.num_tokens: int = session["tokens"]
         self._connection, self._path = connection, f"/v1/sessions/{session['name']}"
         self._workspace: str = session["workspace"]
-        self._approve, self._ask, self._on_other = approve, ask, on_other
+        self._mode, self._ask, self._on_other = mode, ask, on_other
         self._last_id: str | None = None
         self._own: asyncio.Queue[Frame] | None = None  # frames that come while this client's turn runs
         self._asked: ApprovalNeeded | None = None  # by another client's turn, without an answer yet
@@ -133,12 +132,12 @@ class RemoteSession:
         """As `Session.jobs`."""
         return list((await self._call("GET", "/jobs"))["data"])
 
-    async def answer(self, is_allowed: bool) -> bool:
+    async def answer(self, answer: Answer) -> bool:
         """As `Session.answer`."""
         call, self._asked = self._asked, None
         if call is None:
             return False
-        await self._call("POST", f"/approvals/{call.id}", {"approve": is_allowed})
+        await self._call("POST", f"/approvals/{call.id}", answer.model_dump())
         return True
 
     async def stop(self) -> bool:
@@ -155,6 +154,11 @@ class RemoteSession:
         await asyncio.wait({self._listening})
         if not self._listening.cancelled():
             self._listening.result()
+
+    @property
+    def _approve(self) -> str:
+        """What the server is told: where nobody can be asked here, it must not wait for an answer."""
+        return Policy.READ if self._mode.policy is Policy.ASK and self._ask is None else self._mode.policy
 
     @property
     def _busy(self) -> str:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.agent import VERSION, streams
 from holdfast.agent.cli import backup, sessions
-from holdfast.agent.cli.options import Parser, add_bench_options, add_serve_options, add_session_options
+from holdfast.agent.cli.options import (
+    Parser,
+    add_bench_options,
+    add_permission_commands,
+    add_serve_options,
+    add_session_options,
+)
 from holdfast.agent.cli.prompt import read_prompt
 from holdfast.agent.cli.workspaces import chosen_workspace
 from holdfast.agent.config import (
@@ -36,6 +42,7 @@ from holdfast.agent.config import (
     prompt_problem,
 )
 from holdfast.agent.encoding.encode import EncodingError
+from holdfast.agent.permissions.modes import Mode, Policy
 from holdfast.agent.terminal.mode import TerminalMode
 from holdfast.memory import StoreError
 
@@ -138,6 +145,7 @@ def command_line() -> Parser:
     add_serve_options(command("serve", _serve, "serve the model over HTTP and WebSocket (the OpenAI Responses API)"))
     timelines = commands.add_parser("sessions", help="the durable timelines")
     sessions.add_commands(timelines.add_subparsers(metavar="ACTION", required=True))
+    add_permission_commands(commands, _permissions)
     add_bench_options(command("bench", _bench, "measure prefill and decode at several context lengths"))
     model = commands.add_parser("model", help="which models there are, and what a directory holds").add_subparsers(
         metavar="ACTION", required=True
@@ -202,13 +210,15 @@ def _talk(args: argparse.Namespace) -> int:
     if server is not None and server.model != settings.model_name:
         server = None
     from holdfast.agent.events import Notice
-    from holdfast.agent.terminal.chat import Others, talk
+    from holdfast.agent.terminal.chat import Control, Others, talk
     from holdfast.agent.terminal.keyboard import Keyboard
-    from holdfast.agent.terminal.render import Printer, ask_person
+    from holdfast.agent.terminal.question import ask_person
+    from holdfast.agent.terminal.render import Printer
 
     printer = Printer()
     keyboard = Keyboard(mode, printer.note) if mode else None
-    ask = partial(ask_person, keyboard) if keyboard and can_ask else None
+    control = Control(Mode(Policy(args.approve)), partial(_rules_listed, settings.home, workspace))
+    ask = partial(ask_person, keyboard, control.mode) if keyboard and can_ask else None
     show = _print_json if args.json else printer.show
     if server is not None and not (args.max_context or args.ranks > 1):
         from holdfast.agent.attach.session import attached
@@ -216,8 +226,8 @@ def _talk(args: argparse.Namespace) -> int:
         if not args.json:
             printer.note(f"using the server at {server.url}")
         others = Others(printer).show if prompt is None else lambda event: None
-        there = attached(settings.home, server, workspace, args.approve, ask, others)
-        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer, keyboard)))
+        there = attached(settings.home, server, workspace, control.mode, ask, others)
+        return asyncio.run(_until_told(talk(there, args.session, args.new, prompt, show, printer, keyboard, control)))
     if server is not None:
         option = "--max-context" if args.max_context else "--ranks"
         show(Notice(message=f"not using the server at {server.url}: {option} needs a model of its own"))
@@ -226,10 +236,22 @@ def _talk(args: argparse.Namespace) -> int:
 
     try:
         tell = show if args.json else printer.waiting
-        here = sessions_here(settings, workspace, args.approve, ask, tell)
-        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer, keyboard)))
+        here = sessions_here(settings, workspace, control.mode, ask, tell)
+        return asyncio.run(_until_told(talk(here, args.session, args.new, prompt, show, printer, keyboard, control)))
     except EngineError as e:
         raise Failure(str(e)) from None
+
+
+def _rules_listed(home: Path, workspace: Path) -> str:
+    from holdfast.agent.cli.permissions import listed  # loads the tools, which an attached terminal has none of
+
+    return listed(home, workspace)
+
+
+def _permissions(args: argparse.Namespace) -> int:
+    from holdfast.agent.cli import permissions
+
+    return permissions.run(args)
 
 
 def _prompt(args: argparse.Namespace) -> str:

@@ -3,14 +3,16 @@
 import argparse
 import re
 import sys
-from typing import NoReturn, Protocol
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
 
 from holdfast.agent.config import POCKET, UsageError, printable
+from holdfast.agent.permissions.modes import Policy
 from holdfast.memory import NAME_PATTERN, NAME_RULE
 
 MIN_CONTEXT = 2048
 MODEL_HELP = f"a model directory, an endpoint (https://HOST/v1#NAME, or a name of models.toml), or {POCKET} (default)"
-POLICIES = ("ask", "read", "edit", "all")
+POLICIES = tuple(map(str, Policy))
 
 
 class TextOutput(Protocol):
@@ -81,6 +83,24 @@ def add_bench_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, metavar="N", help="of the random model (default: all)")
     parser.add_argument("--experts", type=int, metavar="M", help="of each layer of the random model (default: all)")
     parser.add_argument("--json", action="store_true", help="print one result per line")
+
+
+def add_permission_commands(commands: Any, function: Callable[[argparse.Namespace], int]) -> None:
+    """`holdfast permissions list|add|rm`; `commands` is where commands are added."""
+    actions = commands.add_parser("permissions", help="the rules of what may run").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    for name, about in (
+        ("list", "the rules that hold in this workspace, and where they are kept"),
+        ("add", "allow or deny something for good"),
+        ("rm", "take a rule away"),
+    ):
+        action = actions.add_parser(name, help=about, description=about)
+        action.set_defaults(command=function, action_name=name)
+        if name != "list":
+            action.add_argument("rule", metavar="RULE", help="as it is listed: 'allow: shell \"pytest *\"'")
+            action.add_argument("--user", action="store_true", help="in every workspace, not in this one alone")
+        action.add_argument("--workspace", metavar="DIR", help="the workspace (default: this directory)")
 
 
 def session_name(text: str) -> str:

@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.agent.permissions.rules import Effect, Rule, RuleError, Rules, rule_of
@@ -151,6 +152,23 @@ class RulesFile:
             yield
         finally:
             os.close(fd)
+
+
+@dataclass(frozen=True)
+class WorkspaceRules:
+    """The rules that hold for one user in one workspace, as they are in the file now."""
+
+    file: RulesFile
+    root: Path
+    owner: str = ""
+
+    def load(self) -> Rules:
+        """Raises BrokenRules."""
+        return self.file.load(self.root, self.owner)
+
+    def remember(self, rule: Rule) -> None:
+        """Write it for this workspace. Raises BrokenRules, RuleError and OSError."""
+        self.file.add(table_of(self.root, self.owner), rule)
 
 
 def _names(root: Path, owner: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from holdfast.agent.config import UsageError, prompt_problem
-from holdfast.agent.events import Error, Event, Notice
+from holdfast.agent.events import Answer, Error, Event, Notice
 from holdfast.memory import StoreError
 
 
@@ -26,7 +26,7 @@ class Timeline(Protocol):
     async def turns(self) -> list[tuple[int, str]]: ...
     async def branches(self) -> list[dict[str, Any]]: ...
     async def jobs(self) -> list[str]: ...
-    async def answer(self, is_allowed: bool) -> bool: ...
+    async def answer(self, answer: Answer) -> bool: ...
     async def stop(self) -> bool: ...
     def take_notices(self) -> list[str]: ...
     async def aclose(self) -> None: ...
@@ -94,8 +94,8 @@ class Fresh:
     async def jobs(self) -> list[str]:
         return await self._session.jobs() if self._session else []
 
-    async def answer(self, is_allowed: bool) -> bool:
-        return self._session is not None and await self._session.answer(is_allowed)
+    async def answer(self, answer: Answer) -> bool:
+        return self._session is not None and await self._session.answer(answer)
 
     async def stop(self) -> bool:
         return self._session is not None and await self._session.stop()

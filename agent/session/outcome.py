@@ -3,10 +3,12 @@
 Must not know how it is shown.
 """
 
+import json
+
 from holdfast.agent.events import Changes, CommandEnd, Event, FileChange, NotDone, ToolCallMade, ToolResultGiven
 from holdfast.agent.session.left_behind import EDITORS, paths_of
 
-Call = tuple[str, str]  # name and path
+Call = tuple[str, str]  # name, and path or command
 
 
 class Outcome:
@@ -23,7 +25,7 @@ class Outcome:
 
     def add(self, event: Event) -> None:
         if isinstance(event, ToolCallMade):
-            self._calls[event.id] = (event.name, "".join(paths_of(event.arguments)[:1]))
+            self._calls[event.id] = (event.name, _subject(event.arguments))
         elif isinstance(event, ToolResultGiven):
             self._add_result(event, self._calls.get(event.id, ("", "")))
 
@@ -75,3 +77,13 @@ class Outcome:
             what = "changed" if before.what == "deleted" else before.what
             added, removed = before.added + change.added, before.removed + change.removed
             self._files[change.path] = FileChange(path=change.path, added=added, removed=removed, what=what)
+
+
+def _subject(arguments: str) -> str:
+    """The path that a call names first, or its command."""
+    if paths := paths_of(arguments):
+        return paths[0]
+    try:
+        return str(json.loads(arguments)["command"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.agent.config import Settings, prompt_problem
 from holdfast.agent.encoding.encode import EncodingError, ProtocolTexts
-from holdfast.agent.events import Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
+from holdfast.agent.events import Answer, Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from holdfast.agent.models.rolling import rolled_out, rolls_of
 from holdfast.agent.session.left_behind import CALLS, UNKNOWN_OUTCOME, branch_value, changed_files
 from holdfast.agent.session.turn import ANSWER_TOKENS, Message, Toolbox, Turn, run_turn, shown_in, tool_message
@@ -86,7 +86,7 @@ class Session:
         events = await to_end(self.log.events, 0, ("user",))
         return [(event.turn, event.payload["text"]) for event in events]
 
-    async def answer(self, is_allowed: bool) -> bool:
+    async def answer(self, answer: Answer) -> bool:
         """Answer what another client's turn asks, whether one does: a session of this process has no other client."""
         return False
 

@@ -18,6 +18,7 @@ from holdfast.agent.encoding.deltas import Delta, TextDelta, ThinkingDelta, Tool
 from holdfast.agent.encoding.encode import ProtocolTexts, encode_continuation, encode_messages
 from holdfast.agent.encoding.parse import StreamParser, stop_ids
 from holdfast.agent.events import (
+    Answer,
     ApprovalNeeded,
     CommandEnd,
     Error,
@@ -36,7 +37,10 @@ from holdfast.agent.events import (
     entry,
 )
 from holdfast.agent.models.rolling import rolled_out
-from holdfast.agent.session.approvals import Approvals
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.permissions.rules import RuleError, rule_of
+from holdfast.agent.permissions.rules_file import BrokenRules, WorkspaceRules
+from holdfast.agent.session.approvals import Approvals, Decision, Verdict, answered, question, refuse
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import Constraint, ContextFull, SamplingParams
@@ -88,6 +92,7 @@ class Toolbox:
     workspace: Workspace
     tools: Mapping[str, Tool]
     approvals: Approvals
+    rules: WorkspaceRules
     shell: Shell
 
 
@@ -304,22 +309,24 @@ def _turn_end(turn: Turn, reply: Reply) -> list[Event]:
 
 async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]:
     """Run what may run. Each call gives what it puts out and one ToolResultGiven, which is in the log before that."""
-    room, approvals = turn.room, turn.toolbox.approvals
+    room = turn.room
 
     def count_tokens(text: str) -> int:
         return len(turn.window.model.tokenizer.encode(text))
 
     for call, made in zip(reply.calls, reply.made, strict=True):
         context = Context(turn.toolbox.workspace, budget=Budget(room, count_tokens))
-        checked = await _check(turn, call, context)
-        is_allowed = approvals.allows(checked.permission)
-        if not is_allowed and approvals.asks:
-            needed = ApprovalNeeded(**made.model_dump(exclude={"type"}), preview=checked.permission.preview)
+        checked, decision = await _decide(turn, call, context)
+        if decision.verdict is Verdict.ASK:
+            needed = question(made, checked.permission)
             await to_end(turn.log.append, [entry(needed)])
             yield needed
-            is_allowed = await approvals.ask(needed)
-        if not is_allowed:
-            refused = ToolResultGiven(id=made.id, ok=False, output=approvals.refusal(call.name), refused=True)
+            answer = await turn.toolbox.approvals.ask(needed)
+            if notice := await _remember(turn, needed, answer):
+                yield notice
+            decision = answered(call.name, answer)
+        if decision.verdict is not Verdict.RUN:
+            refused = ToolResultGiven(id=made.id, ok=False, output=decision.why, refused=True)
             await to_end(turn.log.append, [entry(refused)])
             room -= count_tokens(refused.output)
             yield refused
@@ -328,6 +335,34 @@ async def _answer_calls(turn: Turn, reply: Reply) -> AsyncGenerator[Event, None]
             async for event in events:
                 room -= count_tokens(event.output) if isinstance(event, ToolResultGiven) else 0
                 yield event
+
+
+async def _decide(turn: Turn, call: ToolCallParsed, context: Context) -> tuple[CheckedCall, Decision]:
+    """What the call would do, and whether it may, by the rules as they are now."""
+    toolbox = turn.toolbox
+    try:
+        rules = await asyncio.to_thread(toolbox.rules.load)
+    except BrokenRules as e:
+        return CheckedCall(Permission(Risk.READ, refusal=str(e))), refuse(call.name, str(e))
+    toolbox.workspace.set_denied(rules.denied_path)
+    checked = await _check(turn, call, context)
+    if toolbox.workspace.take_denied():
+        return checked, Decision(Verdict.REFUSE, f"error: {checked.permission.refusal}")
+    return checked, await asyncio.to_thread(toolbox.approvals.decide, call.name, checked.permission, rules)
+
+
+async def _remember(turn: Turn, asked: ApprovalNeeded, answer: Answer) -> Notice | None:
+    """Do what `always` says: another mode, or a rule. A notice where that cannot be; the call runs all the same."""
+    if not answer.approve or not answer.always:
+        return None
+    if asked.always_mode:
+        turn.toolbox.approvals.mode.set(Policy(asked.always_mode))
+    if asked.always_rule:
+        try:
+            await to_end(turn.toolbox.rules.remember, rule_of(asked.always_rule))
+        except (BrokenRules, RuleError, OSError) as e:
+            return Notice(message=f"the rule was not written: {e}")
+    return None
 
 
 async def _check(turn: Turn, call: ToolCallParsed, context: Context) -> CheckedCall:
@@ -366,4 +401,7 @@ async def _run(
 def _result(turn: Turn, id_: str, result: Result) -> ToolResultGiven:
     changed = tuple(FileChange(**asdict(change)) for change in turn.toolbox.workspace.take_changes())
     command = CommandEnd(**asdict(result.command)) if result.command else None
-    return ToolResultGiven(id=id_, ok=result.ok, output=result.output, changed=changed, command=command)
+    is_denied = bool(turn.toolbox.workspace.take_denied()) and not result.ok
+    return ToolResultGiven(
+        id=id_, ok=result.ok, output=result.output, changed=changed, command=command, refused=is_denied
+    )

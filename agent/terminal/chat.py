@@ -10,10 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing, nullcontext
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from holdfast.agent.events import (
+    Answer,
     ApprovalNeeded,
     Error,
     Event,
@@ -24,12 +26,14 @@ from holdfast.agent.events import (
     ToolOutput,
     TurnDone,
 )
+from holdfast.agent.permissions.modes import Mode, Policy
 from holdfast.agent.session.fresh import OpenSession, Timeline
 from holdfast.agent.session.left_behind import branch_line, files_line
 from holdfast.agent.session.outcome import Outcome
 from holdfast.agent.streams import say
 from holdfast.agent.terminal.keyboard import Keyboard
-from holdfast.agent.terminal.render import MAX_CALL_CHARS, Printer, call_lines
+from holdfast.agent.terminal.question import always_line, call_lines
+from holdfast.agent.terminal.render import MAX_CALL_CHARS, Printer
 from holdfast.agent.terminal.sanitize import one_line
 from holdfast.memory import StoreError
 
@@ -37,15 +41,40 @@ HELP = (
     "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left,"
     " /branch N goes on with"
     " one, /jobs lists what runs in the background, /new starts a fresh session, /quit (or Ctrl-D) ends,"
-    " Ctrl-C interrupts a turn; /yes and /no answer what another client's turn asks, /stop interrupts it;"
-    " anything else is"
+    " Ctrl-C interrupts a turn; /mode shows or sets what runs without asking, /permissions lists the rules;"
+    " /yes, /always and /no [WHY] answer what another client's turn asks, /stop interrupts it; anything else is"
     " for the model, also what begins with a slash if a space is before it"
 )
-COMMANDS = ("/help", "/jobs", "/turns", "/rewind", "/branches", "/branch", "/new", "/quit", "/yes", "/no", "/stop")
+COMMANDS = (
+    "/help",
+    "/jobs",
+    "/turns",
+    "/rewind",
+    "/branches",
+    "/branch",
+    "/new",
+    "/quit",
+    "/mode",
+    "/permissions",
+    "/yes",
+    "/always",
+    "/no",
+    "/stop",
+)
 ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
 TICK_S = 0.2
 DONE, FAILED, REFUSED = 0, 1, 3  # exit codes of a turn
+GO_ON = "Carry out the plan."
+PLANNED = "planned, and nothing done: run it again with --approve ask, edit or all to carry it out"
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the person decides for the session from here: its mode, and the rules that hold, as text."""
+
+    mode: Mode
+    permissions: Callable[[], str]
 
 
 class Others:
@@ -63,7 +92,14 @@ class Others:
             return
         self._end_line()
         if isinstance(event, ApprovalNeeded):
-            self._printer.note("\n".join([*call_lines(event), "/yes allows it, /no refuses it"]))
+            self._printer.note(
+                "\n".join(
+                    [
+                        *call_lines(event),
+                        f"/yes allows it{', /always from now on' if always_line(event) else ''}, /no [WHY] refuses it",
+                    ]
+                )
+            )
         else:
             self._printer.show(event)
 
@@ -90,6 +126,7 @@ async def talk(
     show: Callable[[Event], None],
     printer: Printer,
     keyboard: Keyboard | None,
+    control: Control,
 ) -> int:
     """One turn when there is a prompt, else the chat; the exit code. Without a keyboard prompts are lines of stdin."""
     async with AsyncExitStack() as stack:
@@ -99,16 +136,20 @@ async def talk(
             open_session = await stack.enter_async_context(opening)
             session = await open_session(name, is_new)
         if prompt is None:
-            await chat(session, open_session, printer, keyboard)
+            await chat(session, open_session, printer, keyboard, control)
             return 0
         async with aclosing(session):
             code = await show_turn(session, prompt, show, printer)
+            if code == DONE and control.mode.policy is Policy.PLAN:
+                show(Notice(message=PLANNED))
         for notice in session.take_notices():  # of the last save
             say(notice)
         return code
 
 
-async def chat(session: Timeline, open_session: OpenSession, printer: Printer, keyboard: Keyboard | None) -> None:
+async def chat(
+    session: Timeline, open_session: OpenSession, printer: Printer, keyboard: Keyboard | None, control: Control
+) -> None:
     """Until the input ends. `/new` goes on in a fresh session of `open_session`."""
     next_line = keyboard.line if keyboard else _line_of_stdin
     try:
@@ -128,13 +169,36 @@ async def chat(session: Timeline, open_session: OpenSession, printer: Printer, k
                 session = fresh
                 printer.note(_greeting(session))
             elif command:
-                printer.note(await _command(session, *command))
+                printer.note(await _command(session, control, *command))
             elif line.strip():
                 with _held(keyboard):
-                    turn = show_turn(session, line.rstrip("\n"), printer.show, printer)
-                    await _interruptible(turn, printer, keyboard is not None)
+                    await _turns(session, line.rstrip("\n"), printer, keyboard, control.mode)
     finally:
         await session.aclose()
+
+
+async def _turns(session: Timeline, prompt: str, printer: Printer, keyboard: Keyboard | None, mode: Mode) -> None:
+    """A turn; after one that planned, the person says whether it is carried out, in the mode from before."""
+    while True:
+        turn = show_turn(session, prompt, printer.show, printer)
+        code = await _interruptible(turn, printer, keyboard is not None)
+        if code != DONE or mode.policy is not Policy.PLAN or keyboard is None:
+            return
+        if not await _goes_on(keyboard):
+            return
+        mode.end_plan()
+        printer.note(f"mode {mode.policy}")
+        prompt = GO_ON
+
+
+async def _goes_on(keyboard: Keyboard) -> bool:
+    try:
+        return await keyboard.allows("carry out the plan? [y/N] ")
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return False  # Ctrl-C at the question
 
 
 def _held(keyboard: Keyboard | None) -> AbstractContextManager[None]:
@@ -206,8 +270,8 @@ async def _tick(printer: Printer) -> None:
         printer.tick()
 
 
-async def _interruptible(turn: Coroutine[Any, Any, int], printer: Printer, is_raw: bool) -> None:
-    """Run a turn that Ctrl-C cancels, once, and nothing but the turn."""
+async def _interruptible(turn: Coroutine[Any, Any, int], printer: Printer, is_raw: bool) -> int:
+    """Run a turn that Ctrl-C cancels, once, and nothing but the turn; its exit code."""
     task = asyncio.ensure_future(turn)
 
     def stop() -> None:
@@ -222,8 +286,7 @@ async def _interruptible(turn: Coroutine[Any, Any, int], printer: Printer, is_ra
         _set_interrupt(None, is_raw)
         task.cancel()
         await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()
+    return FAILED if task.cancelled() else task.result()
 
 
 def _set_interrupt(act: Callable[[], None] | None, is_raw: bool) -> None:
@@ -236,7 +299,7 @@ def _set_interrupt(act: Callable[[], None] | None, is_raw: bool) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-async def _command(session: Timeline, command: str, *arguments: str) -> str:
+async def _command(session: Timeline, control: Control, command: str, *arguments: str) -> str:
     """What a command says; a session that cannot do it says why."""
     try:
         match command, arguments:
@@ -263,9 +326,19 @@ async def _command(session: Timeline, command: str, *arguments: str) -> str:
                 return "/branch needs the number of a branch; /branches lists them"
             case "/rewind", _:
                 return "/rewind needs the number of a turn; /turns lists them"
-            case (("/yes" | "/no"), ()):
-                is_waiting = await session.answer(command == "/yes")
-                return "answered" if is_waiting else "no turn of another client waits for an answer"
+            case (("/yes" | "/always"), ()) | ("/no", _):
+                reason = " ".join(arguments)
+                answer = Answer(approve=command != "/no", always=command == "/always", reason=reason)
+                return "answered" if await session.answer(answer) else "no turn of another client waits for an answer"
+            case "/mode", ():
+                return f"mode {control.mode.policy}; there are {', '.join(Policy)}"
+            case "/mode", (policy,) if policy in set(Policy):
+                control.mode.set(Policy(policy))
+                return f"mode {policy}"
+            case "/mode", _:
+                return f"/mode needs one of {', '.join(Policy)}"
+            case "/permissions", ():
+                return control.permissions()
             case "/stop", ():
                 return "stopped" if await session.stop() else "no turn of another client runs"
             case "!", (line,):

@@ -8,7 +8,7 @@ import asyncio
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
@@ -29,7 +29,7 @@ DEAF_S = (
 HOW_TO_QUIT = "Ctrl-C again, Ctrl-D or /quit ends the chat"
 NO_ANSWER = "what was typed before the question is no answer to it"
 WAITS = "; it waits in the next prompt"
-YES, NO = ("y", "yes"), ("", "n", "no")
+YES_OR_NO = {"y": "yes", "yes": "yes", "": "no", "n": "no", "no": "no"}
 LINE_ENDS = (Keys.ControlM, Keys.ControlJ)
 
 
@@ -82,7 +82,23 @@ class Keyboard:
                 return line
 
     async def allows(self, question: str) -> bool:
-        """The person's yes or no. Nothing that was typed before it was shown answers it; Ctrl-C is CancelledError."""
+        """The person's yes or no; see `choose`."""
+        return await self.choose(question, YES_OR_NO, "y or n") == "yes"
+
+    async def choose(self, question: str, words: Mapping[str, str], hint: str) -> str:
+        """What the person's word means; the end of input is the empty word. Ctrl-C is CancelledError.
+
+        `hint` is said to a word that is not among `words`. Nothing that was typed before the question was shown
+        answers it.
+        """
+        said = await self._answer(question, lambda said: said.lower() in words, hint)
+        return words[said.lower()]
+
+    async def text(self, question: str) -> str:
+        """A line that answers a question; see `choose`."""
+        return await self._answer(question, lambda said: True, "")
+
+    async def _answer(self, question: str, is_answer: Callable[[str], bool], hint: str) -> str:
         prompt: PromptSession[str] = PromptSession(input=self._input, output=_output(sys.stderr))
         with nullcontext() if self._mode.is_taken else self.taken():
             where = WAITS if self._prompt else ""
@@ -93,13 +109,13 @@ class Keyboard:
                     # the turn has its own handler for SIGINT, which must still be there afterwards
                     said = await prompt.prompt_async(question, handle_sigint=False)
                 except EOFError:
-                    return False
+                    return ""
                 except KeyboardInterrupt:
                     raise asyncio.CancelledError from None
-                if (word := said.strip().lower()) in YES + NO:
-                    return word in YES
+                if is_answer(said.strip()):
+                    return said.strip()
                 self._kept += f"{said}\n"
-                self._tell(f"y or n{where}")
+                self._tell(f"{hint}{where}")
 
     async def _is_typing(self) -> bool:
         """Wait until nothing is typed; whether something was."""

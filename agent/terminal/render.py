@@ -1,6 +1,6 @@
-"""The terminal: what events look like, and how a person is asked.
+"""The terminal: what events look like.
 
-Nothing from a model, a file or a tool is shown but through `text`. Must not know sessions.
+Nothing from a model, a file or a tool is shown but through `sanitize`. Must not know sessions.
 """
 
 import json
@@ -9,7 +9,6 @@ import time
 from rich.console import Console
 
 from holdfast.agent.events import (
-    ApprovalNeeded,
     Changes,
     CommandEnd,
     Error,
@@ -25,9 +24,8 @@ from holdfast.agent.events import (
     TurnDone,
     Usage,
 )
-from holdfast.agent.terminal.keyboard import Keyboard
 from holdfast.agent.terminal.running import RunningOutput
-from holdfast.agent.terminal.sanitize import exact, neutral, one_line
+from holdfast.agent.terminal.sanitize import neutral, one_line
 
 MAX_CALL_CHARS = 110
 MAX_RESULT_CHARS = 90
@@ -211,30 +209,3 @@ def _shown_arguments(arguments: str) -> str:
     if not isinstance(values, dict):
         return arguments
     return ", ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items())
-
-
-async def ask_person(keyboard: Keyboard, call: ApprovalNeeded) -> bool:
-    """Show the whole call and ask. Ctrl-C ends the turn."""
-    err = Console(stderr=True, highlight=False)
-    first, *rest = call_lines(call)
-    err.print(first, style="yellow", markup=False)
-    for line in rest:
-        err.print(line, markup=False, soft_wrap=True)
-    return await keyboard.allows("allow? [y/N] ")
-
-
-def call_lines(call: ApprovalNeeded) -> list[str]:
-    """The whole call, to the last character, and the lines that it would change."""
-    arguments = exact(_indented(call.arguments)).split("\n")
-    lines = [*arguments, *map(exact, call.preview)]
-    return [exact(f"{call.name} wants to run with"), *(f"  {line}" for line in lines)]
-
-
-def _indented(arguments: str) -> str:
-    """Arguments one under the other, texts with their own line ends."""
-    try:
-        values = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    lines = [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
-    return "\n".join(line.replace("\n", "\n    ") for line in lines)

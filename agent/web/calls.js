@@ -1,6 +1,6 @@
 // A tool call in the transcript: its arguments or its change, its outcome, and the question whether it may run.
 
-import { diffView } from "./diff.js";
+import { diffView, previewView } from "./diff.js";
 import { announce, byId, element } from "./dom.js";
 import { counted, exact, neutral, oneLine } from "./text.js";
 
@@ -9,9 +9,10 @@ const FOLDED_LINES = 400; // of an output; the rest is one click away
 const RUNNING_LINES = 12, MAX_RUNNING_CHARS = 8000; // of what a running call has put out
 // A key that was meant for the prompt must not answer a question that has just appeared.
 const DEAF_MS = 600;
+const DIFF_LINE = /^\d+ [-+]/;
 
 export class CallView {
-  // `answer(id, approve)` tells the server; it may throw.
+  // `answer(call, answer)` tells the server; it may throw.
   constructor(call, answer) {
     this.call = call;
     this.answer = answer;
@@ -100,47 +101,100 @@ export class CallView {
   }
 
   // Ask the user. Every character that cannot be seen is spelled out.
-  ask() {
+  ask(event) {
     if (this.card !== null) return;
+    this.asked = event;
     this.setState("waiting");
     this.details.hidden = true;
     const title = element("h4", { id: `approval-${this.call.id}` }, `Allow ${oneLine(this.call.name, 60)}?`);
     this.problem = element("p", { class: "problem", role: "alert" });
-    const buttons = [
-      element("button", { class: "primary", type: "button", "aria-keyshortcuts": "y", onclick: () => this.say(true) }, "Allow", element("kbd", { "aria-hidden": "true" }, "y")),
-      element("button", { type: "button", "aria-keyshortcuts": "n", onclick: () => this.say(false) }, "Refuse", element("kbd", { "aria-hidden": "true" }, "n")),
-    ];
+    this.buttons = element("div", { class: "buttons" });
+    this.whole = element("div", { hidden: true }, this.listed(exact));
     this.card = element(
       "div", { class: "approval", role: "group", tabindex: "-1", "aria-labelledby": title.id, onkeydown: (event) => this.key(event) },
-      title, this.isEdit ? this.change(exact) : this.listed(exact), this.problem,
-      element("div", { class: "buttons" }, ...buttons),
+      title, ...this.shown(), this.always ? element("p", { class: "always" }, exact(this.always)) : null,
+      this.whole, this.problem, this.buttons,
     );
+    this.offer();
     this.root.append(this.card);
     setTimeout(() => this.present(), 60); // an answer may be right behind, when a turn is shown again
+  }
+
+  // What it would do: changed lines with their numbers, or its arguments and what the server says of it.
+  shown() {
+    const preview = this.asked.preview ?? [];
+    const view = preview.length ? previewView(preview, exact) : null;
+    if (preview.some((line) => DIFF_LINE.test(line))) return [element("p", { class: "change-path" }, exact(asText(this.arguments?.path ?? ""))), view];
+    return [this.isEdit ? this.change(exact) : this.listed(exact), view];
+  }
+
+  get always() {
+    const { always_rule: rule, always_mode: mode } = this.asked;
+    if (rule) return `Always, in this workspace: ${rule}`;
+    return mode ? `Always: mode ${mode} for this session` : "";
+  }
+
+  // The first choices: each a button and a key.
+  offer() {
+    this.choose([
+      ["y", "Allow", () => this.say({ approve: true })],
+      ...(this.always ? [["a", "Always", () => this.confirmAlways()]] : []),
+      ["n", "Refuse", () => this.say({ approve: false })],
+      ["t", "No, and say why", () => this.askWhy()],
+      ["v", "Show whole", () => (this.whole.hidden = !this.whole.hidden)],
+    ]);
+  }
+
+  choose(choices, ...before) {
+    const hadFocus = this.buttons.contains(document.activeElement);
+    this.choices = Object.fromEntries(choices.map(([key, , act]) => [key, act]));
+    this.buttons.replaceChildren(...before, ...choices.map(([key, text, act], at) => element(
+      "button", { class: at === 0 ? "primary" : "", type: "button", "aria-keyshortcuts": key, onclick: act }, text, element("kbd", { "aria-hidden": "true" }, key),
+    )));
+    if (hadFocus) this.card.focus();
+  }
+
+  confirmAlways() {
+    announce(`${this.always}? Press y or n.`);
+    this.choose(
+      [["y", "Yes, always", () => this.say({ approve: true, always: true })], ["n", "Back", () => this.offer()]],
+      element("p", {}, `${exact(this.always)}?`),
+    );
+  }
+
+  askWhy() {
+    const why = element("input", { type: "text", maxlength: "2000", "aria-label": "Why not? The model reads it" });
+    const send = () => this.say({ approve: false, reason: why.value });
+    why.addEventListener("keydown", (event) => {
+      event.stopPropagation(); // its letters are no choices
+      if (event.key === "Enter" && !event.isComposing) send();
+      if (event.key === "Escape") this.offer();
+    });
+    this.choose([["Enter", "Refuse", send]], why);
+    why.focus();
   }
 
   present() {
     if (this.card === null || !this.root.isConnected) return;
     this.askedAt = performance.now();
-    announce(`Approval needed: ${this.call.name} ${this.summary()}. Press y to allow, n to refuse.`);
+    announce(`Approval needed: ${this.call.name} ${this.summary()}. Press y to allow, n to refuse, ${this.always ? "a for always, " : ""}t to say why.`);
     this.card.scrollIntoView({ block: "nearest" });
     const prompt = byId("prompt");
     if (!document.querySelector("dialog[open]") && !(document.activeElement === prompt && prompt.value)) this.card.focus();
   }
 
   key(event) {
-    const answers = { y: true, n: false };
-    const approve = answers[event.key.toLowerCase()];
-    if (approve === undefined || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+    const act = this.choices[event.key.toLowerCase()];
+    if (act === undefined || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    if (performance.now() - this.askedAt > DEAF_MS) this.say(approve);
+    if (performance.now() - this.askedAt > DEAF_MS) act();
   }
 
-  async say(approve) {
+  async say(answer) {
     if (this.isAnswering) return;
     this.isAnswering = true; // the stream says how it was answered, and by then another page may have been faster
     try {
-      await this.answer(this.call.id, approve);
+      await this.answer(this.asked, answer);
     } catch (error) {
       this.problem.textContent = error.message;
     } finally {

@@ -2,6 +2,8 @@
 
 import { byId } from "./dom.js";
 
+const GO_ON = "Carry out the plan.";
+
 export class Composer {
   // `actions`: send(prompt, policy), stop(); both may throw.
   constructor(actions) {
@@ -15,6 +17,12 @@ export class Composer {
       this.send();
     });
     byId("stop").addEventListener("click", () => this.stop());
+    this.former = byId("policy").value; // what planning goes back to
+    byId("policy").addEventListener("change", () => {
+      if (byId("policy").value !== "plan") this.former = byId("policy").value;
+      this.offerPlan(false);
+    });
+    byId("carry-out").addEventListener("click", () => this.carryOut());
     this.prompt.addEventListener("input", () => this.grow());
     addEventListener("resize", () => this.grow());
     this.prompt.addEventListener("keydown", (event) => {
@@ -29,10 +37,29 @@ export class Composer {
     this.prompt.style.height = `${this.prompt.scrollHeight}px`;
   }
 
+  setPolicy(policy) {
+    byId("policy").value = this.former = policy;
+  }
+
+  // After a turn that only planned: the button that goes on, in the mode from before.
+  offerPlan(isPlanned) {
+    byId("carry-out").hidden = !(isPlanned && byId("policy").value === "plan");
+  }
+
+  async carryOut() {
+    this.setPolicy(this.former === "plan" ? "ask" : this.former);
+    const draft = this.prompt.value;
+    this.write(GO_ON);
+    await this.send();
+    if (!this.prompt.value) this.write(draft);
+    this.prompt.focus();
+  }
+
   async send() {
     const prompt = this.prompt.value;
     if (this.isRunning || this.isSending || !prompt.trim()) return;
     this.isSending = true;
+    this.offerPlan(false);
     this.tell("");
     this.write(""); // at once: what is typed from here on is the next prompt
     try {

@@ -51,13 +51,29 @@ function middle(old, now) {
 const NAMES = { "-": "removed: ", "+": "added: ", " ": "" };
 const CLASSES = { "-": "del", "+": "ins", " ": "same" };
 
-// A difference to look at; `show` makes a line fit to be shown. The sign is text, so it does not hang on colour.
-export function diffView(before, after, show) {
-  const rows = diffLines(before, after).map(([sign, line]) => element(
+const NUMBERED = /^(\d+) ([-+])(.*)$/s;
+
+// Lines of a server's preview, `12 -line` and `12 +line` among others; `show` makes one fit to be shown.
+export function previewView(lines, show) {
+  const rows = lines.map((line) => {
+    const [, number, sign, text] = NUMBERED.exec(line) ?? [null, "", " ", line];
+    return row(sign, text, show, number);
+  });
+  return element("div", { class: "diff", role: "group", "aria-label": "What it would do", tabindex: "0" }, ...rows);
+}
+
+function row(sign, line, show, number = null) {
+  return element(
     "div", { class: CLASSES[sign] },
+    number === null ? null : element("span", { class: "number" }, number),
     element("span", { class: "visually-hidden" }, NAMES[sign]),
     element("span", { class: "sign", "aria-hidden": "true" }, sign),
     element("span", { class: "line" }, show(line) || " "),
-  ));
+  );
+}
+
+// A difference to look at; `show` makes a line fit to be shown. The sign is text, so it does not hang on colour.
+export function diffView(before, after, show) {
+  const rows = diffLines(before, after).map(([sign, line]) => row(sign, line, show));
   return element("div", { class: "diff", role: "group", "aria-label": "Change", tabindex: "0" }, ...rows);
 }

@@ -21,7 +21,7 @@ class Page {
     this.follower = null;
     this.context = { used: 0, limit: 0 };
     const here = (act) => (turn) => this.attempt(() => act.call(this, turn));
-    this.transcript = new Transcript({ answer: (id, approve) => this.answer(id, approve), fork: here(this.fork), rewind: here(this.rewind) });
+    this.transcript = new Transcript({ answer: (call, answer) => this.answer(call, answer), fork: here(this.fork), rewind: here(this.rewind) });
     this.composer = new Composer({ send: (prompt, policy) => this.send(prompt, policy), stop: () => this.stop() });
     this.list = new SessionList(api, {
       open: (name) => this.open(name),
@@ -87,6 +87,7 @@ class Page {
     this.transcript.clear();
     this.shownLog = null;
     this.composer.setRunning(false);
+    this.composer.offerPlan(false);
     this.composer.tell("");
     this.meter.hide();
     byId("session-name").textContent = name ?? "No session";
@@ -127,6 +128,7 @@ class Page {
     }
     if (!isEnd) return;
     this.setRunning(false);
+    this.composer.offerPlan(event.type === "turn_done");
     this.settle();
   }
 
@@ -222,9 +224,10 @@ class Page {
     return this.api.post(`${this.path}/cancel`);
   }
 
-  async answer(id, approve) {
+  async answer(call, answer) {
     try {
-      await this.api.post(`${this.path}/approvals/${encodeURIComponent(id)}`, { approve });
+      await this.api.post(`${this.path}/approvals/${encodeURIComponent(call.id)}`, answer);
+      if (answer.always && call.always_mode) this.composer.setPolicy(call.always_mode);
     } catch (error) {
       if (error.code !== "approval_answered") throw error; // another client was faster: the stream says what it answered
     }

@@ -8,7 +8,7 @@ import { neutral, usageLine } from "./text.js";
 export const ENDS = ["turn_done", "error", "interrupted"];
 
 export class TurnView {
-  // `actions`: answer(id, approve), fork(turn), rewind(turn).
+  // `actions`: answer(call, answer), fork(turn), rewind(turn).
   constructor(number, actions) {
     this.actions = actions;
     this.title = element("h3", { class: "visually-hidden" });
@@ -42,7 +42,7 @@ export class TurnView {
       case "thinking": return this.addThinking(event.delta);
       case "prefill_progress": return this.showProgress(event.done, event.total);
       case "tool_call": return this.addCall(event);
-      case "approval_needed": return this.addCall(event).ask();
+      case "approval_needed": return this.addCall(event).ask(event);
       case "approval_done": return this.calls.get(event.id)?.answered(event.approved);
       case "tool_output": return this.calls.get(event.id)?.running(event.delta);
       case "tool_result": return this.calls.get(event.id)?.finish(event.ok, event.output);

@@ -12,7 +12,8 @@ from typing import Any
 from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Event, Notice, TurnDone
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
 
 SOURCE = """LIMIT = 30

@@ -152,6 +152,8 @@ class SourceTree:
         return [item for _, item in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
     def _folder(self, parent: Folder, name: str, path: str) -> Folder | None:
+        if self._workspace.is_denied(path[:-1]):
+            return None
         if name in SKIPPED_DIRS or path in self._system_dirs:
             if name not in (".git", "__pycache__"):
                 self.skipped.ignored.append(path)
@@ -165,6 +167,8 @@ class SourceTree:
 
     def _file(self, parent: Folder, child: os.DirEntry[str], path: str) -> SourceEntry | None:
         if child.name == ".git" or not child.is_file(follow_symlinks=False):  # a worktree's `.git` is a file
+            return None
+        if self._workspace.is_denied(path):
             return None
         is_ignored = parent.only_tracked or parent.ignores(path, is_dir=False)
         if is_ignored and not parent.tracks(path, is_dir=False):

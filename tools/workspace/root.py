@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Root:
         self.guard = Guard(own)
         self.root_fd = _open_root(self.root, self.guard)
         self._closing = weakref.finalize(self, os.close, self.root_fd)
+        self._denied: Callable[[str], object | None] = lambda path: None
+        self._newly_denied: list[str] = []
 
     def close(self) -> None:
         """Give the root's descriptor back; nothing can be opened any more."""
@@ -70,7 +72,29 @@ class Root:
         for system_dir in SYSTEM_DIRS:
             if real.is_relative_to(system_dir) and not self.root.is_relative_to(system_dir):
                 raise ToolError(f"{shown} is a system file, not a file of the workspace")
-        return to_text("/".join(parts)) or "."
+        place = to_text("/".join(parts)) or "."
+        self.check_denied(place)
+        return place
+
+    def set_denied(self, denied: Callable[[str], object | None]) -> None:
+        """`denied` gives the rule by which the user keeps a resolved path, and what is below it, from all tools; else
+        None."""
+        self._denied = denied
+
+    def is_denied(self, path: str) -> bool:
+        """Whether the user keeps a resolved path from tools: for those who come to it without `resolve`."""
+        return self._denied(path) is not None
+
+    def check_denied(self, path: str) -> None:
+        """Raise ToolError where the user keeps a resolved path from tools, and note it."""
+        if (rule := self._denied(path)) is not None:
+            self._newly_denied.append(path)
+            raise ToolError(f"{path} is not for tools: the user's rule {rule} forbids it; answer without it")
+
+    def take_denied(self) -> list[str]:
+        """Paths that were refused by a rule since the last time."""
+        denied, self._newly_denied = self._newly_denied, []
+        return denied
 
     def is_dir(self, path: str) -> bool:
         """Whether the resolved `path` is a directory now. Advisory only: opening checks again."""

@@ -53,6 +53,7 @@ def states_below(root: Root, path: str, cancelled: Cancellation) -> list[FileSta
         with root.open_parent(f"{state.path}/x") as fd, listing(fd) as listing_fd:
             names = sorted(os.listdir(listing_fd))
         for name in names:
+            root.check_denied(f"{state.path}/{to_text(name)}")
             child = state_of(root, f"{state.path}/{to_text(name)}")
             num_bytes += len(child.data)
             found.append(child)

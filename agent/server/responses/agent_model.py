@@ -12,6 +12,7 @@ from pathlib import Path
 
 from holdfast.agent.encoding.deltas import TextDelta, ThinkingDelta
 from holdfast.agent.events import Usage
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.server.access import User
 from holdfast.agent.server.json import ApiError, Json, bad, unsupported
 from holdfast.agent.server.responses.cache import ResponseCache
@@ -22,7 +23,6 @@ from holdfast.agent.server.responses.response import End, Response, new_id, new_
 from holdfast.agent.server.responses.transcript import Line, answer_of, digests, lines_of, num_known, prompt_of
 from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import open_session, shown_name, start_session
-from holdfast.agent.session.approvals import Policy
 
 AGENT_MODEL = "holdfast-agent"
 SESSION, WORKSPACE, APPROVE = "holdfast:session", "holdfast:workspace", "holdfast:approve"  # keys of metadata

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from holdfast.agent.app import App
 from holdfast.agent.config import UsageError, prompt_problem
-from holdfast.agent.events import ApprovalNeeded, Error, Event, TurnDone
+from holdfast.agent.events import Answer, ApprovalNeeded, Error, Event, TurnDone
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.server.event_log import EventLog
 from holdfast.agent.server.json import ApiError, Json, bad
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.catalog import SessionCatalog
 from holdfast.agent.session.session import Session
 from holdfast.agent.threads import to_end
@@ -44,8 +45,8 @@ class OpenSession:
     used_at: float = field(default_factory=time.monotonic)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     _task: "asyncio.Task[None] | None" = None
-    _questions: "dict[str, asyncio.Future[bool]]" = field(default_factory=dict)
-    _answered: dict[str, bool] = field(default_factory=dict)  # in the last turn
+    _questions: "dict[str, tuple[ApprovalNeeded, asyncio.Future[Answer]]]" = field(default_factory=dict)
+    _answered: set[str] = field(default_factory=set)  # in the last turn
 
     @property
     def info(self) -> SessionInfo:
@@ -66,7 +67,7 @@ class OpenSession:
         await self._settled()
         self.turn, self.used_at = self.session.log.num_turns + 1, time.monotonic()
         after = self.events.last_id
-        self.approvals.policy = policy
+        self.approvals.mode.set(policy)
         self._answered.clear()
         self.events.drop()
         self.events.append({"type": "user", "text": prompt, "turn": self.turn})
@@ -86,15 +87,21 @@ class OpenSession:
         await asyncio.wait({self._task})
         return True
 
-    def answer(self, call_id: str, is_approved: bool) -> None:
-        """Answer for the call that waits with this id; only the first answer counts. Raises ApiError."""
+    def answer(self, call_id: str, answer: Answer) -> None:
+        """Answer the call that waits with this id; only the first answer counts. Raises ApiError."""
         if call_id in self._answered:
             raise ApiError(409, f"the call {call_id} has been answered already", "approval_answered", "id")
         if call_id not in self._questions:
             raise ApiError(404, f"no call waits for approval under the id {call_id}", "approval_not_found", "id")
-        self._answered[call_id] = is_approved
-        self._questions.pop(call_id).set_result(is_approved)
-        self.events.append({"type": "approval_done", "id": call_id, "approved": is_approved})
+        asked, question = self._questions[call_id]
+        if answer.always and not (answer.approve and (asked.always_rule or asked.always_mode)):
+            raise bad("always goes with an approval, of a call that offers a rule or a mode", "always")
+        self._answered.add(call_id)
+        del self._questions[call_id]
+        question.set_result(answer)
+        done: Json = {"type": "approval_done", "id": call_id, "approved": answer.approve}
+        done |= {"always": asked.always_rule or f"mode: {asked.always_mode}"} if answer.always else {}
+        self.events.append({**done, **({"reason": answer.reason} if answer.reason and not answer.approve else {})})
 
     async def rewind(
         self, turn: int | None, token: int | None, branch: int | None, catalog: SessionCatalog
@@ -115,10 +122,10 @@ class OpenSession:
         )
         return files
 
-    async def ask(self, call: ApprovalNeeded) -> bool:
+    async def ask(self, call: ApprovalNeeded) -> Answer:
         """Wait for a client's answer. The question itself is an event."""
-        question = asyncio.get_running_loop().create_future()
-        self._questions[call.id] = question
+        question: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._questions[call.id] = call, question
         try:
             return await question
         finally:

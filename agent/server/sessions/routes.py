@@ -13,14 +13,16 @@ from aiohttp import web
 from pydantic import Field
 
 from holdfast.agent.config import MAX_PROMPT_CHARS
+from holdfast.agent.events import Answer
 from holdfast.agent.models.rolling import rolls_of
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.server.access import OWNER
 from holdfast.agent.server.http import SERVICE, USER, json_response, read_json, send_frames
 from holdfast.agent.server.json import ApiError, Json, bad, dumps
 from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import find_session, open_session, shown_name, start_session
 from holdfast.agent.server.validation import Body, Kind, checked
-from holdfast.agent.session.approvals import Policy
+from holdfast.agent.session.approvals import MAX_REASON_CHARS
 from holdfast.memory import SessionInfo, SessionInUse, StoreError
 
 SESSIONS = web.AppKey("sessions", SessionHub)
@@ -43,8 +45,10 @@ class NewTurn(Body):
     approve: str = Policy.ASK
 
 
-class Answer(Body):
+class NewAnswer(Body):
     approve: bool
+    always: bool = False  # and do what the call offers: write the rule for this workspace, or set the mode
+    reason: str = Field("", max_length=MAX_REASON_CHARS)  # of a refusal, for the model
 
 
 class Place(Body):
@@ -190,8 +194,8 @@ def frame(id: str, event: Json) -> str:
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
-    body, opened, call_id = await body_of(request, Answer), await open_named(request), request.match_info["id"]
-    opened.answer(call_id, body.approve)
+    body, opened, call_id = await body_of(request, NewAnswer), await open_named(request), request.match_info["id"]
+    opened.answer(call_id, Answer(approve=body.approve, always=body.always, reason=body.reason))
     return json_response({"id": call_id, "approved": body.approve})
 
 

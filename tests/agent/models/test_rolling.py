@@ -11,7 +11,8 @@ import pytest
 from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Event, Notice, TurnDone
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
 from holdfast.tools import Context, run_tool
 

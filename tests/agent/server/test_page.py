@@ -175,7 +175,7 @@ def test_a_tool_call_is_shown_with_its_outcome(page: Browser) -> None:
 def test_an_edit_is_asked_for_and_done(page: Browser, workspace: Path) -> None:
     ask(page, RENAME)
     page.until("document.activeElement.className === 'approval'")
-    assert page.text(".approval .del").endswith("load_page") and page.text(".approval .ins").endswith("fetch_page")
+    assert "load_page" in page.text(".approval .del") and "fetch_page" in page.text(".approval .ins")
     assert "net/fetcher.py" in page.text(".approval") and "Approval needed: edit" in page.text("#announcer")
     page.type("y")  # at once: whoever typed it meant the prompt
     assert page.script("return document.querySelector('.approval') !== null")
@@ -185,6 +185,38 @@ def test_an_edit_is_asked_for_and_done(page: Browser, workspace: Path) -> None:
     assert (workspace / "net" / "fetcher.py").read_text() == RENAMED
     assert page.text(".call .state") == "ok" and page.focused() == "prompt"
     assert page.text(".call .del .line, .call .del").endswith("load_page")
+
+
+def test_an_edit_is_shown_with_its_line_numbers_and_refused_with_a_reason(page: Browser, workspace: Path) -> None:
+    ask(page, RENAME)
+    page.until("document.activeElement.className === 'approval'")
+    numbers = page.script("return [...document.querySelectorAll('.approval .number')].map((e) => e.textContent)")
+    assert numbers == [
+        str(number) for number, line in enumerate(SOURCE.split("\n"), 1) if "load_page" in line for _ in "-+"
+    ]
+    assert "replacement" in page.text(".approval .diff") and "Always: mode edit" in page.text(".approval")
+    page.click(".approval button", "Show whole")
+    assert "load_page" in page.text(".approval .arguments")
+    page.script("return new Promise((resolve) => setTimeout(resolve, 700))")
+    page.script("document.querySelector('.approval').focus()")
+    page.type("t", "any name but that", "Enter")
+    page.until(IDLE)
+    assert (workspace / "net" / "fetcher.py").read_text() == SOURCE and page.text(".call .state") == "refused"
+    page.click(".call summary")
+    assert "the user refused this call of edit: any name but that" in page.text(".call .output")
+
+
+def test_always_is_confirmed_and_sets_the_mode_of_the_next_turns(page: Browser, workspace: Path) -> None:
+    ask(page, RENAME)
+    page.until("document.activeElement.className === 'approval'")
+    page.script("return new Promise((resolve) => setTimeout(resolve, 700))")
+    page.type("a")
+    assert "Always: mode edit for this session?" in page.text(".approval .buttons")
+    page.type("n", "a", "y")
+    page.until(IDLE)
+    assert (workspace / "net" / "fetcher.py").read_text() == RENAMED
+    assert page.script("return document.getElementById('policy').value") == "edit"
+    page.script("document.getElementById('policy').value = 'ask'")
 
 
 def test_a_refused_edit_is_not_done(page: Browser, workspace: Path) -> None:

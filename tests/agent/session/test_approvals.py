@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from holdfast.agent.events import ApprovalNeeded
-from holdfast.agent.session.approvals import Policy
+from holdfast.agent.events import Answer, ApprovalNeeded
+from holdfast.agent.permissions.modes import Policy
 from tests.agent.scripted_engine import calls, raw, says
 from tests.agent.session.world import World, fed_text, shape, turn
 
@@ -31,10 +31,10 @@ async def test_an_edit_is_refused_when_nobody_can_allow_it(world: World, policy:
 async def test_the_person_decides(world: World, answer: bool) -> None:
     asked: list[ApprovalNeeded] = []
 
-    async def ask(call: ApprovalNeeded) -> bool:
+    async def ask(call: ApprovalNeeded) -> Answer:
         asked.append(call)
         assert "fox" in (world.workspace / "a.py").read_text()
-        return answer
+        return Answer(approve=answer)
 
     edit = calls("edit", path="a.py", old="fox", new="cat")
     async with world.session(edit, says("ok"), policy=Policy.ASK, ask=ask) as session:
@@ -46,7 +46,7 @@ async def test_the_person_decides(world: World, answer: bool) -> None:
 
 
 async def test_nobody_is_asked_about_a_call_that_cannot_run(world: World) -> None:
-    async def ask(call: ApprovalNeeded) -> bool:
+    async def ask(call: ApprovalNeeded) -> Answer:
         raise AssertionError("asked")
 
     async with world.session(calls("edit", path="a.py"), BROKEN, says("ok"), policy=Policy.ASK, ask=ask) as session:
@@ -54,7 +54,7 @@ async def test_nobody_is_asked_about_a_call_that_cannot_run(world: World) -> Non
 
 
 async def test_nobody_is_asked_about_an_edit_that_would_fail(world: World) -> None:
-    async def ask(call: ApprovalNeeded) -> bool:
+    async def ask(call: ApprovalNeeded) -> Answer:
         raise AssertionError("asked")
 
     (world.workspace / "a.py").chmod(0o444)
@@ -69,10 +69,10 @@ async def test_nobody_is_asked_about_an_edit_that_would_fail(world: World) -> No
 async def test_what_was_asked_is_what_runs(world: World) -> None:
     file, asked = world.workspace / "a.py", []
 
-    async def ask(call: ApprovalNeeded) -> bool:
+    async def ask(call: ApprovalNeeded) -> Answer:
         asked.append(call)
         file.write_text("def fox():\n    return fox(2)\n")
-        return True
+        return Answer(approve=True)
 
     edit = calls("edit", path="a.py", old="fox", new="cat", all=True)
     async with world.session(edit, says("ok"), policy=Policy.ASK, ask=ask) as session:

@@ -20,7 +20,8 @@ import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
 from holdfast.agent.events import Event, Notice, ToolOutput, ToolResultGiven, TurnDone
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.outcome import Outcome
 from holdfast.agent.session.session import Session
 from holdfast.agent.terminal.render import changes_line
@@ -179,7 +180,8 @@ from pathlib import Path
 import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from tests.agent.scripted_engine import ScriptedEngine
 from tests.agent.session.test_commands import turn, with_commands
 holdfast.agent.models.opened.Engine = ScriptedEngine

@@ -17,7 +17,8 @@ import pytest
 from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Error, Event, PrefillProgress
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.memory import Database, SessionStore
 from tests.agent.real_session import (
     ASK,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.agent.events import ApprovalNeeded, Notice, PrefillProgress, Text, TurnDone
-from holdfast.agent.session.approvals import Policy
+from holdfast.agent.events import Answer, ApprovalNeeded, Notice, PrefillProgress, Text, TurnDone
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.session.session import UNREAD
 from holdfast.tools import Context, ToolError
 from holdfast.tools.files import EDIT
@@ -120,9 +120,9 @@ async def test_a_tool_that_would_run_for_ever_ends_when_the_turn_is_cut(world: W
 
 
 async def test_a_call_of_which_the_outcome_is_lost_is_never_run_again(world: World) -> None:
-    async def ask(call: ApprovalNeeded) -> bool:
+    async def ask(call: ApprovalNeeded) -> Answer:
         await asyncio.Event().wait()
-        return True
+        return Answer(approve=True)
 
     edit = calls("edit", path="a.py", old="fox", new="cat")
     async with world.session(edit, policy=Policy.ASK, ask=ask) as session:

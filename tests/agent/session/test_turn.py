@@ -6,9 +6,9 @@ import pytest
 
 import holdfast.agent.models.opened
 from holdfast.agent.events import Notice, Text, Thinking, TurnDone
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.pocket.data import OPENING, Renderer
 from holdfast.agent.pocket.oracle import Call, Episode
-from holdfast.agent.session.approvals import Policy
 from holdfast.agent.session.turn import SYSTEM_TEXT
 from tests.agent.scripted_engine import FAIL, Reply, ScriptedEngine, calls, raw, says
 from tests.agent.session.world import World, engine_of, fed_text, last_error, log_text, logged, shape, turn

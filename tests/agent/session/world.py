@@ -15,8 +15,9 @@ import pytest
 import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
-from holdfast.agent.events import Error, Event, PrefillProgress
-from holdfast.agent.session.approvals import Approvals, Ask, Policy
+from holdfast.agent.events import Ask, Error, Event, PrefillProgress
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
 from holdfast.tools import Context
 from tests.agent.scripted_engine import Reply, ScriptedEngine, make_model

@@ -14,7 +14,8 @@ from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Error, Event, Notice, ToolResultGiven, TurnDone
 from holdfast.agent.models.remote import wire
 from holdfast.agent.models.remote.endpoint import Endpoint as Entry
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.permissions.modes import Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
 from tests.agent.models.remote.endpoint import CUT, END, HANG, KEY, Answer, Endpoint, call, delta, says, until
 

@@ -11,8 +11,9 @@ from holdfast.agent.app import App
 from holdfast.agent.config import POCKET_DIR, Settings
 from holdfast.agent.events import Error, Event, ToolResultGiven, TurnDone
 from holdfast.agent.models.remote.endpoint import Endpoint as Entry
+from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.pocket.data import assistant_text, call_text
-from holdfast.agent.session.approvals import Approvals, Policy
+from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
 from holdfast.engine import Tokenizer
 from tests.agent.models.remote.endpoint import Answer, Endpoint

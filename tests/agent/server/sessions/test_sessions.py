@@ -165,6 +165,35 @@ def test_an_edit_waits_for_an_answer_and_the_first_answer_counts(server: Server,
     assert turn(server, name, RENAME, approve="read")[-1]["type"] == "turn_done" and file.read_text() == before
 
 
+def test_an_answer_may_say_why_not_or_always(server: Server, place: Path) -> None:
+    name, file = new_session(server), place / "net" / "fetcher.py"
+    before = file.read_text()
+    with watching(server, name) as watcher:
+        server.post(f"/v1/sessions/{name}/turns", {"prompt": RENAME})
+        call = watcher.wait_for("approval_needed")
+        assert (call["always_rule"], call["always_mode"]) == ("", "edit") and call["preview"][0].startswith(
+            "net/fetcher.py: "
+        )
+        path = f"/v1/sessions/{name}/approvals/{call['id']}"
+        assert error(server.post(path, {"approve": False, "always": True})) == (400, "invalid_value")
+        assert server.post(path, {"approve": False, "reason": "not now"}).status_code == 200
+        done = watcher.wait_for("approval_done")
+        assert done == {"type": "approval_done", "id": call["id"], "approved": False, "reason": "not now"}
+        assert watcher.wait_for("tool_result")["output"] == "error: the user refused this call of edit: not now"
+        watcher.wait_for(*ENDS)
+    with watching(server, name) as watcher:
+        server.post(f"/v1/sessions/{name}/turns", {"prompt": RENAME})
+        call = watcher.wait_for("approval_needed")
+        assert (
+            server.post(f"/v1/sessions/{name}/approvals/{call['id']}", {"approve": True, "always": True}).status_code
+            == 200
+        )
+        assert watcher.wait_for("approval_done")["always"] == "mode: edit"
+        watcher.wait_for("turn_done")
+    assert "fetch_page" in file.read_text()
+    file.write_text(before)
+
+
 def test_a_turn_under_way_is_alone_and_can_be_cancelled(server: Server) -> None:
     name = new_session(server)
     with watching(server, name) as watcher:
