@@ -10,6 +10,7 @@ from holdfast.memory.branch_rows import LoggedEvent, TurnInfo
 from holdfast.memory.branches import BranchInfo
 from holdfast.memory.db import Database, StoreError
 from holdfast.memory.directories import make_directory, sync_directory
+from holdfast.memory.file_versions import ChangeSet, FileVersion, PathState, Settled, version_of
 from holdfast.memory.leases import SessionInUse
 from holdfast.memory.names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
 from holdfast.memory.reserve import making_room
@@ -29,15 +30,18 @@ __all__ = [
     "TAILS",
     "BlobStore",
     "BranchInfo",
+    "ChangeSet",
     "Copied",
     "DamagedBlob",
     "Database",
     "DiskUse",
+    "FileVersion",
     "Found",
     "Freed",
     "LoggedEvent",
     "PageData",
     "PageRow",
+    "PathState",
     "Report",
     "ResponseStore",
     "Saved",
@@ -45,6 +49,7 @@ __all__ = [
     "SessionInfo",
     "SessionLog",
     "SessionStore",
+    "Settled",
     "SnapshotStore",
     "StoreError",
     "StoredResponse",
@@ -60,4 +65,5 @@ __all__ = [
     "repair_indexes",
     "restore",
     "sync_directory",
+    "version_of",
 ]

@@ -1,6 +1,6 @@
-"""Disk use of a set of sessions: the bytes of their state, logs and answers.
+"""Disk use of a set of sessions: the bytes of their state, logs, answers and file versions.
 
-Pages that these sessions share are counted once. Pages shared with other sessions are counted in full, so that one
+Pages and contents that these sessions share are counted once. Pages shared with other sessions are counted in full, so that one
 user's quota does not depend on another's use.
 """
 
@@ -13,6 +13,11 @@ OWN = "WITH own (id) AS (SELECT id FROM branches WHERE session_id IN ({marks}))"
 LOGS = OWN + " SELECT TOTAL(length(ids)) FROM own JOIN tokens ON tokens.branch_id = own.id"
 ANSWERS = "SELECT TOTAL(length(body)) FROM responses WHERE session_id IN ({marks})"
 EVENTS = OWN + " SELECT TOTAL(length(payload)) FROM own JOIN events ON events.branch_id = own.id"
+VERSIONS = OWN + (
+    ", versions AS (SELECT v.* FROM own JOIN change_sets c ON c.branch_id = own.id JOIN file_versions v ON v.change_id = c.id)"
+    " SELECT TOTAL(bytes) FROM file_contents"
+    " WHERE id IN (SELECT old_content FROM versions UNION SELECT new_content FROM versions)"
+)
 USED = OWN + (
     ", used (id, last_page, first_number, head, bytes) AS (SELECT DISTINCT t.id, last_page, first_number, head, bytes"
     " FROM own JOIN tail_uses ON tail_uses.branch_id = own.id JOIN tails t ON t.id = tail_id)"
@@ -40,4 +45,4 @@ def bytes_needed(database: Database, session_ids: Sequence[int]) -> int:
         heads = [row[0] for row in database.rows(HEADS.format(marks=marks), session_ids)]
         ids = {head[at : at + ID_BYTES] for head in heads for at in range(0, len(head), ID_BYTES)}
         pages.update(map(tuple, read_by_id(database, "id, bytes", "pages", ids.difference(pages))))
-        return sum(pages.values()) + sum(map(total, (TAILS, LOGS, EVENTS, ANSWERS)))
+        return sum(pages.values()) + sum(map(total, (TAILS, LOGS, EVENTS, ANSWERS, VERSIONS)))

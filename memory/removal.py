@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from holdfast.memory.branch_rows import BRANCH_COLUMNS, checked_branch
 from holdfast.memory.db import Database
+from holdfast.memory.file_versions import delete_one_of
 from holdfast.memory.log_rows import delete_branch, delete_events
 
 EVENTS_AT_ONCE = 16  # deleted in one transaction
@@ -46,10 +47,14 @@ def without_answer(database: Database, branch_id: int) -> list[int]:
 
 
 def remove_branch(database: Database, branch_id: int) -> None:
-    """Delete a branch a few events at a time: on a full disk there is no room for a long write-ahead log."""
+    """Delete a branch a few events, or one change set, at a time: on a full disk there is no room for a long write-ahead log."""
     num_deleted = EVENTS_AT_ONCE
     while num_deleted == EVENTS_AT_ONCE:
         with database.transaction() as connection:
             num_deleted = delete_events(connection, branch_id, EVENTS_AT_ONCE)
+    has_more = True
+    while has_more:
+        with database.transaction() as connection:
+            has_more = delete_one_of(connection, branch_id)
     with database.transaction() as connection:
         delete_branch(connection, branch_id)

@@ -214,6 +214,32 @@ def _types(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX events_by_type ON events (branch_id, type, seq)")
 
 
+def _file_versions(connection: sqlite3.Connection) -> None:
+    """What tools changed on disk: change sets, the versions of files before and after each, and their contents by digest.
+
+    A set is `begun` before its first write and `done` with what the log says of it. `data` is compressed; NULL where the
+    contents were given up for room.
+    """
+    connection.execute(
+        "CREATE TABLE change_sets (id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, turn INTEGER NOT NULL,"
+        " seq INTEGER NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('begun', 'done')),"
+        " undone TEXT NOT NULL, redone TEXT NOT NULL, num_files INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT"
+    )
+    connection.execute("CREATE INDEX change_sets_by_branch ON change_sets (branch_id)")
+    connection.execute(
+        "CREATE TABLE file_versions (change_id INTEGER NOT NULL, number INTEGER NOT NULL, path TEXT NOT NULL,"
+        " old_kind TEXT NOT NULL, old_mode INTEGER NOT NULL, old_content BLOB NOT NULL,"
+        " new_kind TEXT NOT NULL, new_mode INTEGER NOT NULL, new_content BLOB NOT NULL, checksum BLOB NOT NULL,"
+        " PRIMARY KEY (change_id, number)) STRICT, WITHOUT ROWID"
+    )
+    connection.execute("CREATE INDEX file_versions_by_old ON file_versions (old_content)")
+    connection.execute("CREATE INDEX file_versions_by_new ON file_versions (new_content)")
+    connection.execute(
+        "CREATE TABLE file_contents (id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB) STRICT"
+    )
+    connection.execute("CREATE INDEX file_contents_by_bytes ON file_contents (bytes)")
+
+
 # The names are recorded in the file: a migration that gets another name is applied again.
 MIGRATIONS: tuple[tuple[str, Migration], ...] = (
     ("sessions", _sessions),
@@ -224,4 +250,5 @@ MIGRATIONS: tuple[tuple[str, Migration], ...] = (
     ("identity", _identity),
     ("uses", _uses),
     ("types", _types),
+    ("file_versions", _file_versions),
 )

@@ -16,6 +16,15 @@ from dataclasses import dataclass, replace
 from holdfast.memory.branch_rows import DamagedLog, LoggedEvent, Point, TurnInfo
 from holdfast.memory.branches import BranchInfo, History, branch_info
 from holdfast.memory.db import Database, StoreError
+from holdfast.memory.file_versions import (
+    ChangeSet,
+    PathState,
+    Settled,
+    change_sets,
+    insert_change_set,
+    read_content,
+    settle,
+)
 from holdfast.memory.high_water import HighWater
 from holdfast.memory.high_water import write as write_high_water
 from holdfast.memory.log_rows import Entry, append_rows, insert_branch, update_last_turn
@@ -51,6 +60,9 @@ class SessionInfo:
         return row_checksum("sessions", *columns, self.use_number, self.inode)
 
 
+NOTHING = Settled()
+
+
 class SessionLog:
     """One locked session: `ids` is its token log, `events()` its event log, `open_turn` the turn under way (or None).
 
@@ -80,15 +92,16 @@ class SessionLog:
         self._grow(turn, ids)
         return turn.number
 
-    def append(self, entries: Iterable[Entry], ids: Sequence[int] = ()) -> None:
-        """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return."""
+    def append(self, entries: Iterable[Entry], ids: Sequence[int] = (), settled: Settled = NOTHING) -> None:
+        """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return, together
+        with what became of change sets."""
         assert self.open_turn is not None
-        self._append(self._history.turns[-1], entries, ids)
+        self._append(self._history.turns[-1], entries, ids, settled)
 
-    def end_turn(self, state: str, entries: Iterable[Entry] = ()) -> None:
+    def end_turn(self, state: str, entries: Iterable[Entry] = (), settled: Settled = NOTHING) -> None:
         """Close the open turn as `done`, `failed` or `interrupted`."""
         assert self.open_turn is not None
-        self._append(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, ())
+        self._append(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, (), settled)
 
     def events(self, min_position: int = 0, types: Sequence[str] = ()) -> list[LoggedEvent]:
         """The event log in order, or its end: events at or after a position of the token log; of some types, or all."""
@@ -119,25 +132,69 @@ class SessionLog:
         """Events of this branch that contain words of the query, best first, up to a position of the token log."""
         return search_events(self._database, self._history, query, limit, max_position)
 
+    def begin_change(
+        self,
+        kind: str,
+        files: Sequence[tuple[PathState, PathState]],
+        undone: Sequence[int] = (),
+        redone: Sequence[int] = (),
+    ) -> int:
+        """Record files as they are and as they are about to be; durable on return. Gives the id of the change set."""
+        end = self._history.end
+        with self._writing() as connection:
+            place = (self.session.branch, end.turn, end.seq)
+            return insert_change_set(connection, place, kind, files, undone, redone)
+
+    def settle(self, settled: Settled) -> None:
+        """What became of change sets that were begun, where nothing else is logged with it."""
+        with self._writing() as connection:
+            settle(connection, settled)
+
+    def change_sets(self) -> list[ChangeSet]:
+        """Those of all branches of the session and of what it was forked from, in order."""
+        own = own_branches(self._database, self.session)
+        return change_sets(self._database, sorted({*own, *self._history.branches()}))
+
+    def content(self, content: bytes) -> bytes | None:
+        """Contents of a file version by digest; None where they are not kept any more, or damaged."""
+        return read_content(self._database, content)
+
+    def reach(self, turn: int | None = None, position: int | None = None, branch: int | None = None) -> dict[int, int]:
+        """Each branch that a place lies on with the last event of it before the place, see `rewind` and `switch`; without
+        a place, of the current end."""
+        if branch is not None:
+            return self._own_history(branch).branches()
+        if turn is None and position is None:
+            return self._history.branches()
+        last = self._history.point(turn, position).seq
+        return {id_: min(seq, last) for id_, seq in self._history.branches().items()}
+
     def rewind(
-        self, turn: int | None = None, position: int | None = None, types: Sequence[str] = ()
+        self,
+        turn: int | None = None,
+        position: int | None = None,
+        types: Sequence[str] = (),
+        change: int | None = None,
     ) -> list[LoggedEvent]:
         """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns
         the events that are left behind there, of some types or all.
 
-        A turn that the position cuts is interrupted on the new branch. No turn may be open.
+        A turn that the position cuts is interrupted on the new branch. No turn may be open. A `change` that was begun is
+        done with it, and lies on the new branch.
         """
         assert self.open_turn is None, self.open_turn
         point = self._history.point(turn, position)
         left = self._history.events(point.seq + 1, self._history.end.seq, types)  # no writer waits for this
-        self._begin_branch(point)
+        self._begin_branch(point, change)
         return left
 
-    def _begin_branch(self, point: Point) -> None:
+    def _begin_branch(self, point: Point, change: int | None = None) -> None:
         with self._writing() as connection:
             branch_id = insert_branch(connection, self.session.id, self._history.owner(point), point)
             session = replace(self.session, branch=branch_id)
             update_session(connection, session)
+            if change is not None:
+                settle(connection, Settled(done=(change,)), (branch_id, point.turn, point.seq))
             history = self._history.left_at(point, branch_id)
         self.session, self._history, self.ids = session, history, self.ids[: point.position]
         self._note_end()
@@ -149,19 +206,18 @@ class SessionLog:
         assert turn.state == "interrupted", turn
         self._begin_branch(Point(turn.number, last_seq, turn.start_position, is_cut=True))
 
-    def switch(self, branch_id: int, types: Sequence[str] = ()) -> list[LoggedEvent]:
+    def switch(self, branch_id: int, types: Sequence[str] = (), change: int | None = None) -> list[LoggedEvent]:
         """Go on where another branch of this session ended. No turn may be open on the current one. Returns the events
-        of the current one that the other does not share, of some types or all."""
+        of the current one that the other does not share, of some types or all. For `change` see `rewind`."""
         assert self.open_turn is None, self.open_turn
         with self._writing() as connection:
-            own = own_branches(self._database, self.session)
-            if branch_id not in own:
-                listed = ", ".join(map(str, own))
-                raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
+            self._check_own(branch_id)
             session = replace(self.session, branch=branch_id)
             history, ids = self._read(session)  # in the transaction: a damaged branch does not become the current one
             left = self._history.events(self._history.shared_seq(history) + 1, self._history.end.seq, types)
             update_session(connection, session)
+            if change is not None:
+                settle(connection, Settled(done=(change,)), (branch_id, history.end.turn, history.end.seq))
         self.session, self._history, self.ids = session, history, ids
         self._note_end()
         return left
@@ -190,14 +246,26 @@ class SessionLog:
         of = (self._database_id, session.name, session.created_at)
         write_high_water(self._lock_fd, HighWater(session.branch, end.seq, end.position, *of))
 
+    def _own_history(self, branch_id: int) -> History:
+        with self._database.reading():
+            self._check_own(branch_id)
+            return History(self._database, self.session.name, branch_id)
+
+    def _check_own(self, branch_id: int) -> None:
+        own = own_branches(self._database, self.session)
+        if branch_id not in own:
+            listed = ", ".join(map(str, own))
+            raise StoreError(f"session {self.session.name} has no branch {branch_id}: take one of {listed}")
+
     def _read(self, session: SessionInfo) -> tuple[History, "array[int]"]:
         with self._database.reading():
             history = History(self._database, session.name, session.branch)
             return history, history.read_ids()
 
-    def _append(self, turn: TurnInfo, entries: Iterable[Entry], ids: Sequence[int]) -> None:
+    def _append(self, turn: TurnInfo, entries: Iterable[Entry], ids: Sequence[int], settled: Settled) -> None:
         with self._writing() as connection:
             turn = append_rows(connection, self.session.branch, turn, ids, entries)
+            settle(connection, settled)
         self._grow(turn, ids)
 
     def _grow(self, turn: TurnInfo, ids: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from holdfast.memory import blobs as blob_files
 from holdfast.memory.blobs import KINDS, PAGES, TAILS, BlobStore, DamagedBlob, RemovedBlob, Written
 from holdfast.memory.db import Database, StoreError
 from holdfast.memory.disk_use import bytes_needed
+from holdfast.memory.file_versions import bytes_of_contents, give_up_oldest
 from holdfast.memory.retention import in_order, sound_pages, that_fit
 from holdfast.memory.snapshot_rows import (
     PAGE_COLUMNS,
@@ -47,6 +48,7 @@ READ_TOGETHER = 32  # pages that one thread reads per task: a task costs as much
 READ_AHEAD = 4  # tasks whose pages are in memory before they are asked for
 USED_BY_SESSION = "tail_uses JOIN branches ON branches.id = tail_uses.branch_id WHERE branches.session_id = ?"
 LOW_WATER = 0.95  # of the budget: eviction goes down to it, so that not every save evicts
+VERSIONS_SHARE = 0.25  # of the budget: the most that file versions keep when it is exceeded
 
 
 Item = TypeVar("Item")
@@ -191,24 +193,27 @@ class SnapshotStore:
         return [(position, num_bytes, created_at) for position, num_bytes, created_at, _ in rows]
 
     def usage(self) -> DiskUse:
-        """The size of the stored state."""
+        """The size of the stored state, file versions included: they share the budget."""
         with self._database.reading():
             pages, page_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM pages")[0]
             tails, tail_bytes = self._database.rows("SELECT COUNT(*), TOTAL(bytes) FROM tails")[0]
-        return DiskUse(pages, tails, int(page_bytes + tail_bytes), self._budget_bytes)
+            num_bytes = int(page_bytes + tail_bytes) + bytes_of_contents(self._database)
+        return DiskUse(pages, tails, num_bytes, self._budget_bytes)
 
     def bytes_needed(self, session_ids: Sequence[int]) -> int:
         """Bytes that some sessions need, logs and answers included."""
         return bytes_needed(self._database, session_ids)
 
     def enforce_budget(self, keep_branches: Iterable[int] = ()) -> Freed:
-        """If the state exceeds the budget, remove tails and the pages that no other tail needs; never the newest tail
-        of the branches to keep."""
+        """If the state exceeds the budget, give up the oldest contents of file versions above their share, and remove
+        tails and the pages that no other tail needs; never the newest tail of the branches to keep."""
         if self.usage().bytes <= self._budget_bytes:
             return Freed(0, 0, 0)
-        with self._database.transaction():
+        with self._database.transaction() as connection:
+            give_up_oldest(connection, int(VERSIONS_SHARE * self._budget_bytes))
             pages = sound_pages(self._database)
-            kept = that_fit(in_order(self._database, keep_branches), pages, LOW_WATER * self._budget_bytes)
+            room = LOW_WATER * self._budget_bytes - bytes_of_contents(self._database)
+            kept = that_fit(in_order(self._database, keep_branches), pages, room)
             unnamed, freed = keep_only(self._database, kept, pages)
         remove_files(self._database, self._blobs, unnamed)
         return freed

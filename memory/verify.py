@@ -1,4 +1,4 @@
-"""Checking sessions, answers, their logs and the indexes of the database, and rebuilding the indexes.
+"""Checking sessions, answers, their logs, file versions and the indexes of the database, and rebuilding the indexes.
 
 Must not know of files. A damaged log or answer is reported and never changed.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from holdfast.memory.db import Database, StoreError
+from holdfast.memory.file_versions import forget_damaged, problems
 from holdfast.memory.log_check import LogCheck
 from holdfast.memory.responses import ResponseStore
 from holdfast.memory.search import rebuild_index
@@ -14,7 +15,7 @@ from holdfast.memory.sessions import SessionStore
 
 
 def check_records(database: Database, sessions: SessionStore, responses: ResponseStore) -> Iterator[str]:
-    """A line for each damaged session and answer, their logs included."""
+    """A line for each damaged session, answer and file version, their logs included."""
     yield from sessions.problems()
     logs = LogCheck(database)
     for session in sessions.all():
@@ -30,6 +31,7 @@ def check_records(database: Database, sessions: SessionStore, responses: Respons
             responses.check(id_, logs)
         except StoreError as e:
             yield str(e)
+    yield from problems(database)
 
 
 def check_indexes(database: Database) -> list[str]:
@@ -45,10 +47,11 @@ def check_indexes(database: Database) -> list[str]:
 
 
 def repair_indexes(database: Database) -> None:
-    """Rebuild every index from its rows."""
+    """Rebuild every index from its rows, and forget file versions that are damaged."""
     with (
         suppress(StoreError),
         database.transaction() as connection,
     ):  # rows that break a rule of their table stay as they are
         connection.execute("REINDEX")
     rebuild_index(database)
+    forget_damaged(database)

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.memory import BlobStore, DamagedBlob, Database, PageData, SnapshotStore, StoredTail, TailRow
@@ -12,6 +13,16 @@ from holdfast.memory.snapshot_rows import drop_uses
 
 PAGE_BYTES = 3000
 TAIL_BYTES = 5000
+
+
+@dataclass(frozen=True)
+class File:
+    """A state of a path, as tools give it to the log."""
+
+    path: str
+    kind: str = "absent"
+    mode: int = 0
+    data: bytes = b""
 
 
 def page_id(chain: str, number: int) -> bytes:

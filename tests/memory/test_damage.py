@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.memory import BlobStore, Database, SessionStore, SnapshotStore, StoreError
-from tests.memory.stored_state import content, files, is_as_saved, load, page, save, tail_id, tail_row
+from holdfast.memory import BlobStore, Database, SessionStore, Settled, SnapshotStore, StoreError
+from tests.memory.stored_state import File, content, files, is_as_saved, load, page, save, tail_id, tail_row
 
 WORDS = ["the", "lighthouse", "keeper", "counts", "ships", "at", "harbour", "while", "nothing", "happens"]
 
@@ -31,6 +31,9 @@ def make_home(home: Path) -> None:
                 [("user", {"text": " ".join(rng.choices(WORDS, k=60))})], [rng.randrange(9999) for _ in range(50)]
             )
             log.append([("text", {"text": " ".join(rng.choices(WORDS, k=30))})], [turn])
+            written = [File("a.py", "file", 0o644, rng.randbytes(300)) for _ in range(2)]
+            change = log.begin_change("call", [(written[0], written[1])])
+            log.append([("tool_result", {"output": "edited"})], [], Settled(done=(change,)))
             log.end_turn("done", [("turn_done", {})])
             if turn == 5:
                 log.rewind(position=170)
@@ -63,6 +66,17 @@ def observations(home: Path) -> dict[str, Callable[[], Any]]:
         finally:
             log.close()
 
+    def versions(name: str) -> Any:
+        log = store.open(named(name))
+        try:
+            sets = log.change_sets()
+            contents = [log.content(new.content) for change in sets for _, _, new in change.files]
+            if None in contents:
+                raise StoreError("contents are not there any more")
+            return sets, contents
+        finally:
+            log.close()
+
     def unharmed(value: Any) -> Any:
         """What lists give leaves out damaged sessions, which are named apart."""
         if problems := store.problems():
@@ -79,6 +93,7 @@ def observations(home: Path) -> dict[str, Callable[[], Any]]:
         found[f"turns {name}"] = lambda name=name: store.turn_list(named(name))
         found[f"events {name}"] = lambda name=name: store.events(named(name))
         found[f"ids {name}"] = lambda name=name: ids(name)
+        found[f"versions {name}"] = lambda name=name: versions(name)
     found["absent"] = lambda: store.find("absent")
     return found
 
