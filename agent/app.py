@@ -23,6 +23,7 @@ from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.places import belongs_elsewhere, moved_here
 from holdfast.agent.session.session import Session
 from holdfast.agent.session.turn import Toolbox, opening, shown_in
+from holdfast.agent.session.undo import FileHistory
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import EngineConfig, Sequence, Tokenizer
@@ -145,7 +146,7 @@ class App:
             opened.push_async_callback(shell.aclose)
             rules = WorkspaceRules(RulesFile(self.settings.home), workspace, owner)
             tools = toolset(directory, log.search, self.tool_choice, shell)
-            toolbox = Toolbox(directory, tools, approvals, rules, shell)
+            toolbox = Toolbox(directory, tools, approvals, rules, shell, FileHistory(log, directory))
             if "shell" in toolbox.tools:
                 await shell.open(hidden=(self.settings.home, *self.settings.own_files))
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)

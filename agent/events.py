@@ -182,10 +182,10 @@ class NotDone(Wire):
 
 
 class Changes(Wire):
-    """What a turn did on disk, as the tools wrote it; the model's words play no part. Told by `run` and the chat.
+    """What a turn did on disk, as the tools wrote it; the model's words play no part. `can_undo`: undo takes it back.
 
-    `num_commands` were run too, and what these changed is not known; `failed` are those that did not end well when they
-    were run last.
+    Told before the end of the turn, and not logged. `num_commands` were run too, and what these changed is not known;
+    `failed` are those that did not end well when they were run last.
     """
 
     type: Literal["changes"] = "changes"
@@ -193,6 +193,7 @@ class Changes(Wire):
     not_done: tuple[NotDone, ...]
     num_commands: int = 0
     failed: tuple[CommandEnd, ...] = ()
+    can_undo: bool = False
 
 
 class TurnDone(Wire):

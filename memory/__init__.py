@@ -10,7 +10,7 @@ from holdfast.memory.branch_rows import LoggedEvent, TurnInfo
 from holdfast.memory.branches import BranchInfo
 from holdfast.memory.db import Database, StoreError
 from holdfast.memory.directories import make_directory, sync_directory
-from holdfast.memory.file_versions import ChangeSet, FileVersion, PathState, Settled, version_of
+from holdfast.memory.file_versions import NO_CHANGE, ChangeSet, FileVersion, PathState, Settled, version_of
 from holdfast.memory.leases import SessionInUse
 from holdfast.memory.names import NAME_PATTERN, NAME_RULE, SCANNED_CHARS
 from holdfast.memory.reserve import making_room
@@ -25,6 +25,7 @@ from holdfast.memory.verify import check_indexes, check_records, repair_indexes
 __all__ = [
     "NAME_PATTERN",
     "NAME_RULE",
+    "NO_CHANGE",
     "PAGES",
     "SCANNED_CHARS",
     "TAILS",

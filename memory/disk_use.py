@@ -1,7 +1,7 @@
 """Disk use of a set of sessions: the bytes of their state, logs, answers and file versions.
 
-Pages and contents that these sessions share are counted once. Pages shared with other sessions are counted in full, so that one
-user's quota does not depend on another's use.
+Pages and contents that these sessions share are counted once. Pages shared with other sessions are counted in
+full, so that one user's quota does not depend on another's use.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ LOGS = OWN + " SELECT TOTAL(length(ids)) FROM own JOIN tokens ON tokens.branch_i
 ANSWERS = "SELECT TOTAL(length(body)) FROM responses WHERE session_id IN ({marks})"
 EVENTS = OWN + " SELECT TOTAL(length(payload)) FROM own JOIN events ON events.branch_id = own.id"
 VERSIONS = OWN + (
-    ", versions AS (SELECT v.* FROM own JOIN change_sets c ON c.branch_id = own.id JOIN file_versions v ON v.change_id = c.id)"
+    ", versions AS (SELECT v.* FROM own JOIN change_sets c ON c.branch_id = own.id"
+    " JOIN file_versions v ON v.change_id = c.id)"
     " SELECT TOTAL(bytes) FROM file_contents"
     " WHERE id IN (SELECT old_content FROM versions UNION SELECT new_content FROM versions)"
 )

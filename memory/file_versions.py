@@ -80,6 +80,9 @@ class Settled:
     dropped: tuple[int, ...] = ()
 
 
+NO_CHANGE = Settled()
+
+
 def version_of(state: PathState) -> FileVersion:
     return FileVersion(state.kind, state.mode, content_id(state.data))
 

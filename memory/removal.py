@@ -47,7 +47,7 @@ def without_answer(database: Database, branch_id: int) -> list[int]:
 
 
 def remove_branch(database: Database, branch_id: int) -> None:
-    """Delete a branch a few events, or one change set, at a time: on a full disk there is no room for a long write-ahead log."""
+    """Delete a branch a few events, or one change set, at a time: a full disk has no room for a long log."""
     num_deleted = EVENTS_AT_ONCE
     while num_deleted == EVENTS_AT_ONCE:
         with database.transaction() as connection:

@@ -215,15 +215,16 @@ def _types(connection: sqlite3.Connection) -> None:
 
 
 def _file_versions(connection: sqlite3.Connection) -> None:
-    """What tools changed on disk: change sets, the versions of files before and after each, and their contents by digest.
+    """What tools changed on disk: change sets, versions of files before and after each, contents by digest.
 
-    A set is `begun` before its first write and `done` with what the log says of it. `data` is compressed; NULL where the
-    contents were given up for room.
+    A set is `begun` before its first write and `done` with what the log says of it. `data` is compressed; NULL where
+    the contents were given up for room.
     """
     connection.execute(
-        "CREATE TABLE change_sets (id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL, turn INTEGER NOT NULL,"
-        " seq INTEGER NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('begun', 'done')),"
-        " undone TEXT NOT NULL, redone TEXT NOT NULL, num_files INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT"
+        "CREATE TABLE change_sets (id INTEGER PRIMARY KEY AUTOINCREMENT, branch_id INTEGER NOT NULL,"
+        " turn INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL,"
+        " state TEXT NOT NULL CHECK (state IN ('begun', 'done')), undone TEXT NOT NULL, redone TEXT NOT NULL,"
+        " num_files INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT"
     )
     connection.execute("CREATE INDEX change_sets_by_branch ON change_sets (branch_id)")
     connection.execute(
@@ -235,7 +236,8 @@ def _file_versions(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX file_versions_by_old ON file_versions (old_content)")
     connection.execute("CREATE INDEX file_versions_by_new ON file_versions (new_content)")
     connection.execute(
-        "CREATE TABLE file_contents (id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes INTEGER NOT NULL, data BLOB) STRICT"
+        "CREATE TABLE file_contents (id BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, bytes INTEGER NOT NULL,"
+        " data BLOB) STRICT"
     )
     connection.execute("CREATE INDEX file_contents_by_bytes ON file_contents (bytes)")
 

@@ -17,6 +17,7 @@ from holdfast.memory.branch_rows import DamagedLog, LoggedEvent, Point, TurnInfo
 from holdfast.memory.branches import BranchInfo, History, branch_info
 from holdfast.memory.db import Database, StoreError
 from holdfast.memory.file_versions import (
+    NO_CHANGE,
     ChangeSet,
     PathState,
     Settled,
@@ -60,9 +61,6 @@ class SessionInfo:
         return row_checksum("sessions", *columns, self.use_number, self.inode)
 
 
-NOTHING = Settled()
-
-
 class SessionLog:
     """One locked session: `ids` is its token log, `events()` its event log, `open_turn` the turn under way (or None).
 
@@ -92,13 +90,13 @@ class SessionLog:
         self._grow(turn, ids)
         return turn.number
 
-    def append(self, entries: Iterable[Entry], ids: Sequence[int] = (), settled: Settled = NOTHING) -> None:
+    def append(self, entries: Iterable[Entry], ids: Sequence[int] = (), settled: Settled = NO_CHANGE) -> None:
         """Add events and tokens to the open turn; the events' position is after the tokens. Durable on return, together
         with what became of change sets."""
         assert self.open_turn is not None
         self._append(self._history.turns[-1], entries, ids, settled)
 
-    def end_turn(self, state: str, entries: Iterable[Entry] = (), settled: Settled = NOTHING) -> None:
+    def end_turn(self, state: str, entries: Iterable[Entry] = (), settled: Settled = NO_CHANGE) -> None:
         """Close the open turn as `done`, `failed` or `interrupted`."""
         assert self.open_turn is not None
         self._append(replace(self._history.turns[-1], state=state, ended_at=time.time()), entries, (), settled)
@@ -155,13 +153,18 @@ class SessionLog:
         own = own_branches(self._database, self.session)
         return change_sets(self._database, sorted({*own, *self._history.branches()}))
 
+    def begun_changes(self) -> list[ChangeSet]:
+        """Those of the session's own branches that are not settled: of a call under way, or a killed process."""
+        own = own_branches(self._database, self.session)
+        return [change for change in change_sets(self._database, own) if not change.is_done]
+
     def content(self, content: bytes) -> bytes | None:
         """Contents of a file version by digest; None where they are not kept any more, or damaged."""
         return read_content(self._database, content)
 
     def reach(self, turn: int | None = None, position: int | None = None, branch: int | None = None) -> dict[int, int]:
-        """Each branch that a place lies on with the last event of it before the place, see `rewind` and `switch`; without
-        a place, of the current end."""
+        """Each branch that a place lies on with the last event of it before the place, see `rewind` and `switch`;
+        without a place, of the current end."""
         if branch is not None:
             return self._own_history(branch).branches()
         if turn is None and position is None:
@@ -179,8 +182,8 @@ class SessionLog:
         """Go on from the end of an earlier turn or from a token position, on a new branch; the old one stays. Returns
         the events that are left behind there, of some types or all.
 
-        A turn that the position cuts is interrupted on the new branch. No turn may be open. A `change` that was begun is
-        done with it, and lies on the new branch.
+        A turn that the position cuts is interrupted on the new branch. No turn may be open. A `change` that was begun
+        is done with it, and lies on the new branch.
         """
         assert self.open_turn is None, self.open_turn
         point = self._history.point(turn, position)

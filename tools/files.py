@@ -215,7 +215,7 @@ EDIT = Tool(
     "edit",
     "Replace old by new in a file. old must match exactly once unless all is true; an identifier matches only as a whole.",
     EditArguments,
-    "changes one file of the workspace, which nothing undoes",
+    "changes one file of the workspace; /undo takes it back",
     edit_permission,
     threaded(edit),
 )

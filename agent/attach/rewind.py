@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.agent.attach.discovery import Server
 from holdfast.agent.attach.http import Connection
+from holdfast.agent.session.restored import Part
 
 
 async def remove(home: Path, server: Server, name: str) -> dict[str, Any]:
@@ -19,11 +20,11 @@ async def remove(home: Path, server: Server, name: str) -> dict[str, Any]:
         await connection.close()
 
 
-async def rewind(home: Path, server: Server, name: str, **place: int | None) -> dict[str, Any]:
+async def rewind(home: Path, server: Server, name: str, part: Part, **place: int | None) -> dict[str, Any]:
     """Go on from one `place`, a turn, token or branch; returns where that is, and the files that have changed since."""
     connection = Connection(home, server)
     try:
-        body = {kind: number for kind, number in place.items() if number is not None}
+        body = {kind: number for kind, number in place.items() if number is not None} | {"part": part}
         after = await connection.call("POST", f"{_path(name)}/rewind", body)
         branches = (await connection.call("GET", _path(name)))["branches"]
         return {
@@ -31,7 +32,7 @@ async def rewind(home: Path, server: Server, name: str, **place: int | None) -> 
             "branch": next(branch["id"] for branch in branches if branch["is_current"]),
             "turns": after["turns"],
             "tokens": after["tokens"],
-            "files_changed": after["files_changed"],
+            **after["restored"],
         }
     finally:
         await connection.close()

@@ -20,6 +20,7 @@ from holdfast.agent.events import Answer, ApprovalNeeded, Ask, Error, Event, Not
 from holdfast.agent.permissions.modes import Mode, Policy
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.left_behind import branch_value_of
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.memory import SCANNED_CHARS, StoreError
 
 LOST_S = 20.0  # a server that is started again answers by then, unless its model is large
@@ -78,7 +79,7 @@ class RemoteSession:
         self._last_id: str | None = None
         self._own: asyncio.Queue[Frame] | None = None  # frames that come while this client's turn runs
         self._asked: ApprovalNeeded | None = None  # by another client's turn, without an answer yet
-        self._num_rewinds = 0  # rewinds of this client whose event has not come yet
+        self._num_rewinds = 0  # rewinds and undos of this client whose event has not come yet
         self._heard = asyncio.Event()  # the stream has begun or failed
         self._listening = asyncio.ensure_future(self._listen())
 
@@ -113,12 +114,24 @@ class RemoteSession:
         """As `Session.branches`."""
         return [branch_value_of(branch) for branch in (await self._call("GET", ""))["branches"]]
 
-    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]:
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None, part: Part = "both") -> Restored:
         """As `Session.rewind`."""
+        place = {"turn": turn} if branch is None else {"branch": branch}
+        return await self._restored("/rewind", {**place, "part": part})
+
+    async def undo(self) -> Restored:
+        """As `Session.undo`."""
+        return await self._restored("/undo", {})
+
+    async def redo(self) -> Restored:
+        """As `Session.redo`."""
+        return await self._restored("/redo", {})
+
+    async def _restored(self, path: str, body: Json) -> Restored:
+        """What the server did, which the stream tells too."""
         self._num_rewinds += 1
         try:
-            place = {"turn": turn} if branch is None else {"branch": branch}
-            return list((await self._call("POST", "/rewind", place))["files_changed"])
+            return Restored.of((await self._call("POST", path, body))["restored"])
         except StoreError:
             self._num_rewinds -= 1
             raise
@@ -285,6 +298,11 @@ class RemoteSession:
                     self._num_rewinds -= 1
                     return
                 said = f"another client went back to the end of turn {turns}"
+            case {"type": "restored", "restored": value}:
+                if self._num_rewinds:
+                    self._num_rewinds -= 1
+                    return
+                said = f"another client put files back: {', '.join(Restored.of(value).files) or 'none'}"
             case {"type": "approval_done", "approved": approved}:
                 if self._asked is None:  # this client answered
                     return

@@ -17,8 +17,9 @@ from typing import Any
 from holdfast.agent.cli.options import session_name
 from holdfast.agent.config import Failure, UsageError, data_home, printable, stored_home, workspace_directory
 from holdfast.agent.session.catalog import SessionCatalog
-from holdfast.agent.session.left_behind import CALLS, branch_line, branch_value_of, changed_files, files_line
+from holdfast.agent.session.left_behind import branch_line, branch_value_of, rewound_lines
 from holdfast.agent.session.places import gone, is_gone
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.agent.terminal.sanitize import neutral, one_line
 from holdfast.memory import (
     BlobStore,
@@ -65,7 +66,9 @@ def add_commands(commands: Any) -> None:
     show = command("show", _show, "what was asked and answered, branch by branch, and what is stored of it")
     branches = command("branches", _branches, "the branches of a session, to rewind to with --branch")
     fork = command("fork", _fork, "a new session that shares the history of another up to a turn")
-    rewind = command("rewind", _rewind, "go on from an earlier turn; what came after stays as a branch")
+    rewind = command(
+        "rewind", _rewind, "go on from an earlier turn, with the files of then; what came after stays as a branch"
+    )
     move = command("move", _move, "let a session go on in another directory, when its own was moved")
     remove = command("rm", _remove, "delete a session; what forks of it need stays")
     verify = command("verify", _verify, "re-read everything stored and check it")
@@ -79,6 +82,13 @@ def add_commands(commands: Any) -> None:
         point.add_argument("--turn", type=int, metavar="N", help="the end of this turn (0: before the first)")
         point.add_argument("--token", type=int, metavar="P", help="this position of the token log")
     point.add_argument("--branch", type=int, metavar="B", help="go back to a branch that was left")
+    part = rewind.add_mutually_exclusive_group()
+    part.add_argument(
+        "--files", dest="part", action="store_const", const="files", default="both", help="bring only the files there"
+    )
+    part.add_argument(
+        "--conversation", dest="part", action="store_const", const="conversation", help="leave the files as they are"
+    )
     fork.add_argument("--as", dest="new_name", type=session_name, metavar="NEW", help="name of the new session")
     verify.add_argument(
         "--repair", action="store_true", help="forget what is damaged: it is computed again when needed"
@@ -110,8 +120,9 @@ def _run_in_server(args: argparse.Namespace, in_use: SessionInUse) -> Result:
     if args.action is _remove:
         value = asyncio.run(remove(home, server, args.name))
         return value, _removed_lines(value)
-    value = asyncio.run(rewind(home, server, args.name, turn=args.turn, token=args.token, branch=args.branch))
-    return value, _rewound_lines(value)
+    place = {"turn": args.turn, "token": args.token, "branch": args.branch}
+    value = asyncio.run(rewind(home, server, args.name, args.part, **place))
+    return value, _rewound_to_lines(value, args.part)
 
 
 def _named(catalog: SessionCatalog, name: str) -> SessionInfo:
@@ -240,27 +251,28 @@ def _rewind(catalog: SessionCatalog, args: argparse.Namespace) -> Result:
     try:
         if log.open_turn is not None:
             raise StoreError(f"turn {log.open_turn} of {args.name} was interrupted: open the session once to close it")
-        if args.branch is not None:
-            left = log.switch(args.branch, CALLS)
-        else:
-            left = log.rewind(args.turn, args.token, CALLS)
+        from holdfast.agent.cli.rewind import rewound  # loads the tools, which only this command needs
+
+        restored = rewound(session, log, (args.turn, args.token, args.branch), args.part)
+        if args.part != "files" and args.branch is None:
             catalog.rewound(session, log)
         value = {
             "name": args.name,
             "branch": log.session.branch,
             "turns": log.num_turns,
             "tokens": len(log.ids),
-            "files_changed": changed_files(left),
+            **restored.value(),
         }
     finally:
         log.close()
-    return value, _rewound_lines(value)
+    return value, _rewound_to_lines(value, args.part)
 
 
-def _rewound_lines(value: dict[str, Any]) -> list[str]:
-    files = files_line(value["files_changed"])
+def _rewound_to_lines(value: dict[str, Any], part: Part) -> list[str]:
     place = f"turn {value['turns']} ({value['tokens']:,} tokens), on branch {value['branch']}"
-    return [f"{value['name']} goes on after {place}", *([files] if files else [])]
+    stays = f"{value['name']} stays after {place}"
+    said = stays if part == "files" else f"{value['name']} goes on after {place}"
+    return [said, *rewound_lines(Restored.of(value), part)]
 
 
 def _remove(catalog: SessionCatalog, args: argparse.Namespace) -> Result:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from holdfast.agent.config import UsageError, prompt_problem
 from holdfast.agent.events import Answer, Error, Event, Notice
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.memory import StoreError
 
 
@@ -22,7 +23,9 @@ class Timeline(Protocol):
     @property
     def num_tokens(self) -> int: ...
     def turn(self, prompt: str) -> AsyncGenerator[Event, None]: ...
-    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]: ...
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None, part: Part = "both") -> Restored: ...
+    async def undo(self) -> Restored: ...
+    async def redo(self) -> Restored: ...
     async def turns(self) -> list[tuple[int, str]]: ...
     async def branches(self) -> list[dict[str, Any]]: ...
     async def jobs(self) -> list[str]: ...
@@ -56,6 +59,12 @@ class Fresh:
         return self._session.name if self._session else ""
 
     @property
+    def _begun(self) -> Timeline:
+        if self._session is None:
+            raise StoreError("there is no turn yet")
+        return self._session
+
+    @property
     def num_turns(self) -> int:
         return self._session.num_turns if self._session else 0
 
@@ -80,10 +89,14 @@ class Fresh:
             async for event in events:
                 yield event
 
-    async def rewind(self, turn: int | None = None, *, branch: int | None = None) -> list[str]:
-        if self._session is None:
-            raise StoreError("there is no turn yet")
-        return await self._session.rewind(turn, branch=branch)
+    async def rewind(self, turn: int | None = None, *, branch: int | None = None, part: Part = "both") -> Restored:
+        return await self._begun.rewind(turn, branch=branch, part=part)
+
+    async def undo(self) -> Restored:
+        return await self._begun.undo()
+
+    async def redo(self) -> Restored:
+        return await self._begun.redo()
 
     async def turns(self) -> list[tuple[int, str]]:
         return await self._session.turns() if self._session else []

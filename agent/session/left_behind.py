@@ -1,13 +1,11 @@
-"""What a rewind leaves behind: files that its turns changed on disk, and branches.
-
-Rewinding goes back in what was said, never on disk: so the files are named.
-"""
+"""What a rewind or an undo leaves behind, in lines: files that it put back, that stay as they are, and branches."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.agent.terminal.sanitize import one_line
 from holdfast.memory import BranchInfo, LoggedEvent
 
@@ -41,13 +39,38 @@ def paths_of(arguments: str) -> list[str]:
         return []
 
 
-def files_line(files: list[str]) -> str | None:
-    """A line that says which files stay as they are; None without any."""
-    if not files:
-        return None
+def rewound_lines(restored: Restored, part: Part) -> list[str]:
+    """What a rewind did to files."""
+    if part == "conversation":
+        stay = f"what it left behind changed {_named(restored.left)}: the files stay as they are on disk"
+        return [stay] if restored.left else []
+    back = f"put back as they were then: {_named(restored.files)} · /redo takes it back"
+    none = ["no file had to be put back"] if part == "files" and not restored.kept else []
+    return [*([back] if restored.files else none), *kept_lines(restored)]
+
+
+def undone_lines(restored: Restored) -> list[str]:
+    """What an undo did."""
+    back = f"as before turn {restored.turn}: {_named(restored.files)} · /redo takes it back"
+    return [back if restored.files else f"no file of turn {restored.turn} was put back", *kept_lines(restored)]
+
+
+def redone_lines(restored: Restored) -> list[str]:
+    """What a redo did."""
+    again = f"put in place again: {_named(restored.files)}"
+    return [again if restored.files else "no file was put in place again", *kept_lines(restored)]
+
+
+def kept_lines(restored: Restored) -> list[str]:
+    """A line for each file that an undo left as it is."""
+    lines = [f"{one_line(kept.path, PROMPT_CHARS)} {kept.why}" for kept in restored.kept[:MAX_NAMED]]
+    more = len(restored.kept) - MAX_NAMED
+    return [*lines, f"and {more} more stay as they are"] if more > 0 else lines
+
+
+def _named(files: Sequence[str]) -> str:
     named = ", ".join(one_line(file, PROMPT_CHARS) for file in files[:MAX_NAMED])
-    more = f" and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else ""
-    return f"what it left behind changed {named}{more}: the files stay as they are on disk"
+    return f"{named} and {len(files) - MAX_NAMED} more" if len(files) > MAX_NAMED else named
 
 
 def branch_value(branch: BranchInfo, own_events: Iterable[LoggedEvent]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Outcome:
             not_done=tuple(self._not_done.values()),
             num_commands=self._num_commands,
             failed=tuple(self._failed.values()),
+            can_undo=bool(files),
         )
 
     def _add_result(self, result: ToolResultGiven, call: Call) -> None:

@@ -7,6 +7,7 @@ how the sequence comes to have the state of the log (window).
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -15,11 +16,14 @@ from holdfast.agent.encoding.encode import EncodingError, ProtocolTexts
 from holdfast.agent.events import Answer, Error, Event, Notice, ToolResultGiven, TurnDone, Usage, UserMessage, entry
 from holdfast.agent.models.rolling import rolled_out, rolls_of
 from holdfast.agent.session.left_behind import CALLS, UNKNOWN_OUTCOME, branch_value, changed_files
+from holdfast.agent.session.outcome import Outcome
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.agent.session.turn import ANSWER_TOKENS, Message, Toolbox, Turn, run_turn, shown_in, tool_message
+from holdfast.agent.session.undo import rewind
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import EngineError, TooManyTokens
-from holdfast.memory import SessionLog, StoreError
+from holdfast.memory import NO_CHANGE, SessionLog, Settled, StoreError
 from holdfast.tools import Job
 
 UNREAD = "the last prompt was interrupted before the model answered: it is left out, and not read again"
@@ -43,29 +47,34 @@ class Session:
         self.name = log.session.name
         self._notices = notices
         self.is_closed = False
-        was_open = self._close_open_turn()
+        was_open = self._recover()
         if not self._take_back_unread() and was_open:
             self._notices.append("the last turn was interrupted; this one goes on after it")
 
     async def turn(self, prompt: str) -> AsyncGenerator[Event, None]:
-        """One turn: the prompt in, events out, the last of them TurnDone or Error.
+        """One turn: the prompt in, events out, the last of them TurnDone or Error, after Changes if any.
 
         Use it inside `contextlib.aclosing`: closing or cancelling it ends the turn as interrupted, and the session
         stays valid. A prompt that is empty, not text or too long for the context changes nothing.
         """
-        log = self.log
+        log, outcome = self.log, Outcome()
         try:
             async with aclosing(self._turn(prompt)) as events:
                 async for event in events:
+                    outcome.add(event)
                     if log.open_turn is not None and isinstance(event, TurnDone | Error):
                         state = "done" if isinstance(event, TurnDone) else "failed"
                         await to_end(log.end_turn, state, [entry(event)])
+                    if isinstance(event, TurnDone | Error) and (changes := outcome.changes()) is not None:
+                        yield changes
                     yield event
             await self.window.save()
         except (EngineError, EncodingError) as e:
             error = Error(message=str(e))
             if log.open_turn is not None:
                 await to_end(log.end_turn, "failed", [entry(error)])
+            if (changes := outcome.changes()) is not None:
+                yield changes
             yield error
         except StoreError as e:  # the log takes nothing more: the turn is closed when it does again
             yield Error(message=str(e))
@@ -102,24 +111,36 @@ class Session:
         """A line on each command in the background."""
         return [job.line for job in self.toolbox.shell.jobs.all]
 
-    async def rewind(self, turn: int | None = None, token: int | None = None, branch: int | None = None) -> list[str]:
-        """Go on from an earlier turn, a token or a branch; returns the files that the turns left behind have changed.
+    async def rewind(
+        self, turn: int | None = None, token: int | None = None, branch: int | None = None, part: Part = "both"
+    ) -> Restored:
+        """Go on from an earlier turn, a token or a branch, with the files of then; or bring one of the two there.
 
         A turn (0: the beginning) or a token of the log begins a new branch, and what came after stays on the old one;
-        a branch goes on where it ended. Files stay as they are. The next turn finds the state again.
+        a branch goes on where it ended. A rewind of the conversation alone tells which files its turns leave changed.
+        The next turn finds the state again.
 
         Raises StoreError when there is no such place.
         """
         await to_end(self._close_open_turn)
         log = self.log
-        if branch is not None:
-            left = await to_end(log.switch, branch, CALLS)
-        else:
-            left = await to_end(log.rewind, turn, token, CALLS)
+        restored, left = await to_end(rewind, log, self.toolbox.history, (turn, token, branch), part, CALLS)
+        if part == "files":
+            return restored
         events = await to_end(log.events, 0, ("rolled", "shown"))
         self.window.rolls = rolls_of(events)
         self.toolbox.workspace.shown.set(shown_in(events))
-        return changed_files(left)
+        return replace(restored, left=tuple(changed_files(left))) if part == "conversation" else restored
+
+    async def undo(self) -> Restored:
+        """Take back the files of the last turn that changed any: see `FileHistory.undo`."""
+        await to_end(self._close_open_turn)
+        return await to_end(self.toolbox.history.undo)
+
+    async def redo(self) -> Restored:
+        """Take back the last undo: see `FileHistory.redo`."""
+        await to_end(self._close_open_turn)
+        return await to_end(self.toolbox.history.redo)
 
     async def park(self) -> None:
         """Give the memory of its state back, see `ContextWindow.park`."""
@@ -182,7 +203,20 @@ class Session:
         self._close_open_turn()
         self._take_back_unread()
 
-    def _close_open_turn(self) -> bool:
+    def _recover(self) -> bool:
+        """Put right what a killed process left behind; whether a turn was open.
+
+        From here on the files that calls change are recorded.
+        """
+        settled, lines = self.toolbox.history.recover()
+        self._notices += lines
+        was_open = self._close_open_turn(settled)
+        if not was_open and settled != NO_CHANGE:
+            self.log.settle(settled)
+        self.toolbox.workspace.journal = self.toolbox.history
+        return was_open
+
+    def _close_open_turn(self, settled: Settled = NO_CHANGE) -> bool:
         """Mark a turn that was cut off as interrupted, and its calls without a result; whether there was one."""
         log = self.log
         if log.open_turn is None:
@@ -191,7 +225,7 @@ class Session:
         given = {event.payload["id"] for event in last if event.type == "tool_result"}
         lost = [event.payload["id"] for event in last if event.type == "tool_call" and event.payload["id"] not in given]
         results = [ToolResultGiven(id=call_id, ok=False, output=UNKNOWN_OUTCOME) for call_id in lost]
-        log.end_turn("interrupted", [*map(entry, results), entry(Notice(message="interrupted"))])
+        log.end_turn("interrupted", [*map(entry, results), entry(Notice(message="interrupted"))], settled)
         return True
 
     def _take_back_unread(self) -> bool:

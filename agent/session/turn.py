@@ -41,6 +41,7 @@ from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.permissions.rules import RuleError, rule_of
 from holdfast.agent.permissions.rules_file import BrokenRules, WorkspaceRules
 from holdfast.agent.session.approvals import Approvals, Decision, Verdict, answered, question, refuse
+from holdfast.agent.session.undo import FileHistory
 from holdfast.agent.session.window import ContextWindow
 from holdfast.agent.threads import to_end
 from holdfast.engine import Constraint, ContextFull, SamplingParams
@@ -94,6 +95,7 @@ class Toolbox:
     approvals: Approvals
     rules: WorkspaceRules
     shell: Shell
+    history: FileHistory
 
 
 @dataclass
@@ -394,7 +396,8 @@ async def _run(
         seen = turn.toolbox.workspace.shown.take()
         files = {path: file.digest for path, file in seen.items()}
         shown = Shown(files=files, lines={path: file.lines for path, file in seen.items() if file.lines})
-        await to_end(turn.log.append, [entry(result), *([entry(shown)] if seen else [])])
+        settled = await to_end(turn.toolbox.history.settled, result.ok)
+        await to_end(turn.log.append, [entry(result), *([entry(shown)] if seen else [])], settled=settled)
     yield result
 
 

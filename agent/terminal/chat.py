@@ -17,6 +17,7 @@ from typing import Any
 from holdfast.agent.events import (
     Answer,
     ApprovalNeeded,
+    Changes,
     Error,
     Event,
     Notice,
@@ -28,8 +29,9 @@ from holdfast.agent.events import (
 )
 from holdfast.agent.permissions.modes import Mode, Policy
 from holdfast.agent.session.fresh import OpenSession, Timeline
-from holdfast.agent.session.left_behind import branch_line, files_line
+from holdfast.agent.session.left_behind import branch_line, redone_lines, rewound_lines, undone_lines
 from holdfast.agent.session.outcome import Outcome
+from holdfast.agent.session.restored import Part
 from holdfast.agent.streams import say
 from holdfast.agent.terminal.keyboard import Keyboard
 from holdfast.agent.terminal.question import always_line, call_lines
@@ -38,29 +40,17 @@ from holdfast.agent.terminal.sanitize import one_line
 from holdfast.memory import StoreError
 
 HELP = (
-    "/turns lists the turns, /rewind N goes back to the end of turn N, /branches lists what was left,"
-    " /branch N goes on with"
-    " one, /jobs lists what runs in the background, /new starts a fresh session, /quit (or Ctrl-D) ends,"
-    " Ctrl-C interrupts a turn; /mode shows or sets what runs without asking, /permissions lists the rules;"
-    " /yes, /always and /no [WHY] answer what another client's turn asks, /stop interrupts it; anything else is"
-    " for the model, also what begins with a slash if a space is before it"
+    "/undo takes back the files that the last turn changed, /redo puts them in place again, /turns lists the turns,"
+    " /rewind N goes back to the end of turn N, with files unless --conversation is added, with --files in files"
+    " alone, /branches lists what was left, /branch N goes on with one, /jobs lists what runs in the background, /new"
+    " starts a fresh session, /quit (or Ctrl-D) ends, Ctrl-C interrupts a turn; /mode shows or sets what runs without"
+    " asking, /permissions lists the rules; /yes, /always and /no [WHY] answer what another client's turn asks, /stop"
+    " interrupts it; anything else is for the model, also what begins with a slash if a space is before it"
 )
-COMMANDS = (
-    "/help",
-    "/jobs",
-    "/turns",
-    "/rewind",
-    "/branches",
-    "/branch",
-    "/new",
-    "/quit",
-    "/mode",
-    "/permissions",
-    "/yes",
-    "/always",
-    "/no",
-    "/stop",
-)
+ANSWERS = ("/yes", "/always", "/no", "/stop")  # to another client's turn
+SESSIONS = ("/undo", "/redo", "/jobs", "/turns", "/rewind", "/branches", "/branch", "/new")
+COMMANDS = ("/help", *SESSIONS, "/quit", "/mode", "/permissions", *ANSWERS)
+PARTS: dict[tuple[str, ...], Part] = {(): "both", ("--files",): "files", ("--conversation",): "conversation"}
 ALIASES = {"exit": "/quit", "quit": "/quit", "/exit": "/quit", "?": "/help"}
 MAX_SHOWN_TURNS = 20
 TICK_S = 0.2
@@ -234,14 +224,16 @@ def command_of(line: str) -> list[str]:
 
 async def show_turn(session: Timeline, prompt: str, show: Callable[[Event], None], printer: Printer) -> int:
     """One turn, each event shown as it comes, and what it did on disk; the exit code."""
-    outcome, code = Outcome(), FAILED
+    outcome, code, is_told = Outcome(), FAILED, False
     ticking = asyncio.ensure_future(_tick(printer))
     try:
         async with aclosing(session.turn(prompt)) as events:
             async for event in events:
                 outcome.add(event)
+                is_told = is_told or isinstance(event, Changes)
                 if isinstance(event, TurnDone | Error):
-                    _show_changes(outcome, show)
+                    if not is_told:  # a server that is gone tells nothing
+                        _show_changes(outcome, show)
                     code = DONE if isinstance(event, TurnDone) else FAILED
                 show(event)
     except asyncio.CancelledError:
@@ -312,20 +304,28 @@ async def _command(session: Timeline, control: Control, command: str, *arguments
             case "/jobs", ():
                 lines = [one_line(job, MAX_CALL_CHARS) for job in await session.jobs()]
                 return "\n".join(lines) or "no command runs in the background"
-            case "/rewind", (turn,) if turn.isdecimal():
-                files = files_line(await session.rewind(int(turn)))
+            case "/undo", ():
+                return "\n".join(undone_lines(await session.undo()))
+            case "/redo", ():
+                return "\n".join(redone_lines(await session.redo()))
+            case "/rewind", (turn, *of) if turn.isdecimal() and tuple(of) in PARTS:
+                part = PARTS[tuple(of)]
+                restored = await session.rewind(int(turn), part=part)
                 said = f"the session goes on after turn {int(turn)}; what came after it stays as a branch"
-                return "\n".join([said, *([files] if files else [])])
+                return "\n".join([*([] if part == "files" else [said]), *rewound_lines(restored, part)])
             case "/branches", ():
                 return "\n".join(map(branch_line, await session.branches())) or "there is no turn yet"
-            case "/branch", (branch,) if branch.isdecimal():
-                files = files_line(await session.rewind(branch=int(branch)))
+            case "/branch", (branch, *of) if branch.isdecimal() and tuple(of) in PARTS:
+                part = PARTS[tuple(of)]
+                restored = await session.rewind(branch=int(branch), part=part)
                 said = f"the session goes on at the end of branch {int(branch)}"
-                return "\n".join([said, *([files] if files else [])])
+                return "\n".join([*([] if part == "files" else [said]), *rewound_lines(restored, part)])
             case "/branch", _:
-                return "/branch needs the number of a branch; /branches lists them"
+                return (
+                    "/branch needs the number of a branch, and may have --files or --conversation; /branches lists them"
+                )
             case "/rewind", _:
-                return "/rewind needs the number of a turn; /turns lists them"
+                return "/rewind needs the number of a turn, and may have --files or --conversation; /turns lists them"
             case (("/yes" | "/always"), ()) | ("/no", _):
                 reason = " ".join(arguments)
                 answer = Answer(approve=command != "/no", always=command == "/always", reason=reason)

@@ -48,7 +48,7 @@ def usage_line(usage: Usage) -> str:
 
 
 def changes_line(changes: Changes) -> str:
-    """`changed: a.py +2 -2, new b.py +3; edit of c.py was refused`"""
+    """`changed: a.py +2 -2, new b.py +3 · /undo; edit of c.py was refused`"""
     files = [_file_change(file) for file in changes.files]
     not_done = [
         f"{one_line(f'{call.name} of {call.path}' if call.path else call.name, MAX_CALL_CHARS)}"
@@ -59,7 +59,8 @@ def changes_line(changes: Changes) -> str:
     commands += [f"{one_line(end.command, MAX_COMMAND_CHARS)}: {_how_ended(end)}" for end in changes.failed]
     if not files and not commands:
         return f"nothing was changed on disk: {', '.join(not_done)}"
-    return "; ".join([*([f"changed: {', '.join(files)}"] if files else []), *not_done, *commands])
+    undo = " · /undo" if changes.can_undo else ""
+    return "; ".join([*([f"changed: {', '.join(files)}{undo}"] if files else []), *not_done, *commands])
 
 
 def _how_ended(end: CommandEnd) -> str:

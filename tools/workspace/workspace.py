@@ -78,9 +78,10 @@ class Workspace(Root):
         if seen is not None and seen.digest != file.digest:
             raise ToolError(f"{file.path} changed on disk since it was read; read it again")
 
-    def put(self, before: Sequence[FileState], after: Sequence[FileState]) -> None:
-        """Make `after` of `before`, recorded in the journal first: see `put`."""
-        put(self, before, after, self.journal, self._backups)
+    def put(self, before: Sequence[FileState], after: Sequence[FileState], journal: Journal | None = None) -> None:
+        """Make `after` of `before`, recorded in the journal first, or in another one: see `put`. Every change of files goes
+        through here."""
+        put(self, before, after, journal or self.journal, self._backups)
 
     def move(self, old: Sequence[FileState], new: Sequence[FileState], made: Sequence[FileState]) -> None:
         """Rename, recorded in the journal first: see `put.move`."""

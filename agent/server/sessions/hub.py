@@ -20,6 +20,7 @@ from holdfast.agent.server.event_log import EventLog
 from holdfast.agent.server.json import ApiError, Json, bad
 from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.catalog import SessionCatalog
+from holdfast.agent.session.restored import Part, Restored
 from holdfast.agent.session.session import Session
 from holdfast.agent.threads import to_end
 from holdfast.memory import ResponseStore, SessionInfo, SessionInUse, StoreError
@@ -104,23 +105,37 @@ class OpenSession:
         self.events.append({**done, **({"reason": answer.reason} if answer.reason and not answer.approve else {})})
 
     async def rewind(
-        self, turn: int | None, token: int | None, branch: int | None, catalog: SessionCatalog
-    ) -> list[str]:
-        """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that does not exist."""
+        self, turn: int | None, token: int | None, branch: int | None, part: Part, catalog: SessionCatalog
+    ) -> Restored:
+        """See `Session.rewind`. Raises ApiError while a turn runs, and for a place that is not there."""
         await self._settled()
         before, log = self.info, self.session.log
         try:
-            files = await self.session.rewind(turn, token, branch)
+            restored = await self.session.rewind(turn, token, branch, part)
         except StoreError as e:
             raise bad(str(e)) from None
+        self.used_at = time.monotonic()
+        if part == "files":
+            self.events.append({"type": "restored", "restored": restored.value()})
+            return restored
         if branch is None:
             await to_end(catalog.rewound, before, log)
-        self.used_at = time.monotonic()
         self.events.drop()
         self.events.append(
             {"type": "rewound", "branch": self.info.branch, "turns": log.num_turns, "tokens": len(log.ids)}
         )
-        return files
+        return restored
+
+    async def restore(self, is_undo: bool) -> Restored:
+        """See `Session.undo` and `Session.redo`. Raises ApiError while a turn runs, and where nothing is to be done."""
+        await self._settled()
+        try:
+            restored = await (self.session.undo() if is_undo else self.session.redo())
+        except StoreError as e:
+            raise ApiError(409, str(e), "nothing_restored") from None
+        self.used_at = time.monotonic()
+        self.events.append({"type": "restored", "restored": restored.value()})
+        return restored
 
     async def ask(self, call: ApprovalNeeded) -> Answer:
         """Wait for a client's answer. The question itself is an event."""

@@ -23,6 +23,7 @@ from holdfast.agent.server.sessions.hub import OpenSession, SessionHub
 from holdfast.agent.server.sessions.names import find_session, open_session, shown_name, start_session
 from holdfast.agent.server.validation import Body, Kind, checked
 from holdfast.agent.session.approvals import MAX_REASON_CHARS
+from holdfast.agent.session.restored import Part
 from holdfast.memory import SessionInfo, SessionInUse, StoreError
 
 SESSIONS = web.AppKey("sessions", SessionHub)
@@ -58,6 +59,7 @@ class Place(Body):
     token: int | None = Field(None, ge=0, le=2**31)
     branch: int | None = Field(None, ge=1, le=2**31)
     name: str | None = None  # of the fork
+    part: Part = "conversation"  # what a rewind brings there
 
 
 async def body_of(request: web.Request, kind: type[Kind]) -> Kind:
@@ -220,8 +222,24 @@ async def rewind(request: web.Request) -> web.StreamResponse:
     opened, place, sessions = await open_named(request), await body_of(request, Place), request.app[SESSIONS]
     if [place.turn, place.token, place.branch].count(None) != 2:
         raise bad("name one place: a turn, a token or a branch", "turn", "missing_required_parameter")
-    files = await opened.rewind(place.turn, place.token, place.branch, sessions.catalog)
-    return json_response({**await summary(sessions, opened.info), "files_changed": files})
+    restored = await opened.rewind(place.turn, place.token, place.branch, place.part, sessions.catalog)
+    value = restored.value()
+    shown = {"files_changed": value["files_changed"], "restored": value}
+    return json_response({**await summary(sessions, opened.info), **shown})
+
+
+async def undo(request: web.Request) -> web.StreamResponse:
+    """Files of the last turn that changed any, as they were before it."""
+    return json_response(
+        {"object": "holdfast:restored", "restored": (await (await open_named(request)).restore(True)).value()}
+    )
+
+
+async def redo(request: web.Request) -> web.StreamResponse:
+    """The last undo, taken back."""
+    return json_response(
+        {"object": "holdfast:restored", "restored": (await (await open_named(request)).restore(False)).value()}
+    )
 
 
 async def jobs(request: web.Request) -> web.StreamResponse:
@@ -270,5 +288,7 @@ def routes() -> list[web.RouteDef]:
         web.post(f"{one}/fork", fork),
         web.post(f"{one}/rewind", rewind),
         web.get(f"{one}/jobs", jobs),
+        web.post(f"{one}/undo", undo),
+        web.post(f"{one}/redo", redo),
         web.get(f"{one}/usage", usage),
     ]

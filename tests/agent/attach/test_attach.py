@@ -290,7 +290,8 @@ def test_commands_on_a_session_that_the_server_holds_go_through_it(place: Place)
     rewound = sessions("rewind", "first", "--turn", "1")
     assert rewound.returncode == 0 and rewound.stdout.startswith("first goes on after turn 1 ("), rewound.stderr
     value = json.loads(sessions("rewind", "first", "--turn", "1", "--json").stdout)
-    assert value.keys() == {"name", "branch", "turns", "tokens", "files_changed"} and value["turns"] == 1
+    assert value.keys() == {"name", "branch", "turns", "tokens", "turn", "files", "kept", "files_changed"}
+    assert value["turns"] == 1
     assert sessions("rewind", "first", "--turn", "7").returncode == 1
     code, events, _ = place.run("third")
     assert code == 0 and (events[-1]["turn"], events[-1]["text"]) == (2, "Three.")
@@ -316,7 +317,8 @@ def test_a_session_in_a_server_begins_with_its_first_prompt_too(place: Place) ->
     screen.expect("Two.")
     screen.expect(READY)
     screen.type("/rewind 1\r")
-    screen.expect("what it left behind changed a.py: the files stay as they are on disk")
+    screen.expect("put back as they were then: a.py · /redo takes it back")
+    assert place.file.read_text() == "fox = 1\n"
     screen.type("/branches\r")
     screen.expect("branch 1, 2 turns")
     screen.expect("* branch 2, 1 turns")
@@ -324,6 +326,17 @@ def test_a_session_in_a_server_begins_with_its_first_prompt_too(place: Place) ->
     screen.expect("the session goes on at the end of branch 1")
     screen.type("/turns\r")
     screen.expect("2  edit it")
+    assert place.file.read_text() != "fox = 1\n"
+    screen.type("/undo\r")
+    screen.expect("as before turn 2: a.py · /redo takes it back")
+    assert place.file.read_text() == "fox = 1\n"
+    screen.type("/redo\r")
+    screen.expect("put in place again: a.py")
+    screen.type("/rewind 1 --conversation\r")
+    screen.expect("what it left behind changed a.py: the files stay as they are on disk")
+    screen.type("/rewind 0 --files\r")
+    screen.expect("put back as they were then: a.py")
+    assert place.file.read_text() == "fox = 1\n"
     screen.type("/branch 9\r")
     screen.expect("no branch 9")
     screen.type("/quit\r")

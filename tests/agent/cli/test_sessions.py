@@ -118,7 +118,9 @@ def test_show_has_answers_and_what_a_fork_shares(run: Run, capsys: pytest.Captur
     assert line.replace("first", "a session that was removed", 1) in sessions(capsys, "show", "mine")
 
 
-def test_a_rewind_names_the_files_that_stay_changed(run: Run, ws: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rewind_brings_files_along_or_names_those_that_stay(
+    run: Run, ws: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def edit(path: str, old: str, new: str) -> Reply:
         return calls("edit", path=path, old=old, new=new)
 
@@ -126,15 +128,20 @@ def test_a_rewind_names_the_files_that_stay_changed(run: Run, ws: Path, capsys: 
     run("second", replies=[edit("b.py", "fox", "cat"), edit("b.py", "nothing", "x"), says("Two.")])
     run("third", replies=[edit("a.py", "nothing", "x"), says("Three.")])
     assert sessions(capsys, "rewind", "first", "--turn", "2") == [sessions_line(capsys, 2)]
-    lines = sessions(capsys, "rewind", "first", "--turn", "1")
+    lines = sessions(capsys, "rewind", "first", "--turn", "1", "--conversation")
     assert lines[1] == "what it left behind changed b.py: the files stay as they are on disk"
     assert (ws / "b.py").read_text() == "cat = 1\n"
     assert sessions(capsys, "branches", "first")[0].startswith("  branch 1, 3 turns, ")
     run("other", replies=[edit("a.py", "cat", "dog"), says("Other.")])
     current = sessions(capsys, "branches", "first")[-1]
     assert current.startswith("* branch 3, 2 turns, ") and current.endswith("from turn 1 of branch 1: other")
-    value = json.loads(sessions(capsys, "rewind", "first", "--branch", "1", "--json")[0])
+    value = json.loads(sessions(capsys, "rewind", "first", "--branch", "1", "--conversation", "--json")[0])
     assert value["files_changed"] == ["a.py"] and value["turns"] == 3
+    value = json.loads(sessions(capsys, "rewind", "first", "--turn", "0", "--files", "--json")[0])
+    assert value["files"] == ["a.py", "b.py"] and value["turns"] == 3
+    assert (ws / "a.py").read_text() == (ws / "b.py").read_text() == "fox = 1\n"
+    assert sessions(capsys, "rewind", "first", "--turn", "3")[1].startswith("put back as they were then: ")
+    assert (ws / "b.py").read_text() == "cat = 1\n"
 
 
 def sessions_line(capsys: pytest.CaptureFixture[str], turn: int) -> str:
