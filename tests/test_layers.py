@@ -54,7 +54,7 @@ LATE_IMPORTS = {
     "engine.state.cache": "as engine.model",
     "memory.db": "sqlite-utils takes a fifth of a second to load: only a file that lacks a migration pays it",
     "agent.cli.main": "`holdfast --help` must not wait for torch: a subcommand loads the engine when it needs it",
-    "agent.cli.sessions": "a session that a server holds needs pydantic and aiohttp, a rewind of files the tools; nothing else does",
+    "agent.cli.sessions": "a session that a server holds needs pydantic and aiohttp, a rewind of files the tools",
 }
 
 

@@ -130,7 +130,7 @@ async def talk(
             return 0
         async with aclosing(session):
             code = await show_turn(session, prompt, show, printer)
-            if code == DONE and control.mode.policy is Policy.PLAN:
+            if code in (DONE, REFUSED) and control.mode.policy is Policy.PLAN:
                 show(Notice(message=PLANNED))
         for notice in session.take_notices():  # of the last save
             say(notice)
@@ -172,7 +172,7 @@ async def _turns(session: Timeline, prompt: str, printer: Printer, keyboard: Key
     while True:
         turn = show_turn(session, prompt, printer.show, printer)
         code = await _interruptible(turn, printer, keyboard is not None)
-        if code != DONE or mode.policy is not Policy.PLAN or keyboard is None:
+        if code not in (DONE, REFUSED) or mode.policy is not Policy.PLAN or keyboard is None:
             return
         if not await _goes_on(keyboard):
             return

@@ -24,9 +24,9 @@ async def test_what_every_tool_did_on_disk_is_told_and_what_was_shown_outlives_t
         for event in await turn(session):
             outcome.add(event)
         changes = outcome.changes()
-        assert changes is not None and changes_line(changes) == "changed: new c.py +3 -1; delete of zzz failed"
-        assert await session.rewind(0) == ["new/b.py", "c.py"]
-        await session.rewind(branch=1)
+        assert changes is not None and changes_line(changes) == "changed: new c.py +3 -1 · /undo; delete of zzz failed"
+        assert (await session.rewind(0, part="conversation")).left == ("new/b.py", "c.py")
+        await session.rewind(branch=1, part="conversation")
     replies = [
         calls("edit", path="a.py", from_line=2, new="    return 2"),
         calls("delete", path="a.py"),
@@ -38,5 +38,9 @@ async def test_what_every_tool_did_on_disk_is_told_and_what_was_shown_outlives_t
         for event in await turn(session):
             outcome.add(event)
         changes = outcome.changes()
-        assert changes is not None and changes_line(changes) == "changed: deleted a.py -2, moved c.py -> d.py"
-    assert sorted(path.name for path in world.workspace.iterdir()) == ["d.py", "new"]
+        assert changes is not None and changes_line(changes) == "changed: deleted a.py -2, moved c.py -> d.py · /undo"
+        assert sorted(path.name for path in world.workspace.iterdir()) == ["d.py", "new"]
+        await session.undo()
+        assert sorted(path.name for path in world.workspace.iterdir()) == ["a.py", "c.py", "new"]
+        await session.undo()
+        assert [path.name for path in world.workspace.iterdir()] == ["a.py"]

@@ -110,7 +110,7 @@ async def test_a_program_is_written_run_seen_to_fail_edited_run_again_and_commit
     for event in events:
         outcome.add(event)
     changes = outcome.changes()
-    assert changes is not None and changes_line(changes) == "changed: add.py +1 -1; 3 commands ran"
+    assert changes is not None and changes_line(changes) == "changed: add.py +1 -1 · /undo; 3 commands ran"
     assert not outcome.last_command_failed
 
 

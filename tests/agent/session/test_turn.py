@@ -156,7 +156,7 @@ async def test_what_the_model_was_shown_is_known_in_the_next_process_and_on_each
         before = path.read_text()
         await turn(session)
         assert "cat" in path.read_text()
-        await session.rewind(turn=1)
+        await session.rewind(turn=1, part="conversation")
         name = session.name
     async with world.session(
         calls("edit", path="a.py", old="cat", new="dog"), says("No."), edit, says("Yes.")

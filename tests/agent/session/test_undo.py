@@ -14,20 +14,10 @@ from holdfast.agent.session.undo import CHANGED_SINCE, FileHistory, rewind
 from holdfast.memory import Database, SessionLog, SessionStore, StoreError
 from holdfast.tools import FileState, Workspace
 from tests.agent.scripted_engine import calls, says
-from tests.agent.session.test_turn import World, turn
+from tests.agent.session.world import World, turn
 
 pytestmark = pytest.mark.anyio
 Tree = dict[str, tuple[str, int, bytes]]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(tmp_path, monkeypatch)
 
 
 def edits(old: str, new: str) -> list[list[object]]:

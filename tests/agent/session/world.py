@@ -15,7 +15,7 @@ import pytest
 import holdfast.agent.models.opened
 from holdfast.agent.app import App
 from holdfast.agent.config import Settings
-from holdfast.agent.events import Ask, Error, Event, PrefillProgress
+from holdfast.agent.events import Ask, Changes, Error, Event, PrefillProgress
 from holdfast.agent.permissions.modes import Policy
 from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.session import Session
@@ -108,8 +108,8 @@ def log_text(session: Session) -> str:
 
 
 def shape(events: list[Event]) -> list[str]:
-    """Types of events in order, pieces of text and progress counted once."""
-    types = [event.type for event in events if not isinstance(event, PrefillProgress)]
+    """Types of events in order, without progress and what changed; pieces of text counted once."""
+    types = [event.type for event in events if not isinstance(event, Changes | PrefillProgress)]
     return [t for i, t in enumerate(types) if i == 0 or t != types[i - 1] or t not in ("text", "thinking")]
 
 
