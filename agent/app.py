@@ -17,7 +17,7 @@ from holdfast.agent.models.opened import AnyModel, open_model, protocol_texts
 from holdfast.agent.models.rolling import rolls_of
 from holdfast.agent.models.snapshots import Snapshots
 from holdfast.agent.permissions.modes import Mode
-from holdfast.agent.permissions.rules_file import RulesFile, WorkspaceRules
+from holdfast.agent.permissions.rules_file import BrokenRules, RulesFile, WorkspaceRules
 from holdfast.agent.session.approvals import Approvals
 from holdfast.agent.session.fresh import Fresh, OpenSession, Timeline
 from holdfast.agent.session.places import belongs_elsewhere, moved_here
@@ -37,7 +37,7 @@ from holdfast.memory import (
     SnapshotStore,
     StoreError,
 )
-from holdfast.tools import Shell, ToolChoice, ToolError, Workspace, toolset
+from holdfast.tools import Shell, ToolChoice, ToolError, Workspace, command_tools, toolset
 
 BLOCK = 128  # tokens: the longest compressed block of any layer
 
@@ -147,8 +147,9 @@ class App:
             rules = WorkspaceRules(RulesFile(self.settings.home), workspace, owner)
             tools = toolset(directory, log.search, self.tool_choice, shell)
             toolbox = Toolbox(directory, tools, approvals, rules, shell, FileHistory(log, directory))
-            if "shell" in toolbox.tools:
-                await shell.open(hidden=(self.settings.home, *self.settings.own_files))
+            if toolbox.tools.keys() & command_tools(shell).keys():
+                hidden = (self.settings.home, *self.settings.own_files)
+                await shell.open(hidden, await to_end(_denied, rules))
             session = await to_end(Session, log, window, toolbox, self.settings, self.texts, notices)
             opened.pop_all()
         self._open = [*(other for other in self._open if not other.is_closed), session]
@@ -258,6 +259,14 @@ def _tool_choice(settings: Settings) -> ToolChoice:
         return ToolChoice.read(settings.model_dir)
     except ToolError as e:
         raise UsageError(str(e)) from None
+
+
+def _denied(rules: WorkspaceRules) -> list[Path]:
+    """What the user denies to tools as a session opens, for the sandbox to hide."""
+    try:
+        return rules.load().denied_paths()
+    except BrokenRules:  # no call runs on them
+        return []
 
 
 def _opening_ids(settings: Settings, texts: ProtocolTexts, tool_choice: ToolChoice) -> list[int]:

@@ -58,14 +58,24 @@ class Shell:
         self._directory = "."
         self._num_run = 0
 
-    async def open(self, hidden: Iterable[Path] = (), kind: Kind = "auto") -> None:
-        """Choose a sandbox; no command sees what is `hidden`. Where there is none that works, every command is refused and told why."""
+    async def open(self, hidden: Iterable[Path] = (), denied: Iterable[Path] = (), kind: Kind = "auto") -> None:
+        """Choose a sandbox. No command sees what is `hidden`, nor what is `denied` where the sandbox can hold that.
+
+        Where there is none that works, every command is refused and told why.
+        """
         tmp = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="holdfast-"))
-        self._confinement = Confinement(self.workspace.root, tmp, tuple(hidden))
-        try:
-            self._sandbox = await choose(kind, self._confinement)
-        except SandboxError as e:
-            self._why_none = str(e)
+        hidden, denied = tuple(hidden), tuple(denied)
+        for unseen in {
+            hidden + denied: None,
+            hidden: None,
+        }:  # Landlock hides nothing of a workspace, and is better than none
+            self._confinement = Confinement(self.workspace.root, tmp, unseen)
+            try:
+                self._sandbox = await choose(kind, self._confinement)
+            except SandboxError as e:
+                self._why_none = str(e)
+            if self._sandbox is not None and self._sandbox.name != "none":
+                return
 
     @property
     def sandbox(self) -> Sandbox:
