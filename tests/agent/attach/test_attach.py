@@ -176,7 +176,7 @@ def test_a_question_that_is_answered_elsewhere_ends(place: Place) -> None:
     asked.expect("allow? [y/N]")
     other.expect("another client: edit it")
     other.expect("1 -fox = 1")
-    other.expect("/yes allows it, /no refuses it")
+    other.expect("/yes allows it, /always from now on, /no [WHY] refuses it")
     other.type("/yes\r")
     other.expect("answered")
     asked.expect("another client allowed it")
@@ -197,7 +197,7 @@ def test_a_client_that_is_killed_leaves_its_turn_to_the_server_and_to_others(pla
     screen.expect("allow? [y/N]")
     screen.process.kill()
     other = place.chat()
-    other.expect("/yes allows it, /no refuses it")
+    other.expect("/yes allows it, /always from now on, /no [WHY] refuses it")
     other.type("/yes\r")
     other.expect("edited a.py")
     assert place.file.read_text() == "cat = 1\n"

@@ -100,7 +100,7 @@ async def test_a_turn_reasons_calls_a_tool_and_answers(tmp_path: Path) -> None:
     assert json.loads(made["function"]["arguments"]) == {"path": "a.py", "old": "fox", "new": "café 狐"}
     assert result["tool_call_id"] == made["id"] and "replacement" in result["content"]
     assert three["messages"][4]["reasoning_content"] == ""  # an endpoint that reasons wants the field of every message
-    assert {tool["function"]["name"] for tool in one["tools"]} >= {"read", "search", "edit"}
+    assert {tool["function"]["name"] for tool in one["tools"]} >= {"read", "search", "edit", "write", "shell", "git"}
 
 
 async def test_a_session_resumes_forks_and_rewinds_with_the_same_beginning(tmp_path: Path) -> None:
