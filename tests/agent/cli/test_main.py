@@ -124,8 +124,8 @@ AGAIN = calls("edit", path="a.py", old="cat = 1", new="cat = 2\ncow = 3")
     [
         ("read", [EDIT, DONE], 3, "nothing was changed on disk: edit of a.py was refused", [], ["refused"]),
         ("edit", [AGAIN, DONE], 0, "nothing was changed on disk: edit of a.py failed", [], ["failed"]),
-        ("edit", [EDIT, DONE], 0, "changed: a.py +1 -1", [("a.py", 1, 1)], []),
-        ("edit", [AGAIN, EDIT, AGAIN, DONE], 0, "changed: a.py +3 -2", [("a.py", 3, 2)], []),
+        ("edit", [EDIT, DONE], 0, "changed: a.py +1 -1 · /undo", [("a.py", 1, 1)], []),
+        ("edit", [AGAIN, EDIT, AGAIN, DONE], 0, "changed: a.py +3 -2 · /undo", [("a.py", 3, 2)], []),
         ("edit", [says("Replaced.")], 0, None, [], []),
     ],
 )

@@ -191,8 +191,9 @@ def test_an_edit_is_shown_with_its_line_numbers_and_refused_with_a_reason(page: 
     ask(page, RENAME)
     page.until("document.activeElement.className === 'approval'")
     numbers = page.script("return [...document.querySelectorAll('.approval .number')].map((e) => e.textContent)")
-    assert numbers == [
-        str(number) for number, line in enumerate(SOURCE.split("\n"), 1) if "load_page" in line for _ in "-+"
+    assert numbers == [  # the first line says how many replacements there are
+        "",
+        *(str(number) for number, line in enumerate(SOURCE.split("\n"), 1) if "load_page" in line for _ in "-+"),
     ]
     assert "replacement" in page.text(".approval .diff") and "Always: mode edit" in page.text(".approval")
     page.click(".approval button", "Show whole")

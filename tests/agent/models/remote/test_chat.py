@@ -91,7 +91,7 @@ async def test_a_turn_reasons_calls_a_tool_and_answers(tmp_path: Path) -> None:
         assert done(second).text == "Yes."
         one, two, three = there.endpoint.requests
     kinds = [kind for kind, _ in groupby(event.type for event in first if event.type != "prefill_progress")]
-    assert kinds == ["thinking", "tool_call", "tool_result", "text", "turn_done"]
+    assert kinds == ["thinking", "tool_call", "tool_result", "text", "changes", "turn_done"]
     assert is_prefix(one, two) and is_prefix(two, three) and one["stream_options"] == {"include_usage": True}
     system, user, assistant, result = two["messages"]
     assert system["role"] == "system" and user == {"role": "user", "content": "rename fox"}
