@@ -254,10 +254,10 @@ def _opened(workspace: Path, settings: Settings) -> Workspace:
 
 
 def _tool_choice(settings: Settings) -> ToolChoice:
-    """Which tools the model is shown; an endpoint all of them. Raises UsageError for a file of its directory that is
-    wrong."""
+    """Which tools the model is shown; of an endpoint what its entry says. Raises UsageError for a wrong file of a
+    model's directory."""
     if settings.endpoint is not None:
-        return ToolChoice()
+        return ToolChoice(form=settings.endpoint.tools)
     try:
         return ToolChoice.read(settings.model_dir)
     except ToolError as e:

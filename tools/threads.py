@@ -41,3 +41,8 @@ async def on_thread(work: Callable[[A, Context], T], args: A, context: Context) 
 def threaded(work: Callable[[A, Context], str]) -> Callable[[A, Context], Awaitable[str]]:
     """`work` as a Tool takes it."""
     return lambda args, context: on_thread(work, args, context)
+
+
+async def off_loop(work: Callable[[], T]) -> T:
+    """What short work that waits for the disk gives; nothing of it is taken back when its caller is cancelled."""
+    return await asyncio.to_thread(work)

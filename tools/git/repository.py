@@ -3,10 +3,10 @@
 Owns the configuration and environment of every git process, and which repository is the workspace's. Must not know what git is asked.
 """
 
-import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from holdfast.tools.errors import Cancellation, ToolError
@@ -14,6 +14,7 @@ from holdfast.tools.programs import program
 from holdfast.tools.shell.command import Place, run
 from holdfast.tools.shell.output import readable
 from holdfast.tools.shell.shell import Shell
+from holdfast.tools.threads import off_loop
 from holdfast.tools.tool import Context, unheard
 
 TIMEOUT_S = 60
@@ -93,7 +94,7 @@ class Repository:
         common = (root / common).resolve()
         if not root.is_relative_to(top):
             raise ToolError(f"the repository's work tree is {readable(str(top))}, not the workspace")
-        if not await asyncio.to_thread(_belongs, root, top, git_dir, common):
+        if not await off_loop(partial(_belongs, root, top, git_dir, common)):
             raise ToolError(f".git leads to {readable(str(git_dir))}, a repository of another directory")
         outside = tuple(path for path in (git_dir, common) if not path.is_relative_to(root))
         confinement = replace(shell.confinement, writable=(*shell.confinement.writable, *outside))

@@ -3,7 +3,6 @@
 Must not know who allowed a command, nor how a sandbox holds it.
 """
 
-import asyncio
 import os
 import shlex
 import shutil
@@ -11,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -23,6 +23,7 @@ from holdfast.tools.sandbox.process import SandboxError
 from holdfast.tools.shell.command import Ending, Place, run
 from holdfast.tools.shell.jobs import Jobs
 from holdfast.tools.shell.output import Output, Outputs, shown, visible
+from holdfast.tools.threads import off_loop
 from holdfast.tools.tool import Arguments, CommandEnd, Context, Permission, Result, Risk, Tool
 from holdfast.tools.workspace.workspace import Workspace
 
@@ -63,7 +64,7 @@ class Shell:
 
         Where there is none that works, every command is refused and told why.
         """
-        tmp = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="holdfast-"))
+        tmp = Path(await off_loop(partial(tempfile.mkdtemp, prefix="holdfast-")))
         hidden, denied = tuple(hidden), tuple(denied)
         for unseen in {
             hidden + denied: None,
@@ -135,7 +136,7 @@ class Shell:
         await self.jobs.aclose()
         self._sandbox, self._why_none = None, "the session is closed"
         if self._confinement is not None:
-            await asyncio.to_thread(shutil.rmtree, self._confinement.tmp, ignore_errors=True)
+            await off_loop(partial(shutil.rmtree, self._confinement.tmp, ignore_errors=True))
 
     def _is_inside(self, directory: str) -> bool:
         try:

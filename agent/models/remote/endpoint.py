@@ -21,7 +21,7 @@ class Endpoint(BaseModel):
     """One model behind HTTP. Prices are per million tokens; `context` and `output` are tokens of the endpoint.
 
     `api`: `chat` (chat completions), or the server that takes token ids. `reasoning_field` is where it wants its
-    earlier reasoning back. `extra` is sent with every request.
+    earlier reasoning back. `tools`: `simple` is the six that pocket has. `extra` is sent with every request.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +34,7 @@ class Endpoint(BaseModel):
     context: int = Field(default=131_072, ge=2048)
     output: int | None = Field(default=None, ge=1)
     thinking: bool = True
+    tools: Literal["full", "simple"] = "full"
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"
     extra: dict[str, Any] = Field(default_factory=dict)
     price_in: float | None = Field(default=None, ge=0)
