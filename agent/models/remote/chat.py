@@ -37,6 +37,7 @@ class ChatModel(RemoteModel):
     ):
         super().__init__(endpoint, tokenizer, config, max_context, Wire(endpoint, tell))
         self._decoder, self._tell = Decoder(tokenizer, texts), tell
+        self._has_told_of_tools = False
 
     async def _answer(self, seq: RemoteSequence, params: SamplingParams) -> AsyncGenerator[list[int], None]:
         roll = seq.chain.rolls[-1] if seq.chain.rolls else None
@@ -82,14 +83,24 @@ class ChatModel(RemoteModel):
         return sent
 
     def _check_whole(self, body: Json, answer: "Answer") -> None:
-        """Raises RemoteError for an endpoint that read less than it was sent, and says nothing of it."""
-        num_chars = len(json.dumps([body["messages"], body.get("tools")], ensure_ascii=False))
-        read = answer.reported.input
-        if read is not None and num_chars >= LEAST_CHARS and read * CHARS_PER_TOKEN < num_chars:
+        """Raises RemoteError for an endpoint that read less than it was sent, and says nothing of it; tools that it
+        leaves out are told once."""
+        read, messages = answer.reported.input, _num_chars(body["messages"])
+        if read is None:
+            return
+        if messages >= LEAST_CHARS and read * CHARS_PER_TOKEN < messages:
             raise RemoteError(
-                f"{self.identity} read {read:,} tokens of a request of {num_chars:,} characters: it cuts its context or"
-                " drops the tools in silence; give it a larger context (Ollama: num_ctx) or a model that supports tools"
+                f"{self.identity} read {read:,} tokens of messages of {messages:,} characters: it cuts its context in"
+                " silence; give it a larger one (Ollama: num_ctx)"
             )
+        tools = _num_chars(body.get("tools", []))
+        if tools >= LEAST_CHARS // 2 and read * CHARS_PER_TOKEN < tools and not self._has_told_of_tools:
+            self._has_told_of_tools = True
+            self._tell(f"{self.identity} shows its model no tools: if it calls none, use one that supports tools")
+
+
+def _num_chars(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False))
 
 
 class Answer:

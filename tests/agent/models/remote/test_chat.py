@@ -198,7 +198,15 @@ async def test_a_context_that_is_cut_in_silence_is_told(tmp_path: Path) -> None:
     cut = says("Wrong.", usage={"prompt_tokens": 36, "completion_tokens": 3})
     async with world(tmp_path, cut) as there, there.session() as session:
         events = await ask(session, "words " * 2000)
-        assert isinstance(events[-1], Error) and "cuts its context or" in events[-1].message
+        assert isinstance(events[-1], Error) and "cuts its context in silence" in events[-1].message
+
+
+async def test_tools_that_an_endpoint_leaves_out_are_told_once(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 36, "completion_tokens": 3}
+    async with world(tmp_path, says("Hm.", usage=usage), says("Hm.", usage=usage)) as there, there.session() as session:
+        for _ in range(2):
+            assert done(await ask(session, "read a.py")).text == "Hm."
+        assert [line for line in there.told if "shows its model no tools" in line] == there.told[-1:]
 
 
 USAGES = [
