@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import holdfast.agent.models.opened
+import holdfast.agent.app
 from holdfast.agent.config import POCKET_DIR
 from holdfast.agent.session.session import Session
 from holdfast.engine import EngineConfig, ModelConfig
@@ -45,7 +45,7 @@ def sessions_process(
         memory_bytes: int = num_pages * page_bytes(ModelConfig.from_dir(POCKET_DIR), 256)
         max_sequences: int = num_slots
 
-    holdfast.agent.models.opened.EngineConfig = SmallConfig  # type: ignore[misc]
+    holdfast.agent.app.EngineConfig = SmallConfig  # type: ignore[misc]
 
     async def turns(session: Session, number: int) -> list[int]:
         for prompt in prompts(number, rounds):
